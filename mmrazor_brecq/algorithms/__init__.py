@@ -1,0 +1,3 @@
+from .brecq import BRECQ
+
+__all__ = ['BRECQ']

@@ -1,0 +1,243 @@
+"""BRECQ: post-training quantization by block reconstruction."""
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..graph import (QuantizationScheme, Unit, fold_batch_norm, prepare,
+                     record, run_float)
+from ..layers import is_quantizable
+from ..reconstruction import (NearestRounding, Rows, Stream, UnitData,
+                              UnitReport)
+from ..registry import MODELS, TASK_UTILS
+
+
+@MODELS.register_module()
+class BRECQ(BaseModel):
+    """Wraps a trained network and makes its weights integers.
+
+    Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by
+    Block Reconstruction", ICLR 2021.
+
+    Until :meth:`prepare` it is the float network; then its layers have
+    quantizers, which :meth:`reconstruct` fits unit by unit; a quantized
+    ``state_dict`` does both at once.
+
+    Args:
+        architecture (dict | nn.Module): The network.
+        quantization (dict): Fields of :class:`QuantizationScheme`.
+        partition (dict): How the network is cut into units.
+        reconstructor (dict): How a unit is reconstructed.
+        held_out (float): Share of the calibration images that only judge.
+        data_preprocessor (dict, optional): Passed to the architecture.
+        init_cfg (dict, optional): As in mmengine.
+    """
+
+    input_shape: Tensor
+
+    def __init__(self,
+                 architecture: Any,
+                 quantization: Optional[dict] = None,
+                 partition: Optional[dict] = None,
+                 reconstructor: Optional[dict] = None,
+                 held_out: float = 0.1,
+                 data_preprocessor: Optional[dict] = None,
+                 init_cfg: Optional[dict] = None) -> None:
+        if isinstance(architecture, dict):
+            if data_preprocessor is not None:
+                architecture = dict(
+                    architecture, data_preprocessor=data_preprocessor)
+            architecture = MMENGINE_MODELS.build(architecture)
+        super().__init__(init_cfg=init_cfg)
+        if isinstance(architecture, BaseModel):
+            self.data_preprocessor = architecture.data_preprocessor
+        self.architecture = architecture
+        self.scheme = QuantizationScheme(**quantization or {})
+        self.partition = TASK_UTILS.build(
+            partition or dict(type='BlockPartition'))
+        self.reconstructor = TASK_UTILS.build(
+            reconstructor or dict(type='BlockReconstructor'))
+        if not 0 < held_out < 1:
+            raise ValueError(f'held_out={held_out}, expected a share between '
+                             '0 and 1: change `held_out` of the model')
+        self.held_out = held_out
+        self.units: List[Unit] = []
+        self.bits: Dict[str, Any] = {}
+        self._register_load_state_dict_pre_hook(self._before_load)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the layers have quantizers."""
+        return bool(self.units)
+
+    def forward(self,
+                inputs: Tensor,
+                data_samples: Optional[list] = None,
+                mode: str = 'tensor') -> Any:
+        """Run the network; see :class:`mmengine.model.BaseModel`."""
+        if isinstance(self.architecture, BaseModel):
+            return self.architecture(inputs, data_samples, mode=mode)
+        return self.architecture(inputs)
+
+    def prepare(self, example: Tensor) -> nn.Module:
+        """Fold batch norms, swap the layers and place the quantizers.
+
+        Args:
+            example (Tensor): N x ... preprocessed inputs, for one forward
+                pass that shows how the modules hang together.
+
+        Returns:
+            nn.Module: The folded float network, apart from this one.
+
+        Raises:
+            ValueError: If the network has nothing to quantize, or a weight
+                that is not finite.
+        """
+        if self.prepared:
+            raise RuntimeError('The model is quantized already: build it '
+                               'anew from its config and float checkpoint')
+        network = self.architecture
+        network.eval()
+        trace = record(network, example)
+        self._check_layers(trace)
+        fold_batch_norm(network, trace)
+        teacher = copy.deepcopy(network).requires_grad_(False)
+        units = self.partition(network, trace)
+        self.bits = prepare(network, trace, units, self.scheme)
+        self.units = units
+        shape = torch.tensor(example.shape[1:], device=example.device)
+        self.register_buffer('input_shape', shape)
+        self.requires_grad_(False)
+        return teacher
+
+    def reconstruct(
+        self,
+        teacher: nn.Module,
+        batches: Sequence[Tensor],
+        seed: int = 0,
+        reconstructor: Optional[NearestRounding] = None,
+        done: Optional[Mapping[str, Dict[str, Tensor]]] = None
+    ) -> Iterator[UnitReport]:
+        """Reconstruct unit by unit, in the order of execution.
+
+        Args:
+            teacher (nn.Module): What :meth:`prepare` returned.
+            batches (list[Tensor]): Preprocessed calibration images.
+            seed (int): Each unit draws from a generator of its own, so
+                that a run can go on after any unit.
+            reconstructor (NearestRounding, optional): In place of the
+                configured one.
+            done (dict, optional): Frozen state of units that an earlier
+                run has finished, by name.
+
+        Yields:
+            UnitReport: One for each unit that was reconstructed, once its
+            weights are integers.
+        """
+        reconstructor = reconstructor or self.reconstructor
+        done = done or {}
+        order = {unit.name: unit for unit in self.units}
+        apart = {
+            name: replace(unit, module=teacher.get_submodule(name))
+            for name, unit in order.items()
+        }
+        sizes = [len(batch) for batch in batches]
+        held_out = max(1, round(sum(sizes) * self.held_out))
+        reconstructor.objective.watch(teacher, self.units, batches,
+                                      torch.Generator().manual_seed(seed))
+        holder = nn.ModuleDict(dict(teacher=teacher))
+        finished = set()
+        with Stream(self, 'architecture', self.units, batches) as student, \
+                Stream(holder, 'teacher', list(apart.values()),
+                       batches) as original:
+            here, there = student.advance(), original.advance()
+            while here is not None and there is not None:
+                start = time.perf_counter()
+                name, calls = here
+                unit = order[name]
+                targets = _run(apart[name].module, there[1])
+                if name in done and name not in finished:
+                    unit.module.load_state_dict(done[name])
+                elif name not in finished:
+                    data = UnitData(
+                        Rows(calls, sizes), Rows(there[1], sizes),
+                        Rows(targets, sizes), held_out)
+                    generator = torch.Generator().manual_seed(
+                        seed * len(order) + list(order).index(name) + 1)
+                    report = reconstructor(unit, data, generator)
+                    del data
+                    report.bits = {n: self.bits[n] for n in unit.layers}
+                    report.seconds = time.perf_counter() - start
+                    yield report
+                finished.add(name)
+                here = student.advance(_run(unit.module, calls))
+                there = original.advance(targets)
+        if finished != set(order):
+            raise RuntimeError(f'The forward pass never came to the units '
+                               f'{sorted(set(order) - finished)}')
+
+    def _check_layers(self, trace: Any) -> None:
+        called = [c.name for c in trace.calls if is_quantizable(c.module)]
+        if not called:
+            raise ValueError(
+                f'{type(self.architecture).__name__} calls no convolution '
+                'and no linear layer: there is nothing to quantize')
+        for name, module in self.architecture.named_modules():
+            if is_quantizable(module) and name not in called:
+                print_log(
+                    f'{name} is not called in the forward pass (its weight '
+                    'may be used without it): left in float', 'current', 30)
+            if isinstance(module, nn.modules.conv._ConvTransposeNd):
+                print_log(
+                    f'{name} is a transposed convolution, which is not '
+                    'supported: left in float', 'current', 30)
+        for name in dict.fromkeys(called):
+            weight = self.architecture.get_submodule(name).weight
+            if not weight.isfinite().all():
+                raise ValueError(f'The weight of {name!r} holds NaN or '
+                                 'infinity: the checkpoint is broken')
+            empty = int((weight.flatten(1).abs().amax(1) == 0).sum())
+            if empty:
+                print_log(
+                    f'{name} has {empty} output channels of zeros only; '
+                    'their step is set to 1', 'current', 30)
+
+    def _before_load(self, state_dict: Dict[str, Tensor], prefix: str,
+                     *args: Any) -> None:
+        """Take a quantized checkpoint, or one of the bare architecture."""
+        if prefix + 'input_shape' in state_dict:
+            if not self.prepared:
+                shape = state_dict[prefix + 'input_shape'].tolist()
+                device = next(self.parameters()).device
+                self.prepare(torch.zeros(1, *shape, device=device))
+        elif not any(k.startswith(prefix + 'architecture.')
+                     for k in state_dict):
+            for key in list(state_dict):
+                state_dict[f'{prefix}architecture.{key}'] = state_dict.pop(key)
+
+
+@torch.no_grad()
+def _run(module: nn.Module, calls: Sequence[Any]) -> List[Any]:
+    return [module(*args, **kwargs) for args, kwargs in calls]
+
+
+def relative_difference(model: nn.Module, other: nn.Module,
+                        inputs: Tensor) -> float:
+    """Largest difference of two networks' outputs, relative to the largest
+    output of the first."""
+    with torch.no_grad():
+        pairs = zip(
+            tree_leaves(run_float(model, inputs)),
+            tree_leaves(run_float(other, inputs)))
+    return max(
+        float((x - y).abs().max() / x.abs().max().clamp(min=1e-30))
+        for x, y in pairs)

@@ -1,0 +1,3 @@
+from .idx import IDXDataset
+
+__all__ = ['IDXDataset']

@@ -1,0 +1,3 @@
+from .ptq_loop import PTQLoop
+
+__all__ = ['PTQLoop']

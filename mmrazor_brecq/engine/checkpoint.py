@@ -1,0 +1,149 @@
+"""Reading checkpoints, safely and with words about what does not fit."""
+from __future__ import annotations
+
+import hashlib
+import os.path as osp
+import pickle
+from typing import Any, Dict, List, Mapping
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ..algorithms import BRECQ
+
+#: In every quantized checkpoint, and in no float one.
+MARK = 'input_shape'
+
+
+def read_checkpoint(path: str, trust: bool = False) -> Dict[str, Any]:
+    """Load a checkpoint file.
+
+    Args:
+        path (str): The file.
+        trust (bool): Whether to run code that the file may hold.
+
+    Returns:
+        dict: Its content, with the key ``state_dict``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no whole checkpoint, or one that only loads by
+            running code in it, without ``trust``.
+    """
+    if not osp.isfile(path):
+        raise FileNotFoundError(f'No checkpoint at {path!r}')
+    try:
+        content = torch.load(path, 'cpu', weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if 'eights only' not in str(error):
+            raise ValueError(_broken(path, error)) from error
+        raise ValueError(
+            f'{path!r} holds more than tensors and plain Python, and loading '
+            'it can run any code that its maker put in. If you trust its '
+            'source, add --trust-checkpoint') from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(_broken(path, error)) from error
+    if isinstance(content, Mapping):
+        for key in ('state_dict', 'model'):
+            if isinstance(content.get(key), Mapping):
+                return dict(content, state_dict=dict(content[key]))
+        if content and all(isinstance(v, Tensor) for v in content.values()):
+            return dict(state_dict=dict(content))
+    raise ValueError(f'{path!r} holds no state_dict: expected a mapping of '
+                     'names to tensors, itself or under `state_dict`')
+
+
+def _broken(path: str, error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return (f'{path!r} is no whole checkpoint ({lines[0]}): it may be cut '
+            'short, get it anew')
+
+
+def load_float(model: BRECQ, path: str, trust: bool = False) -> None:
+    """Load trained float weights into the architecture.
+
+    Args:
+        model (BRECQ): Not yet prepared.
+        path (str): A checkpoint of the bare architecture.
+        trust (bool): See :func:`read_checkpoint`.
+
+    Raises:
+        ValueError: If it lacks a weight of the architecture, has one of
+            another shape, or is quantized already.
+    """
+    state = read_checkpoint(path, trust)['state_dict']
+    if MARK in state:
+        raise ValueError(
+            f'{path!r} is quantized already: evaluate it with tools/test.py, '
+            'or give the float checkpoint that it was made from')
+    state = {key.removeprefix('module.'): v for key, v in state.items()}
+    own = model.architecture.state_dict()
+    missing = [k for k in own if k not in state and not _is_counter(k)]
+    unexpected = [k for k in state if k not in own]
+    wrong = [
+        f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}' for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    matched = sum(k in state for k in own) - len(wrong)
+    story = (f'{path!r}: {matched} of {len(own)} tensors of '
+             f'{type(model.architecture).__name__} match')
+    if missing or wrong:
+        raise ValueError('; '.join([
+            f'{story}, so it is no checkpoint of this architecture',
+            *_first('missing', missing), *_first('of another shape', wrong),
+            *_first('unexpected', unexpected),
+            'give the checkpoint that belongs to the config'
+        ]))
+    if unexpected:
+        print_log('; '.join([story, *_first('not used', unexpected)]),
+                  'current', 30)
+    model.architecture.load_state_dict(
+        {k: v for k, v in state.items() if k in own}, strict=False)
+
+
+def _is_counter(key: str) -> bool:
+    return key.endswith('num_batches_tracked')
+
+
+def _first(what: str, keys: List[str], count: int = 3) -> List[str]:
+    more = ', ...' if len(keys) > count else ''
+    return [f'{len(keys)} {what} ({", ".join(keys[:count])}{more})'
+            ] if keys else []
+
+
+def load_quantized(model: BRECQ, path: str) -> Dict[str, Any]:
+    """Load a quantized checkpoint into a freshly built model.
+
+    Args:
+        model (BRECQ): Built from the config of the run.
+        path (str): What ``tools/ptq.py`` wrote.
+
+    Returns:
+        dict: The checkpoint's ``meta``.
+
+    Raises:
+        ValueError: If it is a float checkpoint, or one of another config.
+    """
+    checkpoint = read_checkpoint(path)
+    state = checkpoint['state_dict']
+    if MARK not in state:
+        raise ValueError(f'{path!r} is a float checkpoint: quantize it with '
+                         'tools/ptq.py first')
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f'{path!r} does not belong to this config: '
+            f'{str(error).splitlines()[1].strip()} Use the config that lies '
+            'beside the checkpoint') from error
+    return checkpoint.get('meta', {})
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Hash of all parameters and buffers, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,74 @@
+"""Files that are either whole or not there, and never lost."""
+from __future__ import annotations
+
+import json
+import os
+import os.path as osp
+import tempfile
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator
+
+import torch
+from mmengine.logging import print_log
+
+
+@contextmanager
+def written_whole(path: str) -> Iterator[str]:
+    """Write under a temporary name, then rename.
+
+    Args:
+        path (str): Where the file shall be.
+
+    Yields:
+        str: The name to write to.
+    """
+    os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
+    temporary = f'{path}.{os.getpid()}.tmp'
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if osp.exists(temporary):
+            os.remove(temporary)
+
+
+def save_tensors(content: Any, path: str) -> None:
+    """Save tensors and plain Python."""
+    with written_whole(path) as name:
+        torch.save(content, name)
+
+
+def save_json(content: Dict[str, Any], path: str) -> None:
+    """Save plain Python as JSON."""
+    with written_whole(path) as name, open(name, 'w') as file:
+        json.dump(content, file, indent=2)
+
+
+def keep_older(path: str) -> None:
+    """Move what lies at ``path`` aside, under the next free number."""
+    if not osp.exists(path):
+        return
+    stem, ending = osp.splitext(path)
+    number = 1
+    while osp.exists(f'{stem}.{number}{ending}'):
+        number += 1
+    os.rename(path, f'{stem}.{number}{ending}')
+    print_log(
+        f'{path} was there from an earlier run: it is now '
+        f'{stem}.{number}{ending}', 'current')
+
+
+def check_writable(folder: str) -> None:
+    """See that files can be made in a folder, before any work starts.
+
+    Raises:
+        PermissionError: If they cannot.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f'Cannot write to the folder {folder!r} ({error.strerror}): '
+            'name another one with --work-dir or `work_dir`') from error

@@ -1,0 +1,111 @@
+"""From a config file and a checkpoint to a runner that is ready."""
+from __future__ import annotations
+
+import difflib
+import os.path as osp
+from typing import Any, Dict, Optional
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from ..algorithms import BRECQ
+from .checkpoint import load_float, load_quantized
+from .files import check_writable
+
+#: What the configs of `_base_` define for others to compose `model` from.
+BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
+
+
+def load_config(path: str,
+                options: Optional[Dict[str, Any]] = None,
+                work_dir: Optional[str] = None,
+                launcher: str = 'none') -> Config:
+    """Read a config of a quantization.
+
+    Args:
+        path (str): A Python, YAML or JSON config.
+        options (dict, optional): Changes, by dotted key.
+        work_dir (str, optional): Folder of the run; by default the
+            config's ``work_dir``, or one named after the config.
+        launcher (str): As in mmengine.
+
+    Returns:
+        Config: Complete.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        KeyError: If an option changes a key that the config does not have.
+        ValueError: If its model is not a :class:`BRECQ`.
+    """
+    if not osp.isfile(path):
+        raise FileNotFoundError(f'No config at {path!r}')
+    cfg = Config.fromfile(path)
+    for name in BUILDING_BLOCKS:
+        cfg.pop(name, None)
+    for key in options or {}:
+        root = key.split('.')[0]
+        if root not in cfg:
+            close = difflib.get_close_matches(root, cfg, 1)
+            hint = f', did you mean {close[0]!r}?' if close else (
+                ': it has ' + ', '.join(sorted(cfg)))
+            raise KeyError(f'--cfg-options {key}: the config has no {root!r}'
+                           f'{hint}')
+    cfg.merge_from_dict(options or {})
+    if str(cfg.get('model', {}).get('type')).split('.')[-1] != 'BRECQ':
+        raise ValueError(
+            f'{path!r} configures no quantization: expected model.type = '
+            "'mmrazor_brecq.BRECQ', inherit one of configs/brecq")
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join(
+        'work_dirs', osp.splitext(osp.basename(path))[0])
+    # The checkpoint is loaded here, with better words.
+    cfg.load_from, cfg.resume = None, False
+    check_writable(cfg.work_dir)
+    return cfg
+
+
+def ptq(cfg: Config,
+        checkpoint: str,
+        resume: bool = False,
+        trust: bool = False) -> Dict[str, float]:
+    """Quantize as the config says.
+
+    Args:
+        cfg (Config): From :func:`load_config`.
+        checkpoint (str): The float checkpoint.
+        resume (bool): Go on with an unfinished run in the same folder.
+        trust (bool): Whether the checkpoint may run code.
+
+    Returns:
+        dict: Metrics of the quantized model.
+    """
+    cfg.test_cfg.resume = resume
+    runner = _runner(cfg)
+    load_float(_bare(runner), checkpoint, trust)
+    return runner.test()
+
+
+def test(cfg: Config, checkpoint: str) -> Dict[str, float]:
+    """Evaluate a quantized checkpoint.
+
+    Args:
+        cfg (Config): From :func:`load_config`.
+        checkpoint (str): What :func:`ptq` wrote.
+
+    Returns:
+        dict: Its metrics.
+    """
+    cfg.test_cfg = dict()
+    runner = _runner(cfg)
+    load_quantized(_bare(runner), checkpoint)
+    return runner.test()
+
+
+def _runner(cfg: Config) -> Runner:
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    return Runner.from_cfg(cfg)
+
+
+def _bare(runner: Runner) -> BRECQ:
+    return getattr(runner.model, 'module', runner.model)

@@ -1,0 +1,242 @@
+"""The loop that quantizes: a test loop with a reconstruction before it."""
+from __future__ import annotations
+
+import copy
+import hashlib
+import os.path as osp
+import resource
+import time
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+
+import mmcv
+import mmengine
+import torch
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
+from mmengine.evaluator import Evaluator
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, TestLoop
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..algorithms import BRECQ
+from ..reconstruction import NearestRounding, UnitReport
+from ..registry import LOOPS
+from ..report import UnitProgress, closing_table, weight_bytes
+from ..version import __version__
+from .calibration import (ImageSet, collect_images, gather_images,
+                          warn_of_overlap)
+from .checkpoint import fingerprint
+from .files import keep_older, save_json, save_tensors
+from .progress import Progress
+
+
+@LOOPS.register_module()
+class PTQLoop(TestLoop):
+    """Calibrates, reconstructs, evaluates, and writes what came of it.
+
+    Leaves ``quantized.pth`` and ``report.json`` in the run's folder. While
+    it works, ``progress/`` there keeps what is finished.
+
+    Args:
+        runner (Runner): Its model is a :class:`BRECQ` with float weights.
+        dataloader (DataLoader | dict): Test images.
+        evaluator (Evaluator | dict | list): Metrics.
+        calibration (dict): ``dataloader`` of the calibration images, and
+            ``num_images`` to take from it.
+        resume (bool): Go on with an unfinished run.
+        fp16 (bool): Evaluate in half precision.
+    """
+
+    def __init__(self,
+                 runner: Runner,
+                 dataloader: Union[DataLoader, dict],
+                 evaluator: Union[Evaluator, dict, list],
+                 calibration: dict,
+                 resume: bool = False,
+                 fp16: bool = False) -> None:
+        super().__init__(runner, dataloader, evaluator, fp16)
+        self.num_images = calibration['num_images']
+        self.calibration_dataloader = runner.build_dataloader(
+            calibration['dataloader'], seed=runner.seed)
+        self.resume = resume
+
+    @property
+    def model(self) -> BRECQ:
+        """The model without a wrapper."""
+        model = self.runner.model
+        return model.module if is_model_wrapper(model) else model
+
+    def run(self) -> Dict[str, float]:
+        """Quantize.
+
+        Returns:
+            dict: Metrics of the quantized model.
+        """
+        clock = Clock()
+        model = self.model
+        calibration = ImageSet()
+        with clock('prepare'):
+            batches = gather_images(
+                collect_images(model, self.calibration_dataloader,
+                               self.num_images, calibration))
+            identity = self._identity(batches)
+            original = copy.deepcopy(model)
+            teacher = model.prepare(batches[0][:1])
+            progress = Progress(
+                osp.join(self.runner.work_dir, 'progress'), identity,
+                self.resume)
+        bytes_of_weights = weight_bytes(model)
+        with clock('evaluate'):
+            self._evaluate(original, 'float', progress, calibration)
+        del original
+        with clock('capture'):
+            nearest = copy.deepcopy(model)
+            for _ in self._reconstruct(nearest, teacher, batches, progress,
+                                       NearestRounding()):
+                pass
+        with clock('evaluate'):
+            self._evaluate(nearest, 'nearest', progress)
+        del nearest
+        with clock('reconstruct'), self._unit_progress() as show:
+            for report in progress.reports:
+                show(report)
+            for report in self._reconstruct(model, teacher, batches,
+                                            progress):
+                progress.add_unit(
+                    report, model.architecture.get_submodule(report.name))
+                self._plot(report)
+                show(report)
+        with clock('evaluate'):
+            metrics = super().run()
+        progress.metrics['quantized'] = _plain(metrics)
+        if is_main_process():
+            self._write(progress, clock, bytes_of_weights, identity)
+            progress.remove()
+        return metrics
+
+    def _reconstruct(
+        self,
+        model: BRECQ,
+        teacher: nn.Module,
+        batches: Sequence[Tensor],
+        progress: Progress,
+        reconstructor: Optional[NearestRounding] = None
+    ) -> Iterator[UnitReport]:
+        if reconstructor is not None and 'nearest' in progress.metrics:
+            return iter(())
+        done = progress.units() if reconstructor is None else {}
+        return model.reconstruct(teacher, batches, self.runner.seed,
+                                 reconstructor, done)
+
+    def _evaluate(self,
+                  model: BRECQ,
+                  name: str,
+                  progress: Progress,
+                  calibration: Optional[ImageSet] = None) -> None:
+        """Metrics of one model, unless they are known."""
+        if name in progress.metrics:
+            return
+        model.eval()
+        overlap = 0
+        with torch.no_grad():
+            for data in self.dataloader:
+                overlap += calibration.count(data) if calibration else 0
+                outputs = model.test_step(data)
+                self.evaluator.process(data_samples=outputs, data_batch=data)
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        warn_of_overlap(overlap, self.num_images)
+        self.runner.logger.info(f'{name}: ' + ', '.join(
+            f'{key} {value:.4g}' for key, value in metrics.items()))
+        progress.add_metrics(name, _plain(metrics))
+
+    @contextmanager
+    def _unit_progress(self) -> Iterator[UnitProgress]:
+        with UnitProgress(len(self.model.units), self.runner.logger) as show:
+            yield show
+
+    def _plot(self, report: UnitReport) -> None:
+        for step, loss in report.losses:
+            self.runner.visualizer.add_scalar(f'loss/{report.name}', loss,
+                                              step)
+
+    def _identity(self, batches: List[Tensor]) -> Dict[str, str]:
+        """What has to be the same for a run to go on."""
+        cfg = self.runner.cfg
+        images = hashlib.sha256()
+        for batch in batches:
+            images.update(batch.cpu().contiguous().numpy().tobytes())
+        config = repr((cfg.model.to_dict(), self.runner.seed))
+        return dict(
+            config=hashlib.sha256(config.encode()).hexdigest(),
+            checkpoint=fingerprint(self.model.architecture),
+            calibration=images.hexdigest())
+
+    def _write(self, progress: Progress, clock: 'Clock',
+               bytes_of_weights: Dict[str, int],
+               identity: Dict[str, str]) -> None:
+        folder = self.runner.work_dir
+        report = dict(
+            **progress.metrics,
+            seconds=clock.seconds,
+            peak_memory_mb=round(peak_memory_mb()),
+            weight_bytes=bytes_of_weights,
+            units=[unit.to_dict() for unit in progress.reports],
+            versions=dict(
+                mmrazor_brecq=__version__,
+                torch=torch.__version__,
+                mmengine=mmengine.__version__,
+                mmcv=mmcv.__version__),
+            device=get_device(),
+            seed=self.runner.seed,
+            identity=identity)
+        checkpoint, table = (
+            osp.join(folder, name)
+            for name in ('quantized.pth', 'report.json'))
+        keep_older(checkpoint)
+        keep_older(table)
+        dataset = getattr(self.dataloader.dataset, 'metainfo', {})
+        meta = dict(
+            mmrazor_brecq=__version__,
+            identity=identity,
+            bits={name: list(bits)
+                  for name, bits in self.model.bits.items()},
+            classes=list(dataset.get('classes', [])))
+        save_tensors(
+            dict(state_dict=self.model.state_dict(), meta=meta), checkpoint)
+        save_json(report, table)
+        self.runner.logger.info('\n' + closing_table(report))
+        self.runner.logger.info(
+            f'The quantized model lies in {checkpoint}, the report in {table}')
+
+
+class Clock:
+    """Adds up the seconds of the parts of a run."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.parts: Dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        self.parts[part] = self.parts.get(part, 0.) + spent
+
+    @property
+    def seconds(self) -> Dict[str, float]:
+        """Seconds of each part, and in total until now."""
+        total = time.perf_counter() - self.start
+        return {k: round(v, 2) for k, v in dict(self.parts,
+                                                total=total).items()}
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _plain(metrics: Dict[str, Any]) -> Dict[str, float]:
+    return {key: float(value) for key, value in metrics.items()}

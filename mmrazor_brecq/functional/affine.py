@@ -1,0 +1,126 @@
+"""Affine quantization: real values on a grid of integers.
+
+A real ``x`` stands on the grid as ``q = clamp(round(x / scale) +
+zero_point, qmin, qmax)`` and comes back as ``(q - zero_point) * scale``.
+Zero is always a point of the grid, so padding stays exact.
+"""
+from __future__ import annotations
+
+from typing import Any, Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def integer_range(bits: int, signed: bool) -> Tuple[int, int]:
+    """Smallest and largest integer of a grid.
+
+    Args:
+        bits (int): Width, 2 to 8.
+        signed (bool): Whether the grid is centred at zero.
+
+    Returns:
+        tuple[int, int]: ``(-2^(b-1), 2^(b-1) - 1)`` or ``(0, 2^b - 1)``.
+    """
+    half = 2**(bits - 1)
+    return (-half, half - 1) if signed else (0, 2 * half - 1)
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int,
+             qmax: int) -> Tensor:
+    """The nearest integers on the grid.
+
+    Args:
+        x (Tensor): Real values.
+        scale (Tensor): Positive steps, broadcastable to ``x``.
+        zero_point (Tensor): The integers at which zero stands.
+        qmin (int): Smallest integer.
+        qmax (int): Largest integer.
+
+    Returns:
+        Tensor: Integers in ``[qmin, qmax]``, in the dtype of ``x``.
+    """
+    return torch.clamp(torch.round(x / scale) + zero_point, qmin, qmax)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Real values of integers: ``(q - zero_point) * scale``."""
+    return (q - zero_point) * scale
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantize and dequantize with one learned step, optionally dropped.
+
+    Saves nothing but its input: the backward pass finds again what was
+    inside the range.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+            ctx: Any, x: Tensor, log_step: Tensor, scale: Tensor,
+            zero_point: Tensor, qmin: int, qmax: int,
+            keep: Optional[Tensor]) -> Tensor:
+        step = scale * log_step.exp()
+        ctx.save_for_backward(x, step, zero_point, keep)
+        ctx.range = qmin, qmax
+        return _mixed(x, step, zero_point, qmin, qmax, keep)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):  # type: ignore[override]
+        x, step, zero_point, keep = ctx.saved_tensors
+        grad_x, grad_log_step = _mixed_backward(grad, x, step, zero_point,
+                                                *ctx.range, keep)
+        return grad_x, grad_log_step, None, None, None, None, None
+
+
+def _mixed(x: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int,
+           keep: Optional[Tensor]) -> Tensor:
+    out = dequantize(quantize(x, step, zero_point, qmin, qmax), step,
+                     zero_point)
+    return out if keep is None else torch.lerp(x, out, keep)
+
+
+def _mixed_backward(grad: Tensor, x: Tensor, step: Tensor, zero_point: Tensor,
+                    qmin: int, qmax: int,
+                    keep: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+    grid = torch.round(x / step) + zero_point
+    inside = (grid >= qmin) & (grid <= qmax)
+    out = dequantize(grid.clamp(qmin, qmax), step, zero_point)
+    through = grad if keep is None else grad * keep
+    grad_log_step = (through * (out - torch.where(inside, x, 0))).sum()
+    grad_x = torch.where(inside, grad, grad - through)
+    return grad_x, grad_log_step
+
+
+def fake_quantize(x: Tensor,
+                  log_step: Tensor,
+                  scale: Tensor,
+                  zero_point: Tensor,
+                  qmin: int,
+                  qmax: int,
+                  keep: Optional[Tensor] = None) -> Tensor:
+    """Fake quantization with a step that is learned in the log domain.
+
+    The step is ``scale * exp(log_step)``. Rounding passes gradients
+    straight through; the step's gradient is that of LSQ (Esser et al.,
+    ICLR 2020, eq. 3) times the step, since it is taken for its logarithm:
+    ``sum(g * out) - sum(g * inside * x)``.
+
+    Args:
+        x (Tensor): Activations of any shape.
+        log_step (Tensor): Learned, a scalar; 0 leaves ``scale`` as it is.
+        scale (Tensor): Positive scalar.
+        zero_point (Tensor): Scalar in ``[qmin, qmax]``.
+        qmin (int): Smallest integer.
+        qmax (int): Largest integer.
+        keep (Tensor, optional): Values of 0 and 1 in the shape of ``x``:
+            1 quantizes the element, 0 leaves it (QDrop, Wei et al., ICLR
+            2022). By default all elements are quantized.
+
+    Returns:
+        Tensor: In the shape of ``x``.
+    """
+    return _FakeQuantize.apply(x, log_step, scale, zero_point, qmin, qmax,
+                               keep)

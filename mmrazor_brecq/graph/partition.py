@@ -1,0 +1,209 @@
+"""Units: the parts of a network that are reconstructed one by one.
+
+No class of block is named anywhere: where modules sit in the tree, and
+which were called, says what the papers call a block.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
+
+from torch import nn
+
+from ..layers import QuantLayer, is_quantizable
+from ..registry import TASK_UTILS
+from .record import Trace
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of the network with one door.
+
+    Attributes:
+        name (str): Name of its module in the network, '' for all of it.
+        module (nn.Module): The module.
+        layers (tuple[str]): Names of the layers in it, in the order of
+            their calls.
+    """
+    name: str
+    module: nn.Module
+    layers: Tuple[str, ...]
+
+
+class Partition:
+    """Cuts a network into units; subclasses choose the modules.
+
+    Every quantizable layer that was called is in exactly one unit: the
+    chosen module that holds it, or else a unit of its own.
+    """
+
+    def __call__(self, model: nn.Module, trace: Trace) -> List[Unit]:
+        """Cut.
+
+        Args:
+            model (nn.Module): Before or after its layers were swapped.
+            trace (Trace): A recorded pass of it.
+
+        Returns:
+            list[Unit]: In the order of their first calls.
+        """
+        calls = trace.by_module()
+        order = {module: i for i, module in enumerate(calls)}
+        names = {module: uses[0].name for module, uses in calls.items()}
+        layers = [m for m in calls if is_quantizable(m)]
+        holders = [m for m in self.choose(model, trace) if m in calls]
+        units: Dict[nn.Module, List[nn.Module]] = {}
+        for layer in layers:
+            unit = next((m for m in holders if _holds(m, layer)), layer)
+            units.setdefault(unit, []).append(layer)
+        return [
+            Unit(names[unit], unit, tuple(names[layer] for layer in inside))
+            for unit, inside in sorted(
+                units.items(), key=lambda item: order[item[0]])
+        ]
+
+    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+        """Modules that become units, none inside another."""
+        raise NotImplementedError
+
+
+def _holds(module: nn.Module, layer: nn.Module) -> bool:
+    return any(child is layer for child in module.modules())
+
+
+def _outermost(modules: List[nn.Module]) -> List[nn.Module]:
+    """Those of ``modules`` that are in no other one."""
+    return [
+        m for m in modules
+        if not any(m is not other and _holds(other, m) for other in modules)
+    ]
+
+
+@TASK_UTILS.register_module()
+class LayerPartition(Partition):
+    """Every layer is a unit."""
+
+    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+        """No module but the layers."""
+        return ()
+
+
+@TASK_UTILS.register_module()
+class BlockPartition(Partition):
+    """Residual blocks and their like, as in the paper.
+
+    A candidate is no bare container, holds two or more layers, and sits in
+    a container or directly in the backbone. A block is a candidate with no
+    other candidate in it.
+
+    Args:
+        backbone (str): Name of the module that counts as the backbone; the
+            whole network where it has none of that name.
+    """
+
+    def __init__(self, backbone: str = 'backbone') -> None:
+        self.backbone = backbone
+
+    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+        """The blocks."""
+        backbone = getattr(model, self.backbone, model)
+        called: Set[nn.Module] = set(trace.by_module())
+        candidates = []
+        for parent in model.modules():
+            if parent is backbone or isinstance(parent, CONTAINERS):
+                candidates += [
+                    m for m in parent.children()
+                    if m in called and not isinstance(m, CONTAINERS)
+                    and sum(is_quantizable(x) and x in called
+                            for x in m.modules()) > 1
+                ]
+        return [
+            m for m in candidates
+            if not any(m is not x and _holds(m, x) for x in candidates)
+        ]
+
+
+@TASK_UTILS.register_module()
+class StagePartition(Partition):
+    """Runs of blocks: the outermost containers that are called as one.
+
+    Blocks that are in no such container stay units.
+
+    Args:
+        blocks (dict): The partition into blocks.
+    """
+
+    def __init__(self, blocks: Optional[dict] = None) -> None:
+        self.blocks = TASK_UTILS.build(blocks or dict(type='BlockPartition'))
+
+    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+        """The stages, and what blocks are left over."""
+        blocks = list(self.blocks.choose(model, trace))
+        stages = [
+            m for m in trace.by_module() if isinstance(m, CONTAINERS)
+            and any(_holds(m, block) for block in blocks)
+        ]
+        return _outermost(stages + blocks)
+
+
+@TASK_UTILS.register_module()
+class NetworkPartition(Partition):
+    """The whole network is one unit."""
+
+    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+        """The network."""
+        return (model, )
+
+
+@TASK_UTILS.register_module()
+class PatternPartition(Partition):
+    """Units by name, for networks on which the rule of blocks is wrong.
+
+    Args:
+        patterns (list[str]): Names of modules, with the wildcards of
+            :mod:`fnmatch`. Of nested matches the outermost count.
+        others (dict): The partition of all the rest.
+    """
+
+    def __init__(self,
+                 patterns: List[str],
+                 others: Optional[dict] = None) -> None:
+        self.patterns = patterns
+        self.others = TASK_UTILS.build(others or dict(type='BlockPartition'))
+
+    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+        """The matches, and what the other partition finds beside them.
+
+        Raises:
+            ValueError: If a pattern matches no module that was called.
+        """
+        names = {
+            module: uses[0].name
+            for module, uses in trace.by_module().items()
+        }
+        chosen: List[nn.Module] = []
+        for pattern in self.patterns:
+            found = [m for m in names if fnmatchcase(names[m], pattern)]
+            if not found:
+                raise ValueError(
+                    f'The pattern {pattern!r} matches no module that the '
+                    'forward pass calls: change `patterns` of the '
+                    '`partition`')
+            chosen += found
+        chosen = _outermost(chosen)
+        apart: Callable[[nn.Module], bool] = lambda m: not any(
+            _holds(m, x) or _holds(x, m) for x in chosen)
+        return chosen + [
+            m for m in self.others.choose(model, trace) if apart(m)
+        ]
+
+
+def unit_layers(model: nn.Module, unit: Unit) -> Dict[str, QuantLayer]:
+    """The quantized layers of a unit, by name."""
+    return {
+        name: model.get_submodule(name)  # type: ignore[misc]
+        for name in unit.layers
+    }

@@ -1,0 +1,199 @@
+"""Swap the layers and place the activation quantizers, by one rule.
+
+A unit quantizes its input once, at its door, so that the residual sees the
+quantized tensor too; inside it every layer quantizes its own input, unless
+that tensor came through the door untouched. The door is quantized only
+where its tensor itself reaches a layer.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..layers import is_quantizable, quantize_layer
+from ..registry import MODELS
+from .partition import Unit
+from .record import Call, Trace
+
+Bits = Tuple[int, int]
+
+
+class Door(nn.Module):
+    """Quantizes a unit's inputs, once, where they enter.
+
+    It is a child of the unit's module, under the name ``door``, and works
+    through a hook before the module's forward pass.
+
+    Args:
+        quantizers (dict[int, nn.Module]): Quantizer of each input tensor
+            that is quantized, by its place among the unit's tensors.
+    """
+
+    def __init__(self, quantizers: Dict[int, nn.Module]) -> None:
+        super().__init__()
+        self.inputs = nn.ModuleDict(
+            {str(place): q for place, q in quantizers.items()})
+
+    def quantize(self, args: Any, kwargs: Any) -> Tuple[Any, Any]:
+        """The arguments of the unit with their tensors quantized."""
+        leaves, spec = tree_flatten((args, kwargs))
+        places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        for place, quantizer in self.inputs.items():
+            i = places[int(place)]
+            leaves[i] = quantizer(leaves[i])
+        return tree_unflatten(leaves, spec)
+
+    def forward(self, x: Any) -> Any:
+        """Pass: a Sequential calls all its children, its door too."""
+        return x
+
+
+def _enter(module: nn.Module, args: Any, kwargs: Any) -> Tuple[Any, Any]:
+    return module.door.quantize(args, kwargs)  # type: ignore[operator]
+
+
+@dataclass
+class QuantizationScheme:
+    """What is quantized, and how.
+
+    Args:
+        weight (dict): Config of the weight quantizers, with ``bits``.
+        activation (dict, optional): Config of the activation quantizers,
+            with ``bits``; None leaves activations in float.
+        first_last_bits (int, optional): Width of the first and of the last
+            layer, weight and input; None treats them as all others.
+        bit_overrides (dict): Width by layer name or pattern of
+            :mod:`fnmatch`: a number for weight and input, or
+            ``dict(weight=..., activation=...)`` with either key. Later
+            entries win.
+    """
+    weight: dict = field(default_factory=lambda: dict(bits=8))
+    activation: Optional[dict] = field(default_factory=lambda: dict(bits=8))
+    first_last_bits: Optional[int] = 8
+    bit_overrides: Dict[str, Union[int, dict]] = field(default_factory=dict)
+
+    def bits(self, layers: List[str], ends: List[str]) -> Dict[str, Bits]:
+        """Width of weight and input for every layer.
+
+        Args:
+            layers (list[str]): Names of all layers.
+            ends (list[str]): Names of the first and the last ones.
+
+        Raises:
+            ValueError: If a width is not 2 to 8, if a pattern matches no
+                layer, or if an override has other keys.
+        """
+        default = dict(
+            weight=self.weight.get('bits', 8),
+            activation=(self.activation or {}).get('bits', 8))
+        chosen = {name: dict(default) for name in layers}
+        if self.first_last_bits is not None:
+            for name in ends:
+                chosen[name] = dict.fromkeys(default, self.first_last_bits)
+        for pattern, value in self.bit_overrides.items():
+            found = [name for name in layers if fnmatchcase(name, pattern)]
+            if not found:
+                raise ValueError(
+                    f'{pattern!r} in `bit_overrides` matches no layer of the '
+                    f'network; its layers are {", ".join(layers)}')
+            if isinstance(value, int):
+                value = dict.fromkeys(default, value)
+            if not set(value) <= set(default):
+                raise ValueError(
+                    f'`bit_overrides[{pattern!r}]` has the keys '
+                    f'{sorted(value)}, expected `weight`, `activation` or '
+                    'both')
+            for name in found:
+                chosen[name].update(value)
+        for name, widths in chosen.items():
+            for kind, bits in widths.items():
+                if not isinstance(bits, int) or not 2 <= bits <= 8:
+                    raise ValueError(
+                        f'{bits!r} bits for the {kind} of {name!r}, expected '
+                        'a whole number from 2 to 8: change '
+                        f'`quantization.{kind}.bits`, `first_last_bits` or '
+                        '`bit_overrides`')
+        return {n: (w['weight'], w['activation']) for n, w in chosen.items()}
+
+    def weight_quantizer(self, layer: nn.Module, bits: int) -> nn.Module:
+        """A quantizer for the weight of ``layer``."""
+        cfg = dict(type='WeightQuantizer', **self.weight)
+        return MODELS.build(
+            dict(cfg, bits=bits, out_channels=layer.weight.shape[0]))
+
+    def activation_quantizer(self, bits: int) -> Optional[nn.Module]:
+        """A quantizer for an activation, if they are quantized at all."""
+        if self.activation is None:
+            return None
+        cfg = dict(type='ActivationQuantizer', **self.activation)
+        return MODELS.build(dict(cfg, bits=bits))
+
+
+def end_layers(trace: Trace) -> List[str]:
+    """The first layer, and those that the network's output comes from."""
+    calls = [call for call in trace.calls if is_quantizable(call.module)]
+    network = trace.calls[0]
+    last = [
+        call for call in calls if any(
+            out.views(end) for out in call.outputs
+            for end in network.outputs)
+    ]
+    return [calls[0].name] + [call.name for call in last or calls[-1:]]
+
+
+def _door_places(unit: Unit, calls: Dict[nn.Module, List[Call]],
+                 names: Dict[str, nn.Module]) -> Dict[str, int]:
+    """Layers of the unit that take a tensor of its door, and which one."""
+    door = [value for call in calls[unit.module] for value in call.inputs]
+    width = len(calls[unit.module][0].inputs)
+    places = {}
+    for name in unit.layers:
+        taken = {
+            next((i % width for i, value in enumerate(door)
+                  if call.inputs[0].views(value)), None)
+            for call in calls[names[name]]
+        }
+        place = taken.pop()
+        if place is not None and not taken:
+            places[name] = place
+    return places
+
+
+def prepare(model: nn.Module, trace: Trace, units: List[Unit],
+            scheme: QuantizationScheme) -> Dict[str, Bits]:
+    """Turn a float network into one whose quantizers wait to be fitted.
+
+    Args:
+        model (nn.Module): The folded network, changed in place.
+        trace (Trace): A recorded pass of it.
+        units (list[Unit]): Its units.
+        scheme (QuantizationScheme): What to quantize, and how.
+
+    Returns:
+        dict[str, tuple]: Bits of weight and input of every layer.
+    """
+    calls = trace.by_module()
+    names = {name: m for m, uses in calls.items() for name in (uses[0].name, )}
+    layers = [name for unit in units for name in unit.layers]
+    bits = scheme.bits(layers, end_layers(trace))
+    for unit in units:
+        alone = names[unit.layers[0]] is unit.module
+        places = {} if alone else _door_places(unit, calls, names)
+        for name in unit.layers:
+            layer = names[name]
+            own = None if name in places else scheme.activation_quantizer(
+                bits[name][1])
+            quantize_layer(layer,
+                           scheme.weight_quantizer(layer, bits[name][0]), own)
+        doors: Dict[int, Any] = {}
+        for place in sorted(set(places.values())):
+            width = max(bits[n][1] for n, p in places.items() if p == place)
+            doors[place] = scheme.activation_quantizer(width)
+        if doors and scheme.activation is not None:
+            unit.module.add_module('door', Door(doors))
+            unit.module.register_forward_pre_hook(_enter, with_kwargs=True)
+    return bits

@@ -1,0 +1,125 @@
+"""One recorded forward pass: which tensor went into which module.
+
+Nothing is traced or rewritten, so any Python between the modules works.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+
+class Value(NamedTuple):
+    """What a tensor was at one moment.
+
+    Two values are equal if they are the same object with nothing written
+    to it in between.
+    """
+    tensor: int
+    version: int
+    storage: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> 'Value':
+        return cls(
+            id(tensor), tensor._version,
+            tensor.untyped_storage().data_ptr())
+
+    def views(self, other: 'Value') -> bool:
+        """Whether both show the same memory with the same content."""
+        return (self.storage, self.version) == (other.storage, other.version)
+
+
+@dataclass
+class Call:
+    """One call of one module.
+
+    Attributes:
+        name (str): The module's name, '' for the whole network.
+        module (nn.Module): The module.
+        inputs (tuple[Value]): Tensors among its arguments, flattened.
+        outputs (tuple[Value]): Tensors that it returned, flattened.
+    """
+    name: str
+    module: nn.Module
+    inputs: Tuple[Value, ...]
+    outputs: Tuple[Value, ...] = ()
+
+
+@dataclass
+class Trace:
+    """The calls of one forward pass, in the order of their beginning."""
+    calls: List[Call] = field(default_factory=list)
+    kept: List[Tensor] = field(default_factory=list, repr=False)
+
+    def of(self, module: nn.Module) -> List[Call]:
+        """The calls of one module."""
+        return [call for call in self.calls if call.module is module]
+
+    def by_module(self) -> Dict[nn.Module, List[Call]]:
+        """The calls of every module."""
+        calls: Dict[nn.Module, List[Call]] = {}
+        for call in self.calls:
+            calls.setdefault(call.module, []).append(call)
+        return calls
+
+    def values(self, nested: Any) -> Tuple[Value, ...]:
+        """The tensors in nested arguments, kept alive so that no other
+        takes their place in memory."""
+        tensors = [x for x in tree_leaves(nested) if isinstance(x, Tensor)]
+        self.kept += tensors
+        return tuple(map(Value.of, tensors))
+
+
+def run_float(model: nn.Module, inputs: Tensor) -> Any:
+    """The network's plain output, without post-processing.
+
+    Args:
+        model (nn.Module): A model of OpenMMLab, called with
+            ``mode='tensor'``, or any other module.
+        inputs (Tensor): N x ... preprocessed inputs.
+    """
+    if isinstance(model, BaseModel):
+        return model(inputs, mode='tensor')
+    return model(inputs)
+
+
+@torch.no_grad()
+def record(model: nn.Module, inputs: Tensor) -> Trace:
+    """Run the model once and note every module's inputs and outputs.
+
+    Args:
+        model (nn.Module): In evaluation mode.
+        inputs (Tensor): N x ... preprocessed inputs.
+
+    Returns:
+        Trace: All calls.
+    """
+    trace = Trace()
+    stack: List[Call] = []
+    names = {module: name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        call = Call(names[module], module, trace.values((args, kwargs)))
+        trace.calls.append(call)
+        stack.append(call)
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        stack.pop().outputs = trace.values(out)
+
+    hooks = []
+    for module in names:
+        hooks += [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave, with_kwargs=True)
+        ]
+    try:
+        run_float(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return trace

@@ -1,0 +1,7 @@
+from .quant_layers import (QuantLayer, activation_quantizers, is_quantizable,
+                           quant_layers, quantize_layer)
+
+__all__ = [
+    'QuantLayer', 'activation_quantizers', 'is_quantizable', 'quant_layers',
+    'quantize_layer'
+]

@@ -1,0 +1,117 @@
+"""Layers whose weight and input are quantized: one mixin, two forwards.
+
+A layer is swapped by giving it another class: the object, its name, its
+hooks and its hyper-parameters stay, and so does what a subclass of
+``nn.Conv2d`` does before it convolves (such as mmcv's adaptive padding).
+"""
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Dict, List, Optional, Type
+
+import torch
+from torch import Tensor, nn
+
+from ..quantizers import ActivationQuantizer, WeightQuantizer
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class QuantLayer(nn.Module):
+    """What quantized layers have in common.
+
+    Attributes:
+        weight: Real weights while the layer learns, ``int8`` once it is
+            frozen.
+        weight_quantizer: Gives real weights on the grid from either.
+        input_quantizer: Quantizes the input, or ``nn.Identity`` where the
+            unit's door has done so.
+    """
+
+    weight: Tensor
+    weight_quantizer: WeightQuantizer
+    input_quantizer: nn.Module
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weights are integers."""
+        return not self.weight.is_floating_point()
+
+    def freeze(self) -> None:
+        """Turn the weights into integers, for good."""
+        if not self.frozen:
+            self._set_integers(self.weight_quantizer.freeze(self.weight))
+
+    def _set_integers(self, integers: Tensor) -> None:
+        self.weight = nn.Parameter(integers, requires_grad=False)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str,
+                              *args: Any) -> None:
+        weight = state_dict.get(prefix + 'weight')
+        if weight is not None and not weight.is_floating_point():
+            self._set_integers(
+                torch.empty_like(weight, device=self.weight.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _QuantConv(QuantLayer):
+
+    def _conv_forward(self, x: Tensor, weight: Tensor,
+                      bias: Optional[Tensor]) -> Tensor:
+        return super()._conv_forward(  # type: ignore[misc]
+            self.input_quantizer(x), self.weight_quantizer(weight), bias)
+
+
+class _QuantLinear(QuantLayer):
+    bias: Optional[Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(
+            self.input_quantizer(x), self.weight_quantizer(self.weight),
+            self.bias)
+
+
+@lru_cache(maxsize=None)
+def _quant_class(cls: Type[nn.Module]) -> Type[QuantLayer]:
+    mixin = _QuantLinear if issubclass(cls, nn.Linear) else _QuantConv
+    return type(f'Quant{cls.__name__}', (mixin, cls), {})
+
+
+def is_quantizable(module: nn.Module) -> bool:
+    """Whether it is a convolution (1d, 2d, 3d) or a linear layer."""
+    return isinstance(module, (nn.Linear, *CONVOLUTIONS))
+
+
+def quantize_layer(layer: nn.Module, weight_quantizer: WeightQuantizer,
+                   input_quantizer: Optional[ActivationQuantizer]) -> None:
+    """Turn a float layer into a quantized one, where it stands.
+
+    Args:
+        layer (nn.Module): A convolution or a linear layer.
+        weight_quantizer (WeightQuantizer): For its weight.
+        input_quantizer (ActivationQuantizer, optional): For its input.
+
+    Raises:
+        TypeError: If it is of another kind, such as a transposed
+            convolution.
+    """
+    if not is_quantizable(layer):
+        raise TypeError(f'{type(layer).__name__} cannot be quantized, '
+                        'expected Conv1d, Conv2d, Conv3d or Linear')
+    layer.__class__ = _quant_class(type(layer))
+    layer.weight_quantizer = weight_quantizer
+    layer.input_quantizer = input_quantizer or nn.Identity()
+
+
+def quant_layers(module: nn.Module, prefix: str = '') -> Dict[str, QuantLayer]:
+    """All quantized layers in ``module``, by name."""
+    return {
+        name: layer
+        for name, layer in module.named_modules(prefix=prefix)
+        if isinstance(layer, QuantLayer)
+    }
+
+
+def activation_quantizers(module: nn.Module) -> List[ActivationQuantizer]:
+    """All activation quantizers in ``module``."""
+    return [m for m in module.modules() if isinstance(m, ActivationQuantizer)]

@@ -1,0 +1,9 @@
+from .activation import ActivationQuantizer
+from .observers import LpObserver, MinMaxObserver
+from .rounding import AdaRound, Nearest
+from .weight import WeightQuantizer
+
+__all__ = [
+    'ActivationQuantizer', 'AdaRound', 'LpObserver', 'MinMaxObserver',
+    'Nearest', 'WeightQuantizer'
+]

@@ -1,0 +1,153 @@
+"""The quantizer of one activation tensor."""
+from __future__ import annotations
+
+from typing import Any, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import fake_quantize
+from ..registry import MODELS, TASK_UTILS
+from .observers import Grid
+
+
+@MODELS.register_module()
+class ActivationQuantizer(nn.Module):
+    """One learned step a tensor, LSQ in the log domain, with QDrop.
+
+    It passes everything through until :meth:`fit` or a checkpoint gives it
+    a scale, and from then on quantizes for good.
+
+    Args:
+        bits (int): Width, 2 to 8.
+        symmetric (bool): Signed integers and no zero point; by default
+            unsigned ones with a zero point.
+        learn_scale (bool): Whether reconstruction fits the step.
+        drop_prob (float): Share of elements that stay real during
+            reconstruction, 0 to 1 (QDrop, Wei et al., ICLR 2022).
+        observer (dict): Which grid to choose.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: Tensor
+    #: Elements that an observer looks at.
+    sample_size = 2**18
+
+    def __init__(self,
+                 bits: int = 8,
+                 symmetric: bool = False,
+                 learn_scale: bool = True,
+                 drop_prob: float = 0.5,
+                 observer: Optional[dict] = None) -> None:
+        super().__init__()
+        if not 0 <= drop_prob <= 1:
+            raise ValueError(f'drop_prob={drop_prob}, expected 0 to 1: change '
+                             '`drop_prob` of the activation quantizer')
+        self.grid = Grid(bits, symmetric, signed=symmetric)
+        self.learn_scale = learn_scale
+        self.drop_prob = drop_prob
+        self.observer = TASK_UTILS.build(observer or dict(type='LpObserver'))
+        self.log_step: Optional[nn.Parameter] = None
+        self.masks: Optional[MaskPool] = None
+        self.active = False
+        self.register_buffer('scale', torch.tensor(torch.nan))
+        self.register_buffer('zero_point', torch.tensor(0, dtype=torch.int16))
+        self.register_buffer('bits', torch.tensor(bits, dtype=torch.uint8))
+
+    @torch.no_grad()
+    def fit(self, values: Tensor) -> None:
+        """Choose scale and zero point, and quantize from now on.
+
+        Args:
+            values (Tensor): Activations, finite, any shape.
+        """
+        values = values.detach().flatten()
+        ends = torch.stack([values.min(), values.max()])
+        stride = -(-values.numel() // self.sample_size)
+        sample = torch.cat([values[::stride], ends])
+        scale, zero_point = self.observer(sample[None], self.grid)
+        self.scale.copy_(scale[0])
+        self.zero_point.copy_(zero_point[0])
+        self.active = True
+
+    def learn(self, masks: 'MaskPool') -> None:
+        """Begin to learn the step, dropping by ``masks``."""
+        self.log_step = nn.Parameter(
+            torch.zeros_like(self.scale), requires_grad=self.learn_scale)
+        self.masks = masks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantized activations in the shape of ``x``."""
+        if not self.active:
+            return x
+        log_step, keep = torch.zeros_like(self.scale), None
+        if self.log_step is not None:
+            log_step = self.log_step
+            if self.training and self.masks is not None and self.drop_prob:
+                keep = self.masks.like(x, 1 - self.drop_prob)
+        return fake_quantize(x, log_step, self.scale, self.zero_point,
+                             *self.grid.range, keep)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """End learning: the learned step becomes the scale."""
+        if self.log_step is not None:
+            self.scale.mul_(self.log_step.exp())
+        self.forget()
+
+    def forget(self) -> None:
+        """Back to the step that was fitted."""
+        self.log_step = self.masks = None
+
+    def trainable(self) -> List[nn.Parameter]:
+        """The logarithm of the step, where it is learned."""
+        learned = self.log_step is not None and self.learn_scale
+        return [self.log_step] if learned else []  # type: ignore[list-item]
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str,
+                              *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.active = bool(self.scale.isfinite())
+
+    def extra_repr(self) -> str:
+        return f'{self.grid}, drop_prob={self.drop_prob}'
+
+
+class MaskPool:
+    """Random masks cut from one pool at random places.
+
+    Fresh random numbers for every element cost more than the convolution
+    that they serve; a slice of a pool at a random offset costs nothing.
+
+    Args:
+        generator (torch.Generator): Where all randomness comes from.
+        device (torch.device): Where the masks are needed.
+        spare (int): Elements that the pool holds beyond the largest mask.
+    """
+
+    def __init__(self,
+                 generator: torch.Generator,
+                 device: torch.device,
+                 spare: int = 2**16) -> None:
+        self.generator = generator
+        self.device = device
+        self.spare = spare
+        self.pools: dict = {}
+
+    def like(self, x: Tensor, prob: float) -> Tensor:
+        """Ones with probability ``prob``, zeros else, in the shape and the
+        memory order of ``x``."""
+        pool = self.pools.get(prob)
+        if pool is None or len(pool) < x.numel() + self.spare:
+            size = x.numel() + self.spare
+            pool = torch.rand(size, generator=self.generator) < prob
+            pool = self.pools[prob] = pool.to(self.device, x.dtype)
+        start = int(
+            torch.randint(
+                len(pool) - x.numel() + 1, (), generator=self.generator))
+        mask = pool[start:start + x.numel()]
+        if x.is_contiguous(memory_format=torch.channels_last):
+            n, c, h, w = x.shape
+            return mask.view(n, h, w, c).permute(0, 3, 1, 2)
+        return mask.view(x.shape)

@@ -1,0 +1,139 @@
+"""Observers: from values to the grid that holds them best."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+from ..functional import dequantize, integer_range, lp_error, quantize
+from ..registry import TASK_UTILS
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What an observer may choose from.
+
+    Args:
+        bits (int): Width, 2 to 8.
+        symmetric (bool): Whether the zero point is 0.
+        signed (bool): Whether the integers are centred at zero.
+    """
+    bits: int
+    symmetric: bool
+    signed: bool
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(2, 9):
+            raise ValueError(
+                f'bits={self.bits!r}, expected an integer from 2 to 8: '
+                'change `bits` of the quantizer, or `bit_overrides`')
+
+    @property
+    def range(self) -> Tuple[int, int]:
+        """Smallest and largest integer."""
+        return integer_range(self.bits, self.signed)
+
+    def fit(self, low: Tensor, high: Tensor) -> Tuple[Tensor, Tensor]:
+        """Scale and zero point that cover ``[low, high]`` and zero.
+
+        Args:
+            low (Tensor): Lower ends, any shape.
+            high (Tensor): Upper ends, the same shape.
+
+        Returns:
+            tuple[Tensor, Tensor]: Positive scales (1 where the range is
+            empty) and whole zero points, both in the shape given.
+        """
+        qmin, qmax = self.range
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        if self.symmetric:
+            scale = torch.maximum(high, -low) / min(qmax, -qmin or qmax)
+            zero_point = torch.zeros_like(scale)
+        else:
+            scale = (high - low) / (qmax - qmin)
+            zero_point = qmin - low / torch.where(scale > 0, scale, 1)
+        # A step whose reciprocal overflows is no step at all.
+        scale = torch.where(scale > 1e-30, scale, 1)
+        return scale, zero_point.round().clamp(qmin, qmax)
+
+
+@TASK_UTILS.register_module()
+class MinMaxObserver:
+    """The grid spans all values."""
+
+    def __call__(self, values: Tensor, grid: Grid) -> Tuple[Tensor, Tensor]:
+        """Choose one grid a row.
+
+        Args:
+            values (Tensor): C x K, finite.
+            grid (Grid): The choice.
+
+        Returns:
+            tuple[Tensor, Tensor]: Scales and zero points, each of shape C.
+        """
+        return grid.fit(values.amin(1), values.amax(1))
+
+
+@TASK_UTILS.register_module()
+class LpObserver:
+    """The grid that loses least in the ``L_p`` sense.
+
+    Candidates shrink both ends of the range alike, then each end by itself
+    around the best one. Rows and candidates are scored together.
+
+    Args:
+        p (float): Exponent of the error; 2.4 as in QDrop's observers.
+        steps (int): Number of common shrinkings, between 1 and 1/steps.
+        max_elements (int): Elements that one scoring may hold, a bound on
+            memory.
+    """
+
+    def __init__(self,
+                 p: float = 2.4,
+                 steps: int = 80,
+                 max_elements: int = 2**23) -> None:
+        self.p = p
+        self.steps = steps
+        self.max_elements = max_elements
+
+    def __call__(self, values: Tensor, grid: Grid) -> Tuple[Tensor, Tensor]:
+        """Choose one grid a row.
+
+        Args:
+            values (Tensor): C x K, finite.
+            grid (Grid): The choice.
+
+        Returns:
+            tuple[Tensor, Tensor]: Scales and zero points, each of shape C.
+        """
+        rows = max(1, self.max_elements // (values.shape[1] * 8))
+        parts = [self._search(part, grid) for part in values.split(rows)]
+        scale, zero_point = zip(*parts)
+        return torch.cat(scale), torch.cat(zero_point)
+
+    def _search(self, values: Tensor, grid: Grid) -> Tuple[Tensor, Tensor]:
+        ends = torch.stack([values.amin(1), values.amax(1)], 1)  # C x 2
+        shrink = torch.linspace(1, 1 / self.steps, self.steps).to(values)
+        best = self._best(values, grid, ends, shrink[:, None].expand(-1, 2))
+        near = torch.arange(-3, 4).to(values) / self.steps
+        around = torch.cartesian_prod(near, near)  # 49 x 2
+        best = self._best(values, grid, ends, best[:, None] + around)
+        return grid.fit(*(ends * best).unbind(1))
+
+    def _best(self, values: Tensor, grid: Grid, ends: Tensor,
+              factors: Tensor) -> Tensor:
+        """The best of ``factors``, [C x] F x 2, for each row: C x 2."""
+        factors = factors.clamp(min=1e-3).expand(len(values), -1, -1)
+        some = max(1, self.max_elements // values.numel())
+        errors = []
+        for part in factors.split(some, 1):
+            scale, zero_point = grid.fit(*(ends[:, None] * part).unbind(2))
+            scale, zero_point = scale[..., None], zero_point[..., None]
+            x = values[:, None]
+            q = quantize(x, scale, zero_point, *grid.range)
+            errors.append(lp_error(dequantize(q, scale, zero_point), x,
+                                   self.p))
+        best = torch.cat(errors, 1).argmin(1)
+        return factors[torch.arange(len(values)), best]

@@ -1,0 +1,136 @@
+"""The quantizer of one layer's weights."""
+from __future__ import annotations
+
+from typing import Any, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import dequantize
+from ..registry import MODELS, TASK_UTILS
+from .observers import Grid
+
+
+@MODELS.register_module()
+class WeightQuantizer(nn.Module):
+    """Weights on a grid of integers, a step for every output channel.
+
+    The integers are signed, so that they fit ``int8`` at every width. What
+    ``forward`` does follows from what it is given: integers are only
+    dequantized, real weights are rounded first, by the rounding that is
+    being learned or else to the nearest.
+
+    Args:
+        out_channels (int): First dimension of the weight.
+        bits (int): Width, 2 to 8.
+        symmetric (bool): Whether zero stands at the integer 0.
+        per_channel (bool): One step for every output channel, or one for
+            the layer.
+        learn_scale (bool): Whether reconstruction fits the steps together
+            with the rounding.
+        observer (dict): Which grid to choose.
+        rounding (dict): How reconstruction rounds.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: Tensor
+
+    def __init__(self,
+                 out_channels: int,
+                 bits: int = 8,
+                 symmetric: bool = False,
+                 per_channel: bool = True,
+                 learn_scale: bool = True,
+                 observer: Optional[dict] = None,
+                 rounding: Optional[dict] = None) -> None:
+        super().__init__()
+        self.grid = Grid(bits, symmetric, signed=True)
+        self.per_channel = per_channel
+        self.learn_scale = learn_scale
+        self.observer = TASK_UTILS.build(observer or dict(type='LpObserver'))
+        self.rounding_cfg = rounding or dict(type='AdaRound')
+        self.rounding: Optional[nn.Module] = None
+        self.log_step: Optional[nn.Parameter] = None
+        groups = out_channels if per_channel else 1
+        self.register_buffer('scale', torch.full((groups, ), torch.nan))
+        self.register_buffer('zero_point',
+                             torch.zeros(groups, dtype=torch.int8))
+        self.register_buffer('bits', torch.tensor(bits, dtype=torch.uint8))
+
+    def fit(self, weight: Tensor) -> None:
+        """Choose scale and zero point.
+
+        Args:
+            weight (Tensor): C x ..., finite.
+        """
+        rows = weight.detach().flatten(1) if self.per_channel else (
+            weight.detach().reshape(1, -1))
+        scale, zero_point = self.observer(rows, self.grid)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    def learn(self, weight: Tensor) -> None:
+        """Switch to the rounding that is learned."""
+        self.rounding = MODELS.build(self.rounding_cfg)
+        self.rounding.start(self._position(weight.detach()))
+        if self.learn_scale:
+            self.log_step = nn.Parameter(torch.zeros_like(self.scale))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Real weights on the grid, in the shape of ``weight``."""
+        step = self.scale
+        if self.log_step is not None:
+            step = step * self.log_step.exp()
+        return dequantize(
+            self._integers(weight), self._column(step, weight),
+            self._column(self.zero_point, weight).to(step.dtype))
+
+    @torch.no_grad()
+    def freeze(self, weight: Tensor) -> Tensor:
+        """End learning: the integers, ``int8``, in the shape of ``weight``.
+        """
+        self.eval()
+        integers = self._integers(weight).to(torch.int8)
+        if self.log_step is not None:
+            self.scale.mul_(self.log_step.exp())
+        self.forget()
+        return integers
+
+    def forget(self) -> None:
+        """Back to nearest rounding at the steps that were fitted."""
+        self.rounding = self.log_step = None
+
+    def trainable(self) -> List[nn.Parameter]:
+        """The parameters that decide the rounding."""
+        return [] if self.rounding is None else list(
+            self.rounding.parameters())
+
+    def _integers(self, weight: Tensor) -> Tensor:
+        if not weight.is_floating_point():
+            return weight
+        position = self._position(weight)
+        rounded = (position.round() if self.rounding is None else
+                   self.rounding(position))
+        zero_point = self._column(self.zero_point, weight)
+        return (rounded + zero_point).clamp(*self.grid.range)
+
+    def _position(self, weight: Tensor) -> Tensor:
+        return weight / self._column(self.scale, weight)
+
+    @staticmethod
+    def _column(values: Tensor, weight: Tensor) -> Tensor:
+        return values.reshape(-1, *[1] * (weight.dim() - 1))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str,
+                              *args: Any) -> None:
+        bits = state_dict.get(prefix + 'bits')
+        if bits is not None and int(bits) != self.grid.bits:
+            raise ValueError(
+                f'{prefix[:-1]} holds weights of {int(bits)} bits, the '
+                f'config asks for {self.grid.bits}: use the config that the '
+                'checkpoint was made with')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f'{self.grid}, per_channel={self.per_channel}'

@@ -1,0 +1,275 @@
+"""Reconstruction of one unit: fit, learn, judge, freeze."""
+from __future__ import annotations
+
+import math
+import time
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ..functional import annealed_beta
+from ..graph import Unit
+from ..layers import QuantLayer, activation_quantizers, quant_layers
+from ..quantizers import ActivationQuantizer
+from ..quantizers.activation import MaskPool
+from ..registry import TASK_UTILS
+from .objectives import MSE
+from .unit_data import UnitData, UnitReport
+
+
+class NonFinite(ArithmeticError):
+    """A NaN or an infinity came up; the message says where."""
+
+
+@contextmanager
+def _fitting(module: nn.Module) -> Iterator[None]:
+    """Within it every activation quantizer is fitted to what it first sees.
+    """
+
+    def fit(quantizer: ActivationQuantizer, args: Any) -> None:
+        if not quantizer.active:
+            if not args[0].isfinite().all():
+                raise NonFinite('NaN or infinity in an activation')
+            quantizer.fit(args[0])
+
+    hooks = [
+        quantizer.register_forward_pre_hook(fit)
+        for quantizer in activation_quantizers(module)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@TASK_UTILS.register_module()
+class NearestRounding:
+    """Chooses all steps and rounds to the nearest; learns nothing.
+
+    Args:
+        batch_size (int): Images at a time.
+        fit_images (int): Images that the activation steps are chosen on.
+        objective (dict): Measures the error that is reported.
+    """
+
+    def __init__(self,
+                 batch_size: int = 32,
+                 fit_images: int = 256,
+                 objective: Optional[dict] = None) -> None:
+        self.batch_size = batch_size
+        self.fit_images = fit_images
+        self.objective: MSE = TASK_UTILS.build(objective or dict(type='MSE'))
+
+    @torch.no_grad()
+    def fit(self, unit: Unit, data: UnitData) -> None:
+        """Choose the steps of all the unit's quantizers.
+
+        Activations are those that the quantized layers before them give.
+
+        Args:
+            unit (Unit): The unit, its quantizers new.
+            data (UnitData): Its activations.
+        """
+        for layer in quant_layers(unit.module).values():
+            layer.weight_quantizer.fit(layer.weight)
+        index = torch.arange(min(self.fit_images, len(data.inputs)))
+        args, kwargs = data.inputs.take(index)
+        with _fitting(unit.module):
+            unit.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def outputs(self, unit: Unit, data: UnitData) -> List[Any]:
+        """What the unit gives for all images, batch by batch as captured.
+        """
+        return [
+            unit.module(*args, **kwargs)
+            for args, kwargs in data.inputs.split()
+        ]
+
+    @torch.no_grad()
+    def judge(self, unit: Unit, data: UnitData) -> float:
+        """Error on the held-out images, with all weights whole.
+
+        Raises:
+            NonFinite: If it is no finite number.
+        """
+        unit.module.eval()
+        total = 0.
+        for index in data.judges(self.batch_size):
+            args, kwargs = data.inputs.take(index)
+            loss = self.objective.loss(unit, unit.module(*args, **kwargs),
+                                       data.targets.take(index), index)
+            total += float(loss) * len(index)
+        if not math.isfinite(total):
+            raise NonFinite('NaN or infinity in the output')
+        return total / max(data.held_out, 1)
+
+    def __call__(self, unit: Unit, data: UnitData,
+                 generator: torch.Generator) -> UnitReport:
+        """Reconstruct one unit and freeze it to integers.
+
+        Args:
+            unit (Unit): The unit.
+            data (UnitData): Activations around it.
+            generator (torch.Generator): Source of all randomness.
+
+        Returns:
+            UnitReport: How it went.
+        """
+        start = time.perf_counter()
+        report = UnitReport(unit.name, list(unit.layers))
+        self.fit(unit, data)
+        try:
+            report.before = report.after = self.judge(unit, data)
+            self.learn(unit, data, generator, report)
+        except NonFinite as error:
+            report.note = f'{error}: nearest rounding kept'
+        if not report.accepted:
+            for quantizer in _quantizers(unit.module):
+                quantizer.forget()
+        for quantizer in activation_quantizers(unit.module):
+            quantizer.freeze()
+        for layer in quant_layers(unit.module).values():
+            layer.freeze()
+        report.seconds = time.perf_counter() - start
+        return report
+
+    def learn(self, unit: Unit, data: UnitData, generator: torch.Generator,
+              report: UnitReport) -> None:
+        """Nothing is learned."""
+
+
+@TASK_UTILS.register_module()
+class BlockReconstructor(NearestRounding):
+    """Learns rounding and steps of one unit together (BRECQ, alg. 1).
+
+    Args:
+        iterations (int): Steps of the optimiser a unit.
+        rounding_lr (float): Learning rate of the rounding variables.
+        weight_scale_lr (float): Of the logarithm of the weight steps.
+        activation_scale_lr (float): Of the logarithm of the activation
+            steps.
+        penalty (float): Weight of the rounding penalty, relative to the
+            error that nearest rounding leaves.
+        warmup (float): Share of the iterations without the penalty.
+        beta (tuple[float, float]): Exponent of the penalty, first and
+            last.
+        batch_size (int): Images an iteration.
+        fit_images (int): Images that the activation steps are chosen on.
+        objective (dict): The error to make small.
+    """
+
+    def __init__(self,
+                 iterations: int = 200,
+                 rounding_lr: float = 3e-2,
+                 weight_scale_lr: float = 1e-3,
+                 activation_scale_lr: float = 1e-3,
+                 penalty: float = 0.1,
+                 warmup: float = 0.2,
+                 beta: tuple = (20., 2.),
+                 batch_size: int = 32,
+                 fit_images: int = 256,
+                 objective: Optional[dict] = None) -> None:
+        super().__init__(batch_size, fit_images,
+                         objective or dict(type='FisherDiag'))
+        self.iterations = iterations
+        self.rounding_lr = rounding_lr
+        self.weight_scale_lr = weight_scale_lr
+        self.activation_scale_lr = activation_scale_lr
+        self.penalty = penalty
+        self.warmup = warmup
+        self.beta = beta
+
+    def learn(self, unit: Unit, data: UnitData, generator: torch.Generator,
+              report: UnitReport) -> None:
+        """Learn, and keep what was learned if held-out images agree.
+
+        Raises:
+            NonFinite: If the loss or the error is no finite number.
+        """
+        layers = list(quant_layers(unit.module).values())
+        for layer in layers:
+            layer.weight_quantizer.learn(layer.weight)
+        masks = MaskPool(generator, layers[0].weight.device)
+        for quantizer in activation_quantizers(unit.module):
+            quantizer.learn(masks)
+        self.objective.begin(unit, self.outputs(unit, data))
+        for quantizer in _quantizers(unit.module):
+            quantizer.train()
+        self._optimise(unit, layers, data, masks, generator, report)
+        report.after = self.judge(unit, data)
+        report.accepted = report.after < report.before
+        if not report.accepted:
+            report.note = 'held-out error did not fall: nearest kept'
+
+    def _optimise(self, unit: Unit, layers: List[QuantLayer], data: UnitData,
+                  masks: MaskPool, generator: torch.Generator,
+                  report: UnitReport) -> None:
+        optimizer = self._optimizer(unit, layers)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, self.iterations)
+        weights = sum(layer.weight.numel() for layer in layers)
+        for i in range(self.iterations):
+            index = torch.randint(
+                data.trained, (self.batch_size, ), generator=generator)
+            args, kwargs = self._mixed_inputs(unit, data, index, masks)
+            error = self.objective.loss(unit, unit.module(*args, **kwargs),
+                                        data.targets.take(index), index)
+            loss = error / max(report.before, 1e-12)
+            progress = i / self.iterations
+            if progress >= self.warmup:
+                beta = annealed_beta(progress, self.warmup, *self.beta)
+                undecided = sum(layer.weight_quantizer.rounding.penalty(beta)
+                                for layer in layers)
+                loss = loss + self.penalty / weights * undecided
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if i % 10 == 0:
+                report.losses.append((i, self._finite(error, i)))
+
+    def _optimizer(self, unit: Unit,
+                   layers: List[QuantLayer]) -> torch.optim.Optimizer:
+        weights = [layer.weight_quantizer for layer in layers]
+        groups = [
+            ([p for q in weights for p in q.trainable()], self.rounding_lr),
+            ([q.log_step for q in weights
+              if q.log_step is not None], self.weight_scale_lr),
+            ([
+                p for q in activation_quantizers(unit.module)
+                for p in q.trainable()
+            ], self.activation_scale_lr),
+        ]
+        return torch.optim.Adam(
+            [dict(params=params, lr=lr) for params, lr in groups if params])
+
+    def _mixed_inputs(self, unit: Unit, data: UnitData, index: Tensor,
+                      masks: MaskPool) -> Any:
+        """Inputs of which some elements come from the float network."""
+        inputs = data.inputs.take(index)
+        quantizers = activation_quantizers(unit.module)
+        drop = quantizers[0].drop_prob if quantizers else 0.
+        if not drop:
+            return inputs
+        return tree_map(
+            lambda x, y: torch.lerp(y, x, masks.like(x, 1 - drop))
+            if isinstance(x, Tensor) and x.is_floating_point() else x, inputs,
+            data.float_inputs.take(index))
+
+    @staticmethod
+    def _finite(error: Tensor, i: int) -> float:
+        value = float(error)
+        if not math.isfinite(value):
+            raise NonFinite(f'NaN or infinity in iteration {i}')
+        return value
+
+
+def _quantizers(module: nn.Module) -> List[Any]:
+    return [
+        layer.weight_quantizer for layer in quant_layers(module).values()
+    ] + activation_quantizers(module)

@@ -1,0 +1,98 @@
+"""Nested arguments and outputs of many images, taken image by image."""
+from __future__ import annotations
+
+from typing import Any, List, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+def tensors(nested: Any) -> List[Tensor]:
+    """The tensors in a nested structure, in order."""
+    return [x for x in tree_flatten(nested)[0] if isinstance(x, Tensor)]
+
+
+class Rows:
+    """Structures of tensors whose first dimension runs over images.
+
+    A tensor belongs to the images if its first dimension is, in every
+    part, the same multiple of the part's number of images (a Swin block
+    sees many windows an image). All else is the same for all images.
+
+    Args:
+        parts (list): One structure a batch, all of the same form.
+        sizes (list[int]): Images in each batch.
+
+    Raises:
+        ValueError: If tensors of several batches differ in their other
+            dimensions.
+    """
+
+    def __init__(self, parts: Sequence[Any], sizes: Sequence[int]) -> None:
+        self.sizes = list(sizes)
+        flat = [tree_flatten(part) for part in parts]
+        self.spec = flat[0][1]
+        self.leaves: List[Any] = []
+        self.folds: List[int] = []
+        for column in zip(*(leaves for leaves, _ in flat)):
+            fold = self._images_fold(column)
+            self.folds.append(fold)
+            self.leaves.append(self._cat(column) if fold else column[0])
+
+    def _images_fold(self, column: Sequence[Any]) -> int:
+        if not all(isinstance(x, Tensor) and x.dim() for x in column):
+            return 0
+        folds = {
+            divmod(x.shape[0], size)
+            for x, size in zip(column, self.sizes)
+        }
+        fold, rest = folds.pop()
+        return 0 if folds or rest else fold
+
+    @staticmethod
+    def _cat(column: Sequence[Tensor]) -> Tensor:
+        shapes = {tuple(x.shape[1:]) for x in column}
+        if len(shapes) > 1:
+            raise ValueError(
+                'Calibration images differ in size: activations of shapes '
+                f'{sorted(shapes)} cannot be held together. Use a '
+                'calibration pipeline that gives all images one size')
+        return torch.cat(list(column))
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def take(self, index: Tensor) -> Any:
+        """The structure of some images.
+
+        Args:
+            index (Tensor): Whole numbers below ``len(self)``.
+        """
+        return tree_unflatten([
+            self._take(leaf, fold, index) if fold else leaf
+            for leaf, fold in zip(self.leaves, self.folds)
+        ], self.spec)
+
+    @staticmethod
+    def _take(leaf: Tensor, fold: int, index: Tensor) -> Tensor:
+        if fold > 1:
+            return leaf.unflatten(0, (-1, fold))[index].flatten(0, 1)
+        return leaf.index_select(0, index)
+
+    def batches(self, size: int) -> List[Any]:
+        """The structures of all images, ``size`` at a time."""
+        return [
+            self.take(index)
+            for index in torch.arange(len(self)).split(size)
+        ]
+
+    def split(self) -> List[Any]:
+        """The structures batch by batch, as they came."""
+        columns = [
+            leaf.split([n * fold for n in self.sizes]) if fold else
+            [leaf] * len(self.sizes)
+            for leaf, fold in zip(self.leaves, self.folds)
+        ]
+        return [tree_unflatten(list(part), self.spec)
+                for part in zip(*columns)]

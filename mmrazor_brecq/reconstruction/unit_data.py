@@ -1,0 +1,67 @@
+"""What a unit is reconstructed from, and what comes of it."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, List, Tuple
+
+import torch
+from torch import Tensor
+
+from .rows import Rows
+
+
+@dataclass
+class UnitData:
+    """Activations of all calibration images around one unit.
+
+    Attributes:
+        inputs (Rows): Arguments that the quantized prefix gives.
+        float_inputs (Rows): Arguments in the float network.
+        targets (Rows): The unit's output in the float network.
+        held_out (int): Images at the end that only judge.
+    """
+    inputs: Rows
+    float_inputs: Rows
+    targets: Rows
+    held_out: int
+
+    @property
+    def trained(self) -> int:
+        """Number of images to learn from."""
+        return len(self.inputs) - self.held_out
+
+    def judges(self, size: int) -> Tuple[Tensor, ...]:
+        """Indices of the images that judge, ``size`` at a time."""
+        return torch.arange(self.trained, len(self.inputs)).split(size)
+
+
+@dataclass
+class UnitReport:
+    """How the reconstruction of one unit went.
+
+    Attributes:
+        name (str): The unit.
+        layers (list[str]): Its layers.
+        bits (dict): Widths of weight and input of each layer.
+        before (float): Error on held-out images with nearest rounding.
+        after (float): Error on them with the learned rounding.
+        accepted (bool): Whether the learned rounding was kept.
+        seconds (float): Time spent.
+        note (str): What went wrong, if anything did.
+        losses (list): Pairs of iteration and training loss.
+    """
+    name: str
+    layers: List[str] = field(default_factory=list)
+    bits: Dict[str, Tuple[int, int]] = field(default_factory=dict)
+    before: float = float('nan')
+    after: float = float('nan')
+    accepted: bool = False
+    seconds: float = 0.
+    note: str = ''
+    losses: List[Tuple[int, float]] = field(default_factory=list)
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Plain Python, without the loss curve."""
+        plain = asdict(self)
+        del plain['losses']
+        return plain

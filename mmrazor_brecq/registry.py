@@ -1,0 +1,71 @@
+"""Child registries of mmengine's, found by config files under our scope.
+
+A downstream repository adds a part with ``@MODELS.register_module()`` (or
+one of the others) and names it in a config; ``custom_imports`` is all that
+it takes.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
+from mmengine.registry import Registry, build_from_cfg
+
+SCOPE = 'mmrazor_brecq'
+
+
+def build_in_scope(cfg: dict, *args: Any, registry: Registry,
+                   **kwargs: Any) -> Any:
+    """Build a part of ours by its bare name, whatever the default scope.
+
+    A config's default scope is that of its model, such as ``mmcls``; our
+    parts look for theirs here. Those of others are named with their scope.
+    """
+    cfg = dict(cfg)
+    cfg.setdefault('_scope_', SCOPE)
+    return build_from_cfg(cfg, registry, *args, **kwargs)
+
+
+#: Algorithms, quantizers and roundings: everything that is an `nn.Module`.
+MODELS = Registry(
+    'model',
+    build_func=build_in_scope,
+    parent=MMENGINE_MODELS,
+    scope=SCOPE,
+    locations=['mmrazor_brecq.algorithms', 'mmrazor_brecq.quantizers'])
+
+#: The loop that drives a post-training quantization.
+LOOPS = Registry(
+    'loop',
+    parent=MMENGINE_LOOPS,
+    scope=SCOPE,
+    locations=['mmrazor_brecq.engine'])
+
+#: Hooks of the runner.
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope=SCOPE,
+    locations=['mmrazor_brecq.engine'])
+
+#: Observers, partitions, objectives and reconstructors: plain objects.
+TASK_UTILS = Registry(
+    'task util',
+    build_func=build_in_scope,
+    parent=MMENGINE_TASK_UTILS,
+    scope=SCOPE,
+    locations=[
+        'mmrazor_brecq.quantizers', 'mmrazor_brecq.graph',
+        'mmrazor_brecq.reconstruction'
+    ])
+
+#: Data sets that the demo needs.
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope=SCOPE,
+    locations=['mmrazor_brecq.datasets'])
