@@ -1,5 +1,6 @@
 # MobileNetV2 at half width: 0.7 M parameters.
 model = dict(
+    _scope_='mmcls',
     type='ImageClassifier',
     backbone=dict(type='MobileNetV2', widen_factor=0.5),
     neck=dict(type='GlobalAveragePooling'),
@@ -7,4 +8,6 @@ model = dict(
         type='LinearClsHead',
         num_classes=10,
         in_channels=1280,
-        loss=dict(type='CrossEntropyLoss')))
+        loss=dict(type='CrossEntropyLoss'),
+    ),
+)

@@ -1,0 +1,40 @@
+PYTHON ?= python3
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: venv demo test test-slow test-all lint clean
+
+venv: $(STAMP)
+
+$(STAMP): setup.py pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install $(TORCH)
+	$(BIN)/pip install 'setuptools>=77.0.3,<82' wheel
+	$(BIN)/pip install -e '.[lite,dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/python tools/ptq.py \
+	    configs/brecq/resnet/brecq_resnet18_w4a4_fashion-mnist.py \
+	    demo/resnet18_fashion-mnist.pth --work-dir work_dirs/demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+test-all: venv
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: venv
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+# What was built and cached; .venv and what it links to (.mim) stay.
+clean:
+	rm -rf build dist *.egg-info work_dirs/demo
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

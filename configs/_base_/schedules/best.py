@@ -1,0 +1,2 @@
+_base_ = './default.py'
+schedule = dict(iterations=1000)

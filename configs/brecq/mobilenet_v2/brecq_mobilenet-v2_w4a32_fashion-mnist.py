@@ -1,0 +1,5 @@
+_base_ = [
+    './brecq_mobilenet-v2_fashion-mnist.py',
+    '../../_base_/bits/w4a32.py',
+]
+model = dict(quantization=_base_.pop('bits'))

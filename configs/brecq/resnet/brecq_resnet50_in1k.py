@@ -1,0 +1,24 @@
+# ResNet-50 on ImageNet, all at 8 bits: the files beside it choose others.
+_base_ = [
+    'mmcls::resnet/resnet50_8xb32_in1k.py',
+    '../../_base_/calibration/imagenet.py',
+    '../../_base_/schedules/default.py',
+]
+custom_imports = dict(imports=['mmrazor_brecq'], allow_failed_imports=False)
+randomness = dict(seed=0)
+
+model = dict(
+    _delete_=True,
+    type='mmrazor_brecq.BRECQ',
+    architecture=_base_.model,
+    reconstructor=_base_.pop('schedule'),
+)
+# Calibration images are transformed as test images are.
+_base_.calibration.dataloader.dataset.pipeline = _base_.test_pipeline
+test_cfg = dict(
+    type='mmrazor_brecq.PTQLoop', calibration=_base_.pop('calibration')
+)
+
+# Nothing is trained.
+train_cfg = train_dataloader = optim_wrapper = param_scheduler = None
+val_cfg = val_dataloader = val_evaluator = None

@@ -1,0 +1,29 @@
+"""Post-training quantization of OpenMMLab models by block reconstruction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._requirements import check_requirements
+
+check_requirements()
+
+from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402
+
+from .registry import SCOPE  # noqa: E402
+from .version import __version__  # noqa: E402
+
+# Where mmengine looks for `_base_ = ['mmrazor_brecq::...']`: in `.mim` beside
+# this module. Given the name of the distribution instead, it would look in
+# site-packages, where an editable install has nothing.
+MODULE2PACKAGE[SCOPE] = f'{__name__}.version'
+
+__all__ = ['__version__', 'quantize']
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'quantize':
+        from .api import quantize
+
+        return quantize
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,103 @@
+"""Checks the versions of what we stand on, before any of it is imported."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+
+#: Versions that we need ourselves: distribution, lowest, and first too high.
+REQUIRED = (('torch', '2.1', None), ('mmengine', '0.10.1', '1.0'))
+
+#: Distributions that own ``import mmcv``.
+MMCV = ('mmcv', 'mmcv-lite', 'mmcv-full')
+
+#: Libraries of models that refuse the wrong mmcv: lowest, and first too high.
+MMCV_OF_HOST = {
+    'mmcls': ('2.0.0', '2.1'),
+    'mmpretrain': ('2.0.0', '2.2'),
+}
+
+
+def check_requirements() -> None:
+    """Check torch, mmengine and mmcv by their metadata, importing none.
+
+    Raises:
+        ImportError: If one of them is missing, or its version does not fit.
+            The message names the version found, the one expected, and the
+            command that helps.
+    """
+    for name, low, high in REQUIRED:
+        found, wanted = _find(name), _specifier(low, high)
+        if found is None or not _fits(found, low, high):
+            raise ImportError(
+                f'mmrazor_brecq needs {name}{wanted}, and found '
+                f'{found or "none"}: pip install "{name}{wanted}"'
+            )
+    _check_mmcv()
+
+
+def _check_mmcv() -> None:
+    owners = {name: found for name in MMCV if (found := _find(name))}
+    hosts = {name: MMCV_OF_HOST[name] for name in MMCV_OF_HOST if _find(name)}
+    if not owners:
+        raise ImportError(
+            'mmrazor_brecq needs mmcv, and found none: either '
+            f'{_cure("2.1")}; never both, for both own `import mmcv`'
+        )
+    if len(owners) > 1:
+        warnings.warn(
+            f'{_named(owners)} are installed together and own the same '
+            '`import mmcv`: which one it gives depends on the order in which '
+            f'they came. Run `pip uninstall {" ".join(owners)}`, then '
+            'install the one that you want',
+            stacklevel=3,
+        )
+    if hosts and not any(
+        _fits(found, *bounds)
+        for found in owners.values()
+        for bounds in hosts.values()
+    ):
+        wanted = ', '.join(
+            f'{host} {_find(host)} needs mmcv{_specifier(*hosts[host])}'
+            for host in hosts
+        )
+        highest = max((high for _, high in hosts.values()), key=_release)
+        raise ImportError(
+            f'Found {_named(owners)}, but {wanted}: run `pip uninstall '
+            f'{" ".join(owners)}`, then either {_cure(highest)}; never both'
+        )
+
+
+def _find(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """The release segment of a version alone: '2.1.0a0+cu' is (2, 1, 0)."""
+    numbers = re.split(r'[^\d.]', text)[0].split('.')
+    return (*(int(number or 0) for number in numbers), 0, 0, 0)[:3]
+
+
+def _fits(found: str, low: str, high: str | None) -> bool:
+    return _release(low) <= _release(found) and (
+        high is None or _release(found) < _release(high)
+    )
+
+
+def _specifier(low: str, high: str | None) -> str:
+    return f'>={low},<{high}' if high else f'>={low}'
+
+
+def _named(owners: dict[str, str]) -> str:
+    return ' and '.join(f'{name} {found}' for name, found in owners.items())
+
+
+def _cure(high: str) -> str:
+    return (
+        f'`pip install "mmcv-lite>=2.0.1,<{high}"` (no compiled ops, '
+        f'works everywhere) or `mim install "mmcv>=2.0.1,<{high}"`'
+    )

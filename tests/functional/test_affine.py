@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmrazor_brecq.functional import (
+    dequantize,
+    fake_quantize,
+    integer_range,
+    quantize,
+)
+
+GRIDS = [(2, False, 1), (3, True, 0), (4, False, 9), (8, True, -5)]
+
+
+def off_the_ties(generator, step, shape=(400,), span=300):
+    """Values whose positions on the grid are well apart from a half."""
+    whole = torch.randint(-span, span, shape, generator=generator)
+    rest = torch.rand(shape, generator=generator) * 0.8 - 0.4
+    return (whole + rest).double() * step
+
+
+def straight_through(x, log_step, scale, zero_point, qmin, qmax, keep=None):
+    """The definition, as autograd differentiates it."""
+    step = scale * log_step.exp()
+    position = x / step
+    q = position + (position.round() + zero_point - position).detach()
+    q = torch.where(q < qmin, qmin, torch.where(q > qmax, qmax, q))
+    out = (q - zero_point) * step
+    return out if keep is None else keep * out + (1 - keep) * x
+
+
+@pytest.mark.parametrize('bits', range(2, 9))
+def test_an_integer_range_holds_two_to_the_bits_and_zero(bits):
+    for signed in (False, True):
+        low, high = integer_range(bits, signed)
+        assert high - low + 1 == 2**bits
+        assert low <= 0 <= high
+        assert (low < 0) is signed
+
+
+@pytest.mark.parametrize(('bits', 'signed', 'zero_point'), GRIDS)
+def test_quantized_values_are_the_nearest_of_the_grid(
+    bits, signed, zero_point, generator
+):
+    low, high = integer_range(bits, signed)
+    scale, zero_point = torch.tensor(0.3), torch.tensor(zero_point)
+    grid = (torch.arange(low, high + 1) - zero_point) * scale
+    x = torch.randn(300, generator=generator) * 3 * scale * 2**bits
+
+    q = quantize(x, scale, zero_point, low, high)
+    found = dequantize(q, scale, zero_point)
+
+    assert set(q.tolist()) <= set(range(low, high + 1))
+    best = (x[:, None] - grid).abs().amin(1)
+    torch.testing.assert_close((x - found).abs(), best)
+
+
+def test_zero_and_the_grid_itself_stand_still(generator):
+    low, high = integer_range(4, False)
+    scale = torch.rand(7, 1, generator=generator) + 0.1
+    zero_point = torch.randint(low, high + 1, (7, 1), generator=generator)
+    grid = dequantize(torch.arange(low, high + 1), scale, zero_point)
+
+    again = quantize(grid, scale, zero_point, low, high)
+
+    assert torch.equal(again, torch.arange(16.0).expand(7, -1))
+    zero = quantize(torch.zeros(7, 1), scale, zero_point, low, high)
+    assert torch.equal(zero, zero_point.float())
+
+
+@pytest.mark.parametrize(('bits', 'signed', 'zero_point'), GRIDS)
+@pytest.mark.parametrize('log_step', [0.0, 0.3])
+@pytest.mark.parametrize('dropped', [False, True])
+def test_fake_quantize_and_its_gradients_are_those_of_the_definition(
+    bits, signed, zero_point, log_step, dropped, generator
+):
+    scale = torch.tensor(0.07, dtype=torch.double)
+    zero_point = torch.tensor(zero_point)
+    x = off_the_ties(generator, scale * torch.tensor(log_step).exp())
+    keep = (torch.rand(400, generator=generator) < 0.5).double()
+    upstream = torch.randn(400, generator=generator).double()
+    found = []
+    for function in fake_quantize, straight_through:
+        a = x.clone().requires_grad_()
+        s = torch.tensor(log_step, dtype=torch.double, requires_grad=True)
+        out = function(
+            a,
+            s,
+            scale,
+            zero_point,
+            *integer_range(bits, signed),
+            keep if dropped else None,
+        )
+        (out * upstream).sum().backward()
+        found.append((out.detach(), a.grad, s.grad))
+
+    for ours, reference in zip(*found):
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-9)
+
+
+def test_the_steps_gradient_has_the_form_of_the_paper(generator):
+    """``sum(g * out) - sum(g * inside * x)`` (LSQ's, times the step)."""
+    scale, zero_point = torch.tensor(0.1).double(), torch.tensor(6)
+    x = off_the_ties(generator, scale, span=20)
+    upstream = torch.randn(400, generator=generator).double()
+    log_step = torch.zeros((), dtype=torch.double, requires_grad=True)
+
+    out = fake_quantize(x, log_step, scale, zero_point, 0, 15)
+    (out * upstream).sum().backward()
+
+    position = (x / scale).round() + zero_point
+    inside = (position >= 0) & (position <= 15)
+    assert 0 < inside.float().mean() < 1
+    expected = (upstream * out.detach()).sum() - (upstream * inside * x).sum()
+    torch.testing.assert_close(log_step.grad, expected)
+
+
+def test_clipped_elements_follow_the_step_and_pass_no_gradient():
+    scale, zero_point = torch.tensor(0.5), torch.tensor(0)
+    x = torch.tensor([-9.0, 0.6, 9.0], requires_grad=True)
+    log_step = torch.zeros((), requires_grad=True)
+
+    out = fake_quantize(x, log_step, scale, zero_point, 0, 3)
+    out.sum().backward()
+
+    assert out.tolist() == [0, 0.5, 1.5]
+    assert x.grad.tolist() == [0, 1, 0]
+    # 0 and 1.5 are what the clipped ones follow, -0.1 the rounding error.
+    torch.testing.assert_close(log_step.grad, torch.tensor(1.4))
+
+
+def test_dropped_elements_are_left_as_they_are(generator):
+    x = torch.randn(1000, generator=generator)
+    keep = (torch.rand(1000, generator=generator) < 0.5).float()
+    args = torch.zeros(()), torch.tensor(0.2), torch.tensor(7), 0, 15
+
+    mixed = fake_quantize(x, *args, keep)
+
+    dropped = keep == 0
+    assert torch.equal(mixed[dropped], x[dropped])
+    torch.testing.assert_close(
+        mixed[~dropped], fake_quantize(x, *args)[~dropped]
+    )
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_eight_bits_lose_at_most_half_a_step(symmetric, generator):
+    low, high = integer_range(8, symmetric)
+    scale = torch.tensor(2 / (high - low))
+    zero_point = torch.tensor(0 if symmetric else 128)
+    x = torch.rand(1000, generator=generator) * 1.9 - 0.95
+
+    out = fake_quantize(x, torch.zeros(()), scale, zero_point, low, high)
+
+    assert (out - x).abs().max() <= scale / 2 * (1 + 1e-4)
+    assert len(out.unique()) > 200
+
+
+def test_memory_order_of_the_input_does_not_matter(generator):
+    x = torch.randn(2, 3, 4, 5, generator=generator)
+    results = []
+    for order in torch.contiguous_format, torch.channels_last:
+        a = x.clone(memory_format=order).requires_grad_()
+        s = torch.zeros((), requires_grad=True)
+        out = fake_quantize(a, s, torch.tensor(0.3), torch.tensor(7), 0, 15)
+        (out * x).sum().backward()
+        results.append((out.detach(), a.grad, s.grad))
+
+    for ours, reference in zip(*results):
+        torch.testing.assert_close(ours, reference)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmrazor_brecq.functional import (
+    annealed_beta,
+    inverse_rectified_sigmoid,
+    rectified_sigmoid,
+    rounding_penalty,
+)
+
+
+def test_the_inverse_undoes_the_rectified_sigmoid():
+    h = torch.linspace(0, 1, 101)
+    alpha = inverse_rectified_sigmoid(h)
+
+    assert alpha.isfinite().all()
+    torch.testing.assert_close(rectified_sigmoid(alpha), h)
+
+
+def test_the_rectified_sigmoid_reaches_both_ends_and_only_rises():
+    h = rectified_sigmoid(torch.linspace(-6, 6, 200))
+
+    assert h.min() == 0 and h.max() == 1
+    assert (h.diff() >= 0).all()
+
+
+@pytest.mark.parametrize('beta', [2.0, 7.5, 20.0])
+def test_the_penalty_is_nought_where_all_is_rounded(beta):
+    assert rounding_penalty(torch.tensor([0.0, 1, 1, 0]), beta) == 0
+    assert rounding_penalty(torch.full((3,), 0.5), beta) == 3
+    between = rounding_penalty(torch.tensor([0.1]), beta)
+    assert 0 < between < 1
+
+
+def test_the_penalty_pushes_to_the_nearer_end():
+    h = torch.tensor([0.2, 0.8], requires_grad=True)
+    rounding_penalty(h, 2.0).backward()
+
+    assert h.grad[0] > 0 > h.grad[1]
+
+
+def test_the_exponent_is_flat_through_the_warmup_and_then_falls_in_a_line():
+    betas = [annealed_beta(i / 100, 0.2, 20.0, 2.0) for i in range(101)]
+
+    assert betas[:21] == [20.0] * 21
+    assert betas[60] == pytest.approx(11.0)
+    assert betas[100] == pytest.approx(2.0)
+    steps = torch.tensor(betas[20:]).diff()
+    torch.testing.assert_close(steps, torch.full((80,), -18 / 80))

@@ -1,0 +1,135 @@
+"""The guard reads versions from metadata; here they are made up."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from mmrazor_brecq import _requirements
+from mmrazor_brecq._requirements import check_requirements
+
+FINE = {'torch': '2.14.1', 'mmengine': '0.10.7', 'mmcv-lite': '2.0.1'}
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """A function that sets what is installed, by changes to `FINE`."""
+
+    def install(**changes):
+        versions = {
+            **FINE,
+            **{k.replace('_', '-'): v for k, v in changes.items()},
+        }
+
+        def version(name):
+            if versions.get(name) is None:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return versions[name]
+
+        monkeypatch.setattr(_requirements, 'version', version)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        dict(torch='2.1.0a0+32f93b1'),
+        dict(torch='2.1'),
+        dict(mmengine='0.10.1'),
+        dict(mmcls='1.0.0rc6'),
+        dict(mmcls='1.0.0rc6', mmcv_lite='2.0.0'),
+        dict(mmcls='1.0.0rc6', mmcv_lite=None, mmcv='2.0.1'),
+        dict(mmpretrain='1.2.0', mmcv_lite='2.1.0'),
+        dict(mmpretrain='1.2.0', mmcls='1.0.0rc6', mmcv_lite='2.1.0'),
+        dict(mmcv_lite='2.2.0'),
+    ],
+)
+def test_accepts(installed, changes):
+    installed(**changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_requirements()
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(torch='2.0.1+cpu'), ['torch>=2.1', '2.0.1+cpu']),
+        (dict(torch=None), ['torch>=2.1', 'none']),
+        (dict(mmengine='0.10.0'), ['mmengine>=0.10.1,<1.0', '0.10.0']),
+        (dict(mmengine='1.0.0rc1'), ['mmengine>=0.10.1,<1.0', '1.0.0rc1']),
+        (
+            dict(mmcv_lite=None),
+            [
+                'pip install "mmcv-lite>=2.0.1,<2.1"',
+                'mim install "mmcv>=2.0.1,<2.1"',
+                'never both',
+            ],
+        ),
+        (
+            dict(mmcls='1.0.0rc6', mmcv_lite='2.1.0'),
+            [
+                'mmcv-lite 2.1.0',
+                'mmcls 1.0.0rc6',
+                '>=2.0.0,<2.1',
+                'pip uninstall mmcv-lite',
+                'pip install "mmcv-lite>=2.0.1,<2.1"',
+            ],
+        ),
+        (
+            dict(mmcls='1.0.0rc6', mmcv_lite=None, mmcv_full='1.7.2'),
+            ['mmcv-full 1.7.2', '>=2.0.0,<2.1'],
+        ),
+        (
+            dict(mmpretrain='1.2.0', mmcls='1.0.0rc6', mmcv_lite='2.2.0'),
+            [
+                'mmcls 1.0.0rc6',
+                'mmpretrain 1.2.0',
+                '<2.2',
+                'mmcv-lite>=2.0.1,<2.2',
+            ],
+        ),
+    ],
+)
+def test_refuses_and_names_the_cure(installed, changes, message):
+    installed(**changes)
+    with pytest.raises(ImportError) as error:
+        check_requirements()
+    for part in message:
+        assert part in str(error.value)
+
+
+def test_warns_of_two_owners_of_mmcv(installed):
+    installed(mmcv='2.0.1')
+    with pytest.warns(UserWarning, match='mmcv 2.0.1 and mmcv-lite 2.0.1'):
+        check_requirements()
+
+
+def test_imports_nothing_it_checks_and_is_quick():
+    """In a process of its own, that has imported nothing yet."""
+    code = (
+        'import runpy, sys, time\n'
+        'guard = runpy.run_path(sys.argv[1])\n'
+        'start = time.process_time()\n'
+        'guard["check_requirements"]()\n'
+        'print(time.process_time() - start)\n'
+        'assert not {"torch", "mmengine", "mmcv", "mmcls"} & {*sys.modules}'
+    )
+    seconds = min(
+        float(
+            subprocess.run(
+                [sys.executable, '-c', code, _requirements.__file__],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for _ in range(3)
+    )
+    assert seconds < 0.05
