@@ -244,6 +244,16 @@ def make(name, seed=0):
     return randomise(network, torch.Generator().manual_seed(seed)).eval()
 
 
+@pytest.fixture(autouse=True)
+def eager(request):
+    """Fast tests wait for no compiler; the slow ones use it."""
+    if request.node.get_closest_marker('slow'):
+        yield
+        return
+    with torch.compiler.set_stance('force_eager'):
+        yield
+
+
 @pytest.fixture
 def toy():
     """Builds a toy network by its name, with the same weights every time."""

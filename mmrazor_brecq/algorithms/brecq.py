@@ -13,6 +13,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..functional import reuse_freed_memory
 from ..graph import (QuantizationScheme, Unit, fold_batch_norm, prepare,
                      record, run_float)
 from ..layers import is_quantizable
@@ -60,7 +61,8 @@ class BRECQ(BaseModel):
         super().__init__(init_cfg=init_cfg)
         if isinstance(architecture, BaseModel):
             self.data_preprocessor = architecture.data_preprocessor
-        self.architecture = architecture
+        self.architecture = architecture.to(
+            memory_format=torch.channels_last)
         self.scheme = QuantizationScheme(**quantization or {})
         self.partition = TASK_UTILS.build(
             partition or dict(type='BlockPartition'))
@@ -143,6 +145,7 @@ class BRECQ(BaseModel):
             UnitReport: One for each unit that was reconstructed, once its
             weights are integers.
         """
+        reuse_freed_memory()
         reconstructor = reconstructor or self.reconstructor
         done = done or {}
         order = {unit.name: unit for unit in self.units}

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .fused import flat, fused, like
+
 
 def integer_range(bits: int, signed: bool) -> Tuple[int, int]:
     """Smallest and largest integer of a grid.
@@ -44,6 +46,25 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int,
     return torch.clamp(torch.round(x / scale) + zero_point, qmin, qmax)
 
 
+@fused
+def dequantize_rows(q: Tensor, step: Tensor, zero_point: Tensor, qmin: int,
+                    qmax: int) -> Tensor:
+    """Real values of integers that may lie beyond the grid, row by row.
+
+    Args:
+        q (Tensor): C x K integers, or what relaxes them, less the zero
+            point.
+        step (Tensor): C x 1 or 1 x 1.
+        zero_point (Tensor): Likewise.
+        qmin (int): Smallest integer.
+        qmax (int): Largest integer.
+
+    Returns:
+        Tensor: C x K.
+    """
+    return q.clamp(qmin - zero_point, qmax - zero_point) * step
+
+
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Real values of integers: ``(q - zero_point) * scale``."""
     return (q - zero_point) * scale
@@ -62,19 +83,21 @@ class _FakeQuantize(torch.autograd.Function):
             zero_point: Tensor, qmin: int, qmax: int,
             keep: Optional[Tensor]) -> Tensor:
         step = scale * log_step.exp()
+        zero_point = zero_point.to(step.dtype)  # one type: one fast kernel
         ctx.save_for_backward(x, step, zero_point, keep)
         ctx.range = qmin, qmax
-        return _mixed(x, step, zero_point, qmin, qmax, keep)
+        return like(_mixed(flat(x.detach()), step, zero_point, qmin, qmax, keep), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):  # type: ignore[override]
         x, step, zero_point, keep = ctx.saved_tensors
-        grad_x, grad_log_step = _mixed_backward(grad, x, step, zero_point,
-                                                *ctx.range, keep)
-        return grad_x, grad_log_step, None, None, None, None, None
+        grad_x, grad_log_step = _mixed_backward(
+            flat(grad, x), flat(x), step, zero_point, *ctx.range, keep)
+        return like(grad_x, x), grad_log_step, None, None, None, None, None
 
 
+@fused
 def _mixed(x: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int,
            keep: Optional[Tensor]) -> Tensor:
     out = dequantize(quantize(x, step, zero_point, qmin, qmax), step,
@@ -82,6 +105,7 @@ def _mixed(x: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int,
     return out if keep is None else torch.lerp(x, out, keep)
 
 
+@fused
 def _mixed_backward(grad: Tensor, x: Tensor, step: Tensor, zero_point: Tensor,
                     qmin: int, qmax: int,
                     keep: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
@@ -115,8 +139,8 @@ def fake_quantize(x: Tensor,
         zero_point (Tensor): Scalar in ``[qmin, qmax]``.
         qmin (int): Smallest integer.
         qmax (int): Largest integer.
-        keep (Tensor, optional): Values of 0 and 1 in the shape of ``x``:
-            1 quantizes the element, 0 leaves it (QDrop, Wei et al., ICLR
+        keep (Tensor, optional): One 0 or 1 for each element, in the order
+            of memory: 1 quantizes it, 0 leaves it (QDrop, Wei et al., ICLR
             2022). By default all elements are quantized.
 
     Returns:

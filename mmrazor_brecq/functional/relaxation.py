@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .fused import fused
+
 GAMMA, ZETA = -0.1, 1.1
 
 
@@ -18,9 +20,22 @@ def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
     return torch.logit((h - GAMMA) / (ZETA - GAMMA))
 
 
-def rounding_penalty(h: Tensor, beta: float) -> Tensor:
-    """``sum(1 - |2 h - 1|^beta)``: nought where all is rounded (eq. 24)."""
-    return (1 - (2 * h - 1).abs().pow(beta)).sum()
+@fused
+def relaxed_integers(alpha: Tensor, base: Tensor) -> Tensor:
+    """``base + h(alpha)``, with the rectified sigmoid ``h``; all of one
+    dimension."""
+    return base + rectified_sigmoid(alpha)
+
+
+@fused
+def rounding_penalty(alpha: Tensor, beta: Tensor) -> Tensor:
+    """``sum(1 - |2 h - 1|^beta)``: nought where all is rounded (eq. 24).
+
+    Args:
+        alpha (Tensor): Rounding variables, 1-dimensional, ``h = rectified_sigmoid(alpha)``.
+        beta (Tensor): Exponent, a scalar above 1.
+    """
+    return (1 - (2 * rectified_sigmoid(alpha) - 1).abs().pow(beta)).sum()
 
 
 def annealed_beta(progress: float,

@@ -1,18 +1,20 @@
 """Batch normalisation folded into the layer before it."""
 from __future__ import annotations
 
-from typing import Dict, List, Set
+from typing import List
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import is_quantizable
-from .record import Trace, Value
+from .record import Trace
 
 
 def _is_frozen_norm(module: nn.Module) -> bool:
-    """Whether it normalises by statistics that it holds."""
+    """Whether it normalises by statistics that it holds, and no more."""
+    if list(module.children()):
+        return False
     if isinstance(module, _BatchNorm):
         return module.running_mean is not None
     return all(
@@ -39,9 +41,9 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
 def fold_batch_norm(model: nn.Module, trace: Trace) -> List[str]:
     """Fold every BatchNorm whose input is what a Conv or Linear put out.
 
-    The same tensor object, that is, with nothing written to it since, and
-    on each of their calls; all others stay. A folded norm becomes an
-    ``nn.Identity`` under its own name.
+    The same tensor object, that is, with nothing written to it since and
+    nothing else computed from it, on each of their calls; all others stay.
+    A folded norm becomes an ``nn.Identity`` under its own name.
 
     Args:
         model (nn.Module): The model, changed in place.
@@ -51,28 +53,26 @@ def fold_batch_norm(model: nn.Module, trace: Trace) -> List[str]:
         list[str]: Names of the norms that are folded.
     """
     calls = trace.by_module()
+    given_out = set(trace.calls[0].outputs)
     producer = {
         call.outputs[0]: call.module
         for call in trace.calls
         if is_quantizable(call.module) and len(call.outputs) == 1
+        and call.outputs[0].dims == call.module.weight.dim()
     }
-    takers: Dict[Value, Set[nn.Module]] = {}
-    for call in trace.calls:
-        for value in call.inputs if not list(call.module.children()) else ():
-            takers.setdefault(value, set()).add(call.module)
-
     folded = []
     for norm, uses in calls.items():
         if not _is_frozen_norm(norm):
             continue
         layers = {producer.get(use.inputs[0]) for use in uses}
         layer = layers.pop()
-        if layers or layer is None or any(
-                takers.get(call.outputs[0]) != {norm}
-                for call in calls[layer]):
+        if layers or layer is None:
             continue
-        _fold(layer, norm)
-        folded.append(uses[0].name)
+        outputs = [call.outputs[0] for call in calls[layer]]
+        if given_out.isdisjoint(outputs) and all(
+                trace.users.get(out) == {norm} for out in outputs):
+            _fold(layer, norm)
+            folded.append(uses[0].name)
     for name in folded:
         parent, _, child = name.rpartition('.')
         setattr(model.get_submodule(parent), child, nn.Identity())

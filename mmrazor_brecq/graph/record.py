@@ -5,11 +5,12 @@ Nothing is traced or rewritten, so any Python between the modules works.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
@@ -22,12 +23,13 @@ class Value(NamedTuple):
     tensor: int
     version: int
     storage: int
+    dims: int
 
     @classmethod
     def of(cls, tensor: Tensor) -> 'Value':
         return cls(
             id(tensor), tensor._version,
-            tensor.untyped_storage().data_ptr())
+            tensor.untyped_storage().data_ptr(), tensor.dim())
 
     def views(self, other: 'Value') -> bool:
         """Whether both show the same memory with the same content."""
@@ -52,8 +54,15 @@ class Call:
 
 @dataclass
 class Trace:
-    """The calls of one forward pass, in the order of their beginning."""
+    """One forward pass.
+
+    Attributes:
+        calls (list[Call]): In the order of their beginning.
+        users (dict): The modules whose own code computes with a value.
+        kept (list[Tensor]): All tensors.
+    """
     calls: List[Call] = field(default_factory=list)
+    users: Dict[Value, Set[nn.Module]] = field(default_factory=dict)
     kept: List[Tensor] = field(default_factory=list, repr=False)
 
     def of(self, module: nn.Module) -> List[Call]:
@@ -75,6 +84,25 @@ class Trace:
         return tuple(map(Value.of, tensors))
 
 
+class _Users(TorchDispatchMode):
+    """Notes which tensors the code of the module that runs computes with."""
+
+    def __init__(self, trace: Trace, stack: List[Call]) -> None:
+        super().__init__()
+        self.trace = trace
+        self.stack = stack
+
+    def __torch_dispatch__(self,
+                           func: Any,
+                           types: Any,
+                           args: Any = (),
+                           kwargs: Any = None) -> Any:
+        for value in self.trace.values((args, kwargs)):
+            users = self.trace.users.setdefault(value, set())
+            users.add(self.stack[-1].module)
+        return func(*args, **kwargs or {})
+
+
 def run_float(model: nn.Module, inputs: Tensor) -> Any:
     """The network's plain output, without post-processing.
 
@@ -90,7 +118,7 @@ def run_float(model: nn.Module, inputs: Tensor) -> Any:
 
 @torch.no_grad()
 def record(model: nn.Module, inputs: Tensor) -> Trace:
-    """Run the model once and note every module's inputs and outputs.
+    """Run the model once and note which tensor goes where.
 
     Args:
         model (nn.Module): In evaluation mode.
@@ -118,7 +146,8 @@ def record(model: nn.Module, inputs: Tensor) -> Trace:
             module.register_forward_hook(leave, with_kwargs=True)
         ]
     try:
-        run_float(model, inputs)
+        with _Users(trace, stack):
+            run_float(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,8 +1,8 @@
-"""Layers whose weight and input are quantized: one mixin, two forwards.
+"""Layers whose weight and input are quantized: one mixin for all of them.
 
 A layer is swapped by giving it another class: the object, its name, its
 hooks and its hyper-parameters stay, and so does what a subclass of
-``nn.Conv2d`` does before it convolves (such as mmcv's adaptive padding).
+``nn.Conv2d`` does to its input and weight (such as mmcv's adaptive padding).
 """
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ class QuantLayer(nn.Module):
     weight_quantizer: WeightQuantizer
     input_quantizer: nn.Module
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the float layer does, with quantized weight and input."""
+        x = self.input_quantizer(x)
+        # An attribute hides the parameter of that name: so the float
+        # layer's own code finds the quantized weight, whatever it does.
+        self.__dict__['weight'] = self.weight_quantizer(self.weight)
+        try:
+            return super().forward(x, *args, **kwargs)
+        finally:
+            del self.__dict__['weight']
+
     @property
     def frozen(self) -> bool:
         """Whether the weights are integers."""
@@ -54,27 +65,9 @@ class QuantLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class _QuantConv(QuantLayer):
-
-    def _conv_forward(self, x: Tensor, weight: Tensor,
-                      bias: Optional[Tensor]) -> Tensor:
-        return super()._conv_forward(  # type: ignore[misc]
-            self.input_quantizer(x), self.weight_quantizer(weight), bias)
-
-
-class _QuantLinear(QuantLayer):
-    bias: Optional[Tensor]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(
-            self.input_quantizer(x), self.weight_quantizer(self.weight),
-            self.bias)
-
-
 @lru_cache(maxsize=None)
 def _quant_class(cls: Type[nn.Module]) -> Type[QuantLayer]:
-    mixin = _QuantLinear if issubclass(cls, nn.Linear) else _QuantConv
-    return type(f'Quant{cls.__name__}', (mixin, cls), {})
+    return type(f'Quant{cls.__name__}', (QuantLayer, cls), {})
 
 
 def is_quantizable(module: nn.Module) -> bool:
@@ -98,6 +91,9 @@ def quantize_layer(layer: nn.Module, weight_quantizer: WeightQuantizer,
     if not is_quantizable(layer):
         raise TypeError(f'{type(layer).__name__} cannot be quantized, '
                         'expected Conv1d, Conv2d, Conv3d or Linear')
+    if layer.weight.stride(0) != layer.weight[0].numel():
+        # The quantizer takes the elements of one channel for neighbours.
+        layer.weight.data = layer.weight.data.contiguous()
     layer.__class__ = _quant_class(type(layer))
     layer.weight_quantizer = weight_quantizer
     layer.input_quantizer = input_quantizer or nn.Identity()

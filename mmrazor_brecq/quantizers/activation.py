@@ -6,7 +6,7 @@ from typing import Any, List, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import fake_quantize
+from ..functional import fake_quantize, flat, like
 from ..registry import MODELS, TASK_UTILS
 from .observers import Grid
 
@@ -32,7 +32,7 @@ class ActivationQuantizer(nn.Module):
     zero_point: Tensor
     bits: Tensor
     #: Elements that an observer looks at.
-    sample_size = 2**18
+    sample_size = 2**16
 
     def __init__(self,
                  bits: int = 8,
@@ -85,7 +85,7 @@ class ActivationQuantizer(nn.Module):
         if self.log_step is not None:
             log_step = self.log_step
             if self.training and self.masks is not None and self.drop_prob:
-                keep = self.masks.like(x, 1 - self.drop_prob)
+                keep = self.masks.cut(x.numel(), 1 - self.drop_prob)
         return fake_quantize(x, log_step, self.scale, self.zero_point,
                              *self.grid.range, keep)
 
@@ -135,19 +135,19 @@ class MaskPool:
         self.spare = spare
         self.pools: dict = {}
 
-    def like(self, x: Tensor, prob: float) -> Tensor:
-        """Ones with probability ``prob``, zeros else, in the shape and the
-        memory order of ``x``."""
+    def cut(self, size: int, prob: float) -> Tensor:
+        """Ones with probability ``prob``, zeros else, 1-dimensional."""
         pool = self.pools.get(prob)
-        if pool is None or len(pool) < x.numel() + self.spare:
-            size = x.numel() + self.spare
-            pool = torch.rand(size, generator=self.generator) < prob
-            pool = self.pools[prob] = pool.to(self.device, x.dtype)
+        if pool is None or len(pool) < size + self.spare:
+            pool = torch.rand(
+                size + self.spare, generator=self.generator) < prob
+            pool = self.pools[prob] = pool.to(self.device, torch.float32)
         start = int(
-            torch.randint(
-                len(pool) - x.numel() + 1, (), generator=self.generator))
-        mask = pool[start:start + x.numel()]
-        if x.is_contiguous(memory_format=torch.channels_last):
-            n, c, h, w = x.shape
-            return mask.view(n, h, w, c).permute(0, 3, 1, 2)
-        return mask.view(x.shape)
+            torch.randint(len(pool) - size + 1, (), generator=self.generator))
+        return pool[start:start + size]
+
+    def mix(self, x: Tensor, y: Tensor, prob: float) -> Tensor:
+        """Each element from ``x`` with probability ``prob``, else from
+        ``y``, two tensors of one shape."""
+        mask = self.cut(x.numel(), prob)
+        return like(torch.lerp(flat(y, x), flat(x), mask), x)

@@ -1,11 +1,16 @@
-"""Roundings: from positions between grid points to integers."""
+"""Roundings: from positions between grid points to integers.
+
+A rounding is begun at the positions of a layer's weights, in units of their
+step. It then gives integers: relaxed ones in training mode, whole ones in
+evaluation mode.
+"""
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
 from ..functional import (inverse_rectified_sigmoid, rectified_sigmoid,
-                          rounding_penalty)
+                          relaxed_integers, rounding_penalty)
 from ..registry import MODELS
 
 
@@ -13,29 +18,28 @@ from ..registry import MODELS
 class Nearest(nn.Module):
     """Every weight goes to the nearest grid point; nothing is learned."""
 
+    integers: Tensor
+
     def start(self, position: Tensor) -> None:
-        """Begin at ``position``; nothing to remember."""
+        """Round.
 
-    def forward(self, position: Tensor) -> Tensor:
-        """Whole numbers, with the gradient passed straight through."""
-        return position + (position.round() - position).detach()
+        Args:
+            position (Tensor): C x K weights in units of their step.
+        """
+        self.integers = position.round()
 
-    def penalty(self, beta: float) -> Tensor:
-        """Nothing is undecided."""
-        return torch.zeros(())
+    def forward(self) -> Tensor:
+        """Whole numbers, C x K."""
+        return self.integers
 
-    def undecided(self) -> float:
-        """Share of weights that are not yet rounded: none."""
-        return 0.
+    def penalty(self, beta: Tensor) -> Tensor:
+        """What is undecided: nothing."""
+        return beta.new_zeros(())
 
 
 @MODELS.register_module()
 class AdaRound(nn.Module):
-    """Each weight learns to go up or down (Nagel et al., ICML 2020).
-
-    In training mode it gives ``floor(position) + h(alpha)``; in evaluation
-    mode ``h`` is rounded, and what comes out are integers.
-    """
+    """Each weight learns to go up or down (Nagel et al., ICML 2020)."""
 
     alpha: nn.Parameter
     base: Tensor
@@ -44,23 +48,20 @@ class AdaRound(nn.Module):
         """Begin where nothing has been rounded yet.
 
         Args:
-            position (Tensor): Weights in units of the step, in the
-                weight's shape.
+            position (Tensor): C x K weights in units of their step.
         """
         self.base = position.floor()
         self.alpha = nn.Parameter(
             inverse_rectified_sigmoid(position - self.base))
 
-    def forward(self, position: Tensor) -> Tensor:
-        """Relaxed integers in training, whole ones in evaluation mode."""
-        h = rectified_sigmoid(self.alpha)
-        return self.base + (h if self.training else h.round())
+    def forward(self) -> Tensor:
+        """``floor(position) + h(alpha)``, C x K."""
+        if self.training:
+            relaxed = relaxed_integers(
+                self.alpha.view(-1), self.base.view(-1))
+            return relaxed.view_as(self.base)
+        return self.base + rectified_sigmoid(self.alpha).round()
 
-    def penalty(self, beta: float) -> Tensor:
+    def penalty(self, beta: Tensor) -> Tensor:
         """See :func:`mmrazor_brecq.functional.rounding_penalty`."""
-        return rounding_penalty(rectified_sigmoid(self.alpha), beta)
-
-    def undecided(self) -> float:
-        """Share of weights between two grid points."""
-        h = rectified_sigmoid(self.alpha.detach())
-        return ((h > 0.01) & (h < 0.99)).float().mean().item()
+        return rounding_penalty(self.alpha.view(-1), beta)

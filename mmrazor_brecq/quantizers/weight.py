@@ -6,7 +6,7 @@ from typing import Any, List, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import dequantize
+from ..functional import dequantize_rows, flat, like
 from ..registry import MODELS, TASK_UTILS
 from .observers import Grid
 
@@ -64,8 +64,9 @@ class WeightQuantizer(nn.Module):
         Args:
             weight (Tensor): C x ..., finite.
         """
-        rows = weight.detach().flatten(1) if self.per_channel else (
-            weight.detach().reshape(1, -1))
+        rows = _rows(weight.detach())
+        if not self.per_channel:
+            rows = rows.reshape(1, -1)
         scale, zero_point = self.observer(rows, self.grid)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
@@ -73,7 +74,7 @@ class WeightQuantizer(nn.Module):
     def learn(self, weight: Tensor) -> None:
         """Switch to the rounding that is learned."""
         self.rounding = MODELS.build(self.rounding_cfg)
-        self.rounding.start(self._position(weight.detach()))
+        self.rounding.start(_rows(weight.detach()) / self.scale[:, None])
         if self.learn_scale:
             self.log_step = nn.Parameter(torch.zeros_like(self.scale))
 
@@ -82,20 +83,22 @@ class WeightQuantizer(nn.Module):
         step = self.scale
         if self.log_step is not None:
             step = step * self.log_step.exp()
-        return dequantize(
-            self._integers(weight), self._column(step, weight),
-            self._column(self.zero_point, weight).to(step.dtype))
+        rows = dequantize_rows(
+            self._integers(weight), step[:, None],
+            self.zero_point[:, None].to(step.dtype), *self.grid.range)
+        return like(rows.view(-1), weight)
 
     @torch.no_grad()
     def freeze(self, weight: Tensor) -> Tensor:
         """End learning: the integers, ``int8``, in the shape of ``weight``.
         """
         self.eval()
-        integers = self._integers(weight).to(torch.int8)
+        integers = self._integers(weight) + self.zero_point[:, None]
+        integers = integers.clamp(*self.grid.range).to(torch.int8)
         if self.log_step is not None:
             self.scale.mul_(self.log_step.exp())
         self.forget()
-        return integers
+        return like(integers.view(-1), weight)
 
     def forget(self) -> None:
         """Back to nearest rounding at the steps that were fitted."""
@@ -107,20 +110,13 @@ class WeightQuantizer(nn.Module):
             self.rounding.parameters())
 
     def _integers(self, weight: Tensor) -> Tensor:
+        """C x K integers less the zero point, before they are clamped."""
         if not weight.is_floating_point():
-            return weight
-        position = self._position(weight)
-        rounded = (position.round() if self.rounding is None else
-                   self.rounding(position))
-        zero_point = self._column(self.zero_point, weight)
-        return (rounded + zero_point).clamp(*self.grid.range)
-
-    def _position(self, weight: Tensor) -> Tensor:
-        return weight / self._column(self.scale, weight)
-
-    @staticmethod
-    def _column(values: Tensor, weight: Tensor) -> Tensor:
-        return values.reshape(-1, *[1] * (weight.dim() - 1))
+            return _rows(weight).to(self.scale.dtype) - self.zero_point[:,
+                                                                        None]
+        if self.rounding is not None:
+            return self.rounding()
+        return (_rows(weight) / self.scale[:, None]).round()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str,
                               *args: Any) -> None:
@@ -134,3 +130,8 @@ class WeightQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f'{self.grid}, per_channel={self.per_channel}'
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """A row for each output channel, in the order of memory."""
+    return flat(weight).view(weight.shape[0], -1)

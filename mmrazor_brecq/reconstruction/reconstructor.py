@@ -222,7 +222,9 @@ class BlockReconstructor(NearestRounding):
             loss = error / max(report.before, 1e-12)
             progress = i / self.iterations
             if progress >= self.warmup:
-                beta = annealed_beta(progress, self.warmup, *self.beta)
+                beta = torch.tensor(
+                    annealed_beta(progress, self.warmup, *self.beta),
+                    device=error.device)
                 undecided = sum(layer.weight_quantizer.rounding.penalty(beta)
                                 for layer in layers)
                 loss = loss + self.penalty / weights * undecided
@@ -246,7 +248,8 @@ class BlockReconstructor(NearestRounding):
             ], self.activation_scale_lr),
         ]
         return torch.optim.Adam(
-            [dict(params=params, lr=lr) for params, lr in groups if params])
+            [dict(params=params, lr=lr) for params, lr in groups if params],
+            fused=True)
 
     def _mixed_inputs(self, unit: Unit, data: UnitData, index: Tensor,
                       masks: MaskPool) -> Any:
@@ -257,13 +260,13 @@ class BlockReconstructor(NearestRounding):
         if not drop:
             return inputs
         return tree_map(
-            lambda x, y: torch.lerp(y, x, masks.like(x, 1 - drop))
+            lambda x, y: masks.mix(x, y, 1 - drop)
             if isinstance(x, Tensor) and x.is_floating_point() else x, inputs,
             data.float_inputs.take(index))
 
     @staticmethod
     def _finite(error: Tensor, i: int) -> float:
-        value = float(error)
+        value = float(error.detach())
         if not math.isfinite(value):
             raise NonFinite(f'NaN or infinity in iteration {i}')
         return value

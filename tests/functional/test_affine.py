@@ -157,14 +157,34 @@ def test_eight_bits_lose_at_most_half_a_step(symmetric, generator):
     assert len(out.unique()) > 200
 
 
-def test_memory_order_of_the_input_does_not_matter(generator):
-    x = torch.randn(2, 3, 4, 5, generator=generator)
+LAYOUTS = dict(
+    channels_last=lambda x: x.to(memory_format=torch.channels_last),
+    transposed=lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
+    sliced=lambda x: torch.cat([x, x + 1, x + 2], 3)[..., 1::3],
+    expanded=lambda x: x[:, :1].expand_as(x),
+    repeated=lambda x: x[:1, :, :, :1].expand_as(x),
+    one_channel=lambda x: x[:, :1].to(memory_format=torch.channels_last),
+    scalar=lambda x: x[0, 0, 0, 0],
+    empty=lambda x: x[:0],
+)
+
+
+@pytest.mark.parametrize('upstream', ['same', 'other'])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_memory_order_does_not_matter(layout, upstream, generator):
+    x = LAYOUTS[layout](torch.randn(2, 3, 4, 5, generator=generator))
+    weight = torch.randn(2, 3, 4, 5, generator=generator)
+    plain = LAYOUTS[layout](weight)
+    weight = plain if upstream == 'same' else plain.clone(
+        memory_format=torch.contiguous_format
+    )
+    scale, zero_point = torch.tensor(0.3), torch.tensor(7)
     results = []
-    for order in torch.contiguous_format, torch.channels_last:
-        a = x.clone(memory_format=order).requires_grad_()
+    for function in fake_quantize, straight_through:
+        a = x.detach().requires_grad_()
         s = torch.zeros((), requires_grad=True)
-        out = fake_quantize(a, s, torch.tensor(0.3), torch.tensor(7), 0, 15)
-        (out * x).sum().backward()
+        out = function(a, s, scale, zero_point, 0, 15)
+        out.backward(weight)
         results.append((out.detach(), a.grad, s.grad))
 
     for ours, reference in zip(*results):

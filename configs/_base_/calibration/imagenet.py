@@ -5,7 +5,9 @@ calibration = dict(
     dataloader=dict(
         batch_size=64,
         num_workers=4,
-        sampler=dict(type='DefaultSampler', shuffle=True, seed=0),
+        sampler=dict(
+            _scope_='mmcls', type='DefaultSampler', shuffle=True, seed=0
+        ),
         dataset=dict(
             _scope_='mmcls',
             type='ImageNet',

@@ -15,7 +15,7 @@ test_pipeline = [
 test_dataloader = dict(
     batch_size=256,
     num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(_scope_='mmcls', type='DefaultSampler', shuffle=False),
     dataset=dict(
         _scope_='mmcls',
         type='mmrazor_brecq.IDXDataset',

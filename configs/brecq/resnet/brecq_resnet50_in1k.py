@@ -20,5 +20,6 @@ test_cfg = dict(
 )
 
 # Nothing is trained.
-train_cfg = train_dataloader = optim_wrapper = param_scheduler = None
+train_cfg = train_dataloader = train_pipeline = None
+optim_wrapper = param_scheduler = auto_scale_lr = None
 val_cfg = val_dataloader = val_evaluator = None

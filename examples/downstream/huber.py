@@ -1,0 +1,14 @@
+"""An objective of one's own."""
+
+from torch.nn import functional as F
+
+from mmrazor_brecq.reconstruction import MSE
+from mmrazor_brecq.registry import TASK_UTILS
+
+
+@TASK_UTILS.register_module()
+class Huber(MSE):
+    """Errors beyond 1 count linearly, not squared."""
+
+    def error(self, unit, i, output, target, index):
+        return F.huber_loss(output, target)

@@ -1,0 +1,99 @@
+"""Elementwise maths in one pass over memory, where a compiler is at hand.
+
+A chain of small operations reads and writes its tensors once for each of
+them. ``torch.compile`` makes one kernel of the chain; it is compiled once
+for all shapes, and cached on disk. Without a compiler the plain function
+runs. (``TORCH_COMPILE_DISABLE=1`` is torch's own switch.)
+"""
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import shutil
+from typing import Any, Callable, List, Optional, TypeVar
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+F = TypeVar('F', bound=Callable[..., Any])
+
+
+def fused(function: F) -> F:
+    """Decorate a function of 1-dimensional tensors to run as one kernel."""
+    compiled: List[Callable] = []
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        if not compiled:
+            compiled.append(_compiled(function))
+        try:
+            return compiled[0](*args)
+        except Exception as error:
+            if compiled[0] is function:
+                raise
+            # A compiler that fails costs speed, never the run.
+            print_log(
+                f'{function.__name__} runs uncompiled: '
+                f'{str(error).splitlines()[:1]}', 'current', 30)
+            compiled[0] = function
+            return function(*args)
+
+    return run  # type: ignore[return-value]
+
+
+def _compiled(function: Callable) -> Callable:
+    if not (shutil.which(os.environ.get('CXX', 'g++'))
+            or torch.cuda.is_available()):
+        return function
+    # It warns of a missing accelerator on every machine without one.
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
+    return torch.compile(function, dynamic=True)
+
+
+@functools.lru_cache(maxsize=None)
+def reuse_freed_memory() -> None:
+    """Let the C library keep what is freed, for the next tensor of its kind.
+
+    By default glibc gives every larger block back to the system and fetches
+    it anew, page by page, in every iteration; that costs as much as the
+    convolutions. Does nothing where the C library is another.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # of <malloc.h>
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        libc.mallopt(mmap_threshold, 2**25)
+        libc.mallopt(trim_threshold, 2**30)
+    except (OSError, AttributeError):
+        pass
+
+
+def flat(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
+    """All elements in the order of memory, 1-dimensional.
+
+    A view wherever memory has no gaps, so that one kernel serves every
+    shape and memory format.
+
+    Args:
+        x (Tensor): Of any shape.
+        order (Tensor, optional): A tensor of that shape, the memory order
+            of which is followed; that of ``x`` by default.
+    """
+    return x.permute(_order(x if order is None else order)).reshape(-1)
+
+
+def like(values: Tensor, x: Tensor) -> Tensor:
+    """Undo :func:`flat`: ``values`` in the shape and memory order of ``x``.
+    """
+    order = _order(x)
+    back = [order.index(d) for d in range(x.dim())]
+    return values.view([x.shape[d] for d in order]).permute(back)
+
+
+def _order(x: Tensor) -> List[int]:
+    """Dimensions of ``x``, those of large steps in memory first."""
+    if x.is_contiguous():
+        return list(range(x.dim()))
+    return sorted(range(x.dim()), key=lambda d: (-x.stride(d), d))

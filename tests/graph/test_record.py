@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from mmrazor_brecq.graph import record, run_float
+
+
+class Glue(nn.Module):
+    """Every way in which a tensor can get from one module to the next."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 1)
+        self.same = nn.Conv2d(4, 4, 1)
+        self.view = nn.Conv2d(2, 4, 1)
+        self.changed = nn.Conv2d(4, 4, 1)
+        self.written = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        y = self.same(x) + self.view(x[:, 1:3]) + self.changed(x * 1)
+        return y + self.written(x.relu_())
+
+
+@pytest.fixture
+def calls(batches):
+    network = Glue().eval()
+    return {
+        call.name: call for call in record(network, batches[0]).calls
+    }
+
+
+def test_modules_are_recorded_in_the_order_of_their_calls(calls):
+    assert list(calls) == ['', 'a', 'same', 'view', 'changed', 'written']
+
+
+def test_the_same_tensor_is_known_as_the_same(calls):
+    out = calls['a'].outputs[0]
+
+    assert calls['same'].inputs == (out,)
+    for other in 'view', 'changed', 'written':
+        assert calls[other].inputs != (out,)
+
+
+def test_a_view_is_known_as_a_view(calls):
+    out = calls['a'].outputs[0]
+
+    assert calls['view'].inputs[0].views(out)
+    assert calls['same'].inputs[0].views(out)
+    assert not calls['changed'].inputs[0].views(out)
+
+
+def test_what_was_written_to_is_another_value(calls):
+    """The object is the same, what it holds is not."""
+    out, late = calls['a'].outputs[0], calls['written'].inputs[0]
+
+    assert late.tensor == out.tensor
+    assert late != out and not late.views(out)
+
+
+def test_nested_inputs_and_outputs_are_flattened(toy, batches):
+    calls = record(toy('nested'), batches[0]).calls
+    fuse = [call for call in calls if call.name.startswith('fuse.')]
+    fuse = [call for call in fuse if call.name.count('.') == 1]
+
+    assert [len(call.inputs) for call in fuse] == [2, 2]
+    assert [len(call.outputs) for call in fuse] == [2, 2]
+    assert fuse[1].inputs == fuse[0].outputs[::-1]
+
+
+def test_a_module_may_be_called_twice_or_never(toy, batches):
+    shared = toy('shared')
+    trace = record(shared, batches[0])
+    assert len(trace.of(shared.head[0].conv)) == 2
+    assert len(trace.by_module()[shared.head[0]]) == 2
+
+    uncalled = toy('uncalled')
+    trace = record(uncalled, batches[0])
+    assert uncalled.auxiliary not in trace.by_module()
+
+
+def test_nothing_stays_behind(each_toy, batches):
+    before = run_float(each_toy, batches[0])
+    record(each_toy, batches[0])
+
+    for module in each_toy.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    assert torch.equal(run_float(each_toy, batches[0]), before)
+
+
+def test_hooks_are_removed_when_the_network_fails(toy):
+    network = toy('residual')
+    with pytest.raises(RuntimeError):
+        record(network, torch.zeros(1, 5, 8, 8))
+
+    for module in network.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+def test_a_model_of_openmmlab_runs_without_its_post_processing(batches):
+    class Model(BaseModel):
+        def forward(self, inputs, data_samples=None, mode='predict'):
+            return inputs if mode == 'tensor' else mode
+
+    assert run_float(Model(), batches[0]) is batches[0]

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from mmcv.cnn import Linear as MMCVLinear
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
+from torch import nn
+from torch.nn import functional as F
+
+from mmrazor_brecq.layers import (
+    QuantLayer,
+    activation_quantizers,
+    is_quantizable,
+    quant_layers,
+    quantize_layer,
+)
+from mmrazor_brecq.quantizers import ActivationQuantizer, WeightQuantizer
+
+
+class Standardized(nn.Conv2d):
+    """Its forward reads the weight and never calls ``_conv_forward``."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+LAYERS = dict(
+    conv1d=(lambda: nn.Conv1d(4, 6, 3, padding=1), (2, 4, 9)),
+    conv2d=(lambda: nn.Conv2d(4, 6, 3, bias=False), (2, 4, 9, 8)),
+    conv3d=(lambda: nn.Conv3d(4, 6, 2), (2, 4, 3, 4, 5)),
+    grouped=(
+        lambda: nn.Conv2d(4, 6, 3, 2, 2, dilation=2, groups=2),
+        (2, 4, 9, 8),
+    ),
+    reflected=(
+        lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode='reflect'),
+        (2, 4, 9, 8),
+    ),
+    same=(lambda: nn.Conv2d(4, 6, 5, padding='same'), (2, 4, 9, 8)),
+    linear=(lambda: nn.Linear(4, 6), (2, 4)),
+    linear_3d=(lambda: nn.Linear(4, 6, bias=False), (2, 5, 4)),
+    of_mmcv=(lambda: MMCVLinear(4, 6), (2, 4)),
+    adaptive=(lambda: Conv2dAdaptivePadding(4, 6, 3, 2), (2, 4, 9, 8)),
+    standardized=(lambda: Standardized(4, 6, 3), (2, 4, 9, 8)),
+)
+
+
+@pytest.fixture(params=LAYERS)
+def pair(request, generator):
+    """A layer and an input for it."""
+    build, shape = LAYERS[request.param]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = build()
+    return layer, torch.randn(shape, generator=generator)
+
+
+def quantized(layer, x=None, bits=8):
+    layer = copy.deepcopy(layer).requires_grad_(False)
+    weight = WeightQuantizer(6, bits)
+    own = ActivationQuantizer(bits)
+    quantize_layer(layer, weight, own)
+    if x is not None:
+        weight.fit(layer.weight)
+        own.fit(x)
+    return layer
+
+
+def test_eight_bits_are_close_to_float(pair):
+    layer, x = pair
+    with torch.no_grad():
+        expected, found = layer(x), quantized(layer, x)(x)
+
+    assert 0 < (found - expected).norm() / expected.norm() < 0.02
+
+
+def test_weight_and_input_are_both_quantized(pair):
+    """The forward pass is that of the float layer, on quantized tensors."""
+    layer, x = pair
+    quant = quantized(layer, x, bits=3)
+    with torch.no_grad():
+        found = quant(x)
+        layer.weight.copy_(quant.weight_quantizer(layer.weight))
+        expected = layer(quant.input_quantizer(x))
+
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_frozen_layer_gives_what_it_gave_before(pair):
+    layer, x = pair
+    quant = quantized(layer, x, bits=3)
+    quant.weight_quantizer.learn(quant.weight)
+    with torch.no_grad():
+        for parameter in quant.weight_quantizer.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+        quant.eval()
+        before = quant(x)
+        assert not quant.frozen
+        quant.freeze()
+
+    assert quant.frozen and quant.weight.dtype == torch.int8
+    assert torch.equal(quant(x), before)
+    weight = quant.weight
+    quant.freeze()
+    assert quant.weight is weight
+
+
+def test_a_frozen_state_loads_into_a_layer_as_it_was_built(pair):
+    layer, x = pair
+    quant = quantized(layer, x, bits=3)
+    quant.freeze()
+    other = quantized(copy.deepcopy(layer), bits=3)
+    nn.init.normal_(other.weight)
+    other.load_state_dict(quant.state_dict())
+
+    assert other.frozen
+    assert torch.equal(other(x), quant(x))
+
+
+def test_a_float_state_loads_too(pair):
+    layer, x = pair
+    quant = quantized(layer)
+    state = {k: v + 1 for k, v in layer.state_dict().items()}
+    found = quant.load_state_dict(state, strict=False)
+
+    assert not found.unexpected_keys
+    assert not quant.frozen
+    assert torch.equal(quant.weight, layer.weight + 1)
+
+
+def test_gradients_reach_what_is_learned(pair):
+    layer, x = pair
+    quant = quantized(layer, x, bits=3)
+    quant.weight_quantizer.learn(quant.weight)
+    quant.train()
+    quant(x).square().sum().backward()
+
+    (alpha,) = quant.weight_quantizer.trainable()
+    assert alpha.grad.abs().sum() > 0
+    assert quant.weight_quantizer.log_step.grad.abs().sum() > 0
+
+
+def test_the_layer_itself_stays(pair):
+    """Swapped in place: the object, its hooks, hyper-parameters, keys."""
+    layer, x = pair
+    seen = []
+    layer.register_forward_hook(lambda *args: seen.append(1))
+    keys, bias, name = set(layer.state_dict()), layer.bias, str(layer)
+    kind = type(layer)
+    quantize_layer(layer, WeightQuantizer(6), None)
+    layer.weight_quantizer.fit(layer.weight)
+    layer(x)
+
+    assert seen == [1]
+    assert isinstance(layer, QuantLayer) and isinstance(layer, kind)
+    assert layer.bias is bias
+    assert keys <= set(layer.state_dict())
+    assert name.split('(')[1].rstrip(')') in repr(layer)
+    assert isinstance(layer.input_quantizer, nn.Identity)
+
+
+def test_copies_are_independent(pair):
+    layer, x = pair
+    quant = quantized(layer, x, bits=3)
+    other = copy.deepcopy(quant)
+    other.freeze()
+
+    assert not quant.frozen
+    assert torch.equal(quant(x), other(x))
+
+
+def test_rows_are_output_channels_whatever_the_memory_order(generator):
+    """A weight that shows another one's memory transposed."""
+    weight = torch.randn(5, 6, generator=generator)
+    weight *= torch.logspace(-2, 1, 6)
+    layers = [nn.Linear(5, 6, bias=False) for _ in range(2)]
+    layers[0].weight = nn.Parameter(weight.t())
+    layers[1].weight = nn.Parameter(weight.t().contiguous())
+    x = torch.randn(3, 5, generator=generator)
+    quants = [quantized(layer, x, bits=3) for layer in layers]
+
+    assert not layers[0].weight.is_contiguous()
+    torch.testing.assert_close(quants[0](x), quants[1](x))
+    for quant in quants:
+        quant.freeze()
+    torch.testing.assert_close(quants[0](x), quants[1](x))
+
+
+@pytest.mark.parametrize(
+    'layer',
+    [
+        nn.ConvTranspose2d(4, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.Embedding(4, 6),
+    ],
+)
+def test_other_layers_are_refused_by_name(layer):
+    assert not is_quantizable(layer)
+    with pytest.raises(TypeError, match=f'{type(layer).__name__}.*Conv1d'):
+        quantize_layer(layer, WeightQuantizer(6), None)
+
+
+def test_layers_and_quantizers_are_found_by_name():
+    network = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Linear(4, 6))
+    assert quant_layers(network) == {}
+    quantize_layer(network[0], WeightQuantizer(6), ActivationQuantizer())
+    quantize_layer(network[2], WeightQuantizer(6), None)
+
+    assert quant_layers(network) == {'0': network[0], '2': network[2]}
+    assert list(quant_layers(network, 'net')) == ['net.0', 'net.2']
+    assert activation_quantizers(network) == [network[0].input_quantizer]

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmrazor_brecq.functional import dequantize, lp_error, quantize
+from mmrazor_brecq.quantizers import LpObserver, MinMaxObserver
+from mmrazor_brecq.quantizers.observers import Grid
+
+GRIDS = [
+    Grid(bits, symmetric, signed)
+    for bits in (2, 4, 8)
+    for symmetric, signed in ((False, False), (False, True), (True, True))
+]
+each_grid = pytest.mark.parametrize('grid', GRIDS, ids=str)
+each_observer = pytest.mark.parametrize(
+    'observer', [MinMaxObserver(), LpObserver()], ids=['minmax', 'lp']
+)
+
+
+@pytest.fixture
+def rows(generator):
+    """Rows of all kinds: bell, flat, one-sided, shifted, with outliers."""
+    x = torch.randn(6, 200, generator=generator)
+    x[1] = torch.rand(200, generator=generator)
+    x[2].abs_()
+    x[3] = x[3] * 0.1 + 4
+    x[4, 7] = 30
+    x[5] *= 1e-6
+    return x
+
+
+def on_grid(x, scale, zero_point, grid):
+    scale, zero_point = scale[:, None], zero_point[:, None]
+    q = quantize(x, scale, zero_point, *grid.range)
+    return dequantize(q, scale, zero_point)
+
+
+def check(scale, zero_point, grid):
+    low, high = grid.range
+    assert scale.isfinite().all() and (scale > 0).all()
+    assert ((zero_point >= low) & (zero_point <= high)).all()
+    assert torch.equal(zero_point, zero_point.round())
+    if grid.symmetric:
+        assert (zero_point == 0).all()
+
+
+@each_grid
+@each_observer
+def test_steps_are_positive_and_zero_points_on_the_grid(observer, grid, rows):
+    scale, zero_point = observer(rows, grid)
+
+    assert scale.shape == zero_point.shape == (6,)
+    check(scale, zero_point, grid)
+
+
+@each_grid
+def test_min_max_covers_all_values_and_zero(grid, rows):
+    scale, zero_point = MinMaxObserver()(rows, grid)
+
+    error = (on_grid(rows, scale, zero_point, grid) - rows).abs()
+    # The zero point is rounded, which moves the range by half a step.
+    assert (error.amax(1) <= scale * 1.001).all()
+    if grid.symmetric:
+        assert (error.amax(1) <= scale * 0.501).all()
+
+
+@each_grid
+@pytest.mark.parametrize('p', [1.0, 2.4])
+def test_the_search_never_loses_against_min_max(grid, p, rows):
+    errors = [
+        lp_error(on_grid(rows, *observer(rows, grid), grid), rows, p)
+        for observer in (LpObserver(p=p), MinMaxObserver())
+    ]
+
+    assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
+
+
+def test_the_search_clips_what_is_rare(rows):
+    grid = Grid(4, False, True)
+    outlier = rows[4:5]
+    scale, _ = LpObserver(p=1.0)(outlier, grid)
+
+    assert scale < MinMaxObserver()(outlier, grid)[0] / 2
+
+
+def test_the_search_moves_each_end_by_itself(generator):
+    """Rare outliers above: that end is clipped, the other hardly moves."""
+    x = torch.rand(1, 2000, generator=generator) - 1
+    x[0, :3] = 1.0
+    grid = Grid(3, False, False)
+    scale, zero_point = LpObserver(p=1.0)(x, grid)
+
+    low, high = grid.range
+    ends = (low - zero_point) * scale, (high - zero_point) * scale
+    clipped = 1 - ends[1], 1 + ends[0]
+    assert clipped[0] > 3 * clipped[1].abs()
+
+
+@each_observer
+@each_grid
+def test_rows_are_searched_apart(observer, grid, rows):
+    together = observer(rows, grid)
+    alone = [observer(row[None], grid) for row in rows]
+
+    for i in range(2):
+        torch.testing.assert_close(
+            together[i], torch.cat([found[i] for found in alone])
+        )
+
+
+@pytest.mark.parametrize('max_elements', [1, 700, 10_000])
+def test_a_bound_on_memory_changes_nothing(max_elements, rows):
+    grid = Grid(3, False, True)
+    free = LpObserver()(rows, grid)
+    bound = LpObserver(max_elements=max_elements)(rows, grid)
+
+    torch.testing.assert_close(bound, free)
+
+
+@each_observer
+@each_grid
+def test_the_step_grows_with_the_values(observer, grid, rows):
+    """A factor of two is exact in floating point, and so is its step."""
+    scale, zero_point = observer(rows, grid)
+    twice, same = observer(rows * 2, grid)
+
+    torch.testing.assert_close(twice, scale * 2)
+    torch.testing.assert_close(same, zero_point)
+
+
+@each_observer
+@each_grid
+def test_rows_of_zeros_stay_zero(observer, grid, rows):
+    rows[2] = 0
+    scale, zero_point = observer(rows, grid)
+
+    check(scale, zero_point, grid)
+    assert scale[2] == 1
+    assert (on_grid(rows, scale, zero_point, grid)[2] == 0).all()
+
+
+@each_observer
+@each_grid
+@pytest.mark.parametrize('size', [1e-44, 1e-33, 1e-20])
+def test_rows_that_nearly_vanish_give_finite_values(observer, grid, size):
+    rows = torch.tensor([[size, -size, size / 2]])
+    scale, zero_point = observer(rows, grid)
+
+    check(scale, zero_point, grid)
+    assert on_grid(rows, scale, zero_point, grid).isfinite().all()
+
+
+@each_observer
+@each_grid
+def test_a_row_of_one_value_is_met(observer, grid):
+    rows = torch.tensor([[3.7], [-2.9]])
+    found = on_grid(rows, *observer(rows, grid), grid)
+
+    torch.testing.assert_close(found, rows, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize('bits', [1, 9, 0, -4, 3.5, None])
+def test_a_grid_says_which_widths_it_takes(bits):
+    with pytest.raises(ValueError, match=f'bits={bits}.*2 to 8.*`bits`'):
+        Grid(bits, False, True)
+
+
+@pytest.mark.parametrize('grid', GRIDS, ids=str)
+def test_a_grid_fits_the_range_that_it_is_given(grid):
+    low, high = torch.tensor([-1.0, 0.5, -3]), torch.tensor([2.0, 0.7, -1])
+    scale, zero_point = grid.fit(low, high)
+
+    qmin, qmax = grid.range
+    slack = scale * 0.501
+    assert ((qmax - zero_point) * scale + slack >= high).all()
+    assert ((qmin - zero_point) * scale - slack <= low).all()
+    # One end at least is met, so that no integers are wasted.
+    reach = torch.stack([(qmax - zero_point) * scale, (qmin - zero_point) * scale])
+    ends = torch.stack([high.clamp(min=0), low.clamp(max=0)])
+    assert ((reach - ends).abs().amin(0) <= slack + scale).all()
