@@ -1,9 +1,10 @@
 """Quantization in two lines, for notebooks and scripts."""
+
 from __future__ import annotations
 
 import copy
 import time
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,16 @@ from .report import weight_bytes
 
 
 def quantize(
-        model: nn.Module,
-        images: Tensor,
-        weight_bits: int = 4,
-        activation_bits: Optional[int] = 4,
-        bit_overrides: Optional[Dict[str, Union[int, dict]]] = None,
-        reconstructor: Optional[dict] = None,
-        partition: Optional[dict] = None,
-        batch_size: int = 64,
-        seed: int = 0) -> Tuple[BRECQ, Dict[str, Any]]:
+    model: nn.Module,
+    images: Tensor,
+    weight_bits: int = 4,
+    activation_bits: Optional[int] = 4,
+    bit_overrides: Optional[dict[str, Union[int, dict]]] = None,
+    reconstructor: Optional[dict] = None,
+    partition: Optional[dict] = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> tuple[BRECQ, dict[str, Any]]:
     """Quantize a trained network.
 
         model, report = mmrazor_brecq.quantize(resnet, images)
@@ -49,26 +51,31 @@ def quantize(
         ValueError: If there are too few images, or one is not finite.
     """
     start = time.perf_counter()
-    activation = None if activation_bits is None else dict(
-        bits=activation_bits)
+    activation = (
+        None if activation_bits is None else dict(bits=activation_bits)
+    )
     brecq = BRECQ(
         copy.deepcopy(model),
         quantization=dict(
             weight=dict(bits=weight_bits),
             activation=activation,
-            bit_overrides=bit_overrides or {}),
+            bit_overrides=bit_overrides or {},
+        ),
         partition=partition,
-        reconstructor=reconstructor)
+        reconstructor=reconstructor,
+    )
     least = brecq.reconstructor.batch_size + 1
     if len(images) < least:
-        raise ValueError(f'{len(images)} images, expected {least} or more: '
-                         'give more, or a reconstructor with a smaller '
-                         '`batch_size`')
+        raise ValueError(
+            f'{len(images)} images, expected {least} or more: '
+            'give more, or a reconstructor with a smaller '
+            '`batch_size`'
+        )
     if not images.isfinite().all():
         raise ValueError('The images hold NaN or infinity')
     brecq.eval()
     parameter = next(brecq.parameters(), torch.empty(0))
-    batches: List[Tensor] = list(images.to(parameter.device).split(batch_size))
+    batches: list[Tensor] = list(images.to(parameter.device).split(batch_size))
     teacher = brecq.prepare(batches[0][:1])
     units = [
         report.to_dict()
@@ -77,4 +84,5 @@ def quantize(
     return brecq, dict(
         units=units,
         weight_bytes=weight_bytes(brecq),
-        seconds=time.perf_counter() - start)
+        seconds=time.perf_counter() - start,
+    )

@@ -4,6 +4,7 @@ A downstream repository adds a part with ``@MODELS.register_module()`` (or
 one of the others) and names it in a config; ``custom_imports`` is all that
 it takes.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -18,8 +19,9 @@ from mmengine.registry import Registry, build_from_cfg
 SCOPE = 'mmrazor_brecq'
 
 
-def build_in_scope(cfg: dict, *args: Any, registry: Registry,
-                   **kwargs: Any) -> Any:
+def build_in_scope(
+    cfg: dict, *args: Any, registry: Registry, **kwargs: Any
+) -> Any:
     """Build a part of ours by its bare name, whatever the default scope.
 
     A config's default scope is that of its model, such as ``mmcls``; our
@@ -36,21 +38,24 @@ MODELS = Registry(
     build_func=build_in_scope,
     parent=MMENGINE_MODELS,
     scope=SCOPE,
-    locations=['mmrazor_brecq.algorithms', 'mmrazor_brecq.quantizers'])
+    locations=['mmrazor_brecq.algorithms', 'mmrazor_brecq.quantizers'],
+)
 
 #: The loop that drives a post-training quantization.
 LOOPS = Registry(
     'loop',
     parent=MMENGINE_LOOPS,
     scope=SCOPE,
-    locations=['mmrazor_brecq.engine'])
+    locations=['mmrazor_brecq.engine'],
+)
 
 #: Hooks of the runner.
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope=SCOPE,
-    locations=['mmrazor_brecq.engine'])
+    locations=['mmrazor_brecq.engine'],
+)
 
 #: Observers, partitions, objectives and reconstructors: plain objects.
 TASK_UTILS = Registry(
@@ -59,13 +64,16 @@ TASK_UTILS = Registry(
     parent=MMENGINE_TASK_UTILS,
     scope=SCOPE,
     locations=[
-        'mmrazor_brecq.quantizers', 'mmrazor_brecq.graph',
-        'mmrazor_brecq.reconstruction'
-    ])
+        'mmrazor_brecq.quantizers',
+        'mmrazor_brecq.graph',
+        'mmrazor_brecq.reconstruction',
+    ],
+)
 
 #: Data sets that the demo needs.
 DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope=SCOPE,
-    locations=['mmrazor_brecq.datasets'])
+    locations=['mmrazor_brecq.datasets'],
+)

@@ -1,7 +1,8 @@
 """Evaluates a quantized checkpoint.
 
-    python tools/test.py CONFIG QUANTIZED
+python tools/test.py CONFIG QUANTIZED
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,14 +23,16 @@ def main() -> int:
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none')
+        default='none',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
     try:
-        cfg = load_config(args.config, args.cfg_options, args.work_dir,
-                          args.launcher)
+        cfg = load_config(
+            args.config, args.cfg_options, args.work_dir, args.launcher
+        )
         test(cfg, args.checkpoint)
     except (ValueError, KeyError, OSError) as error:
         print(f'{type(error).__name__}: {error}', file=sys.stderr)

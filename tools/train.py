@@ -4,12 +4,13 @@
 
 Leaves ``<work_dir>/float.pth``: a plain ``state_dict`` of the model.
 """
+
 from __future__ import annotations
 
 import argparse
 import os.path as osp
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import torch
 from mmengine.config import Config, DictAction
@@ -27,8 +28,10 @@ class AutocastOptimWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         device = next(model.parameters()).device.type
-        with super().optim_context(model), torch.autocast(
-                device, dtype=torch.bfloat16):
+        with (
+            super().optim_context(model),
+            torch.autocast(device, dtype=torch.bfloat16),
+        ):
             yield
 
 
@@ -42,7 +45,8 @@ def main() -> None:
 
     cfg = Config.fromfile(args.config)
     cfg.work_dir = args.work_dir or osp.join(
-        'work_dirs', osp.splitext(osp.basename(args.config))[0])
+        'work_dirs', osp.splitext(osp.basename(args.config))[0]
+    )
     cfg.resume = args.resume
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
@@ -51,8 +55,8 @@ def main() -> None:
     model = runner.train()
     path = osp.join(runner.work_dir, 'float.pth')
     torch.save(
-        {k: v.contiguous()
-         for k, v in model.cpu().state_dict().items()}, path)
+        {k: v.contiguous() for k, v in model.cpu().state_dict().items()}, path
+    )
     runner.logger.info(f'The float model lies in {path}')
 
 

@@ -1,10 +1,12 @@
 """BRECQ: post-training quantization by block reconstruction."""
+
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -14,11 +16,22 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..functional import reuse_freed_memory
-from ..graph import (QuantizationScheme, Unit, fold_batch_norm, prepare,
-                     record, run_float)
+from ..graph import (
+    QuantizationScheme,
+    Unit,
+    fold_batch_norm,
+    prepare,
+    record,
+    run_float,
+)
 from ..layers import is_quantizable
-from ..reconstruction import (NearestRounding, Rows, Stream, UnitData,
-                              UnitReport)
+from ..reconstruction import (
+    NearestRounding,
+    Rows,
+    Stream,
+    UnitData,
+    UnitReport,
+)
 from ..registry import MODELS, TASK_UTILS
 
 
@@ -45,35 +58,41 @@ class BRECQ(BaseModel):
 
     input_shape: Tensor
 
-    def __init__(self,
-                 architecture: Any,
-                 quantization: Optional[dict] = None,
-                 partition: Optional[dict] = None,
-                 reconstructor: Optional[dict] = None,
-                 held_out: float = 0.1,
-                 data_preprocessor: Optional[dict] = None,
-                 init_cfg: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        architecture: Any,
+        quantization: Optional[dict] = None,
+        partition: Optional[dict] = None,
+        reconstructor: Optional[dict] = None,
+        held_out: float = 0.1,
+        data_preprocessor: Optional[dict] = None,
+        init_cfg: Optional[dict] = None,
+    ) -> None:
         if isinstance(architecture, dict):
             if data_preprocessor is not None:
                 architecture = dict(
-                    architecture, data_preprocessor=data_preprocessor)
+                    architecture, data_preprocessor=data_preprocessor
+                )
             architecture = MMENGINE_MODELS.build(architecture)
         super().__init__(init_cfg=init_cfg)
         if isinstance(architecture, BaseModel):
             self.data_preprocessor = architecture.data_preprocessor
-        self.architecture = architecture.to(
-            memory_format=torch.channels_last)
+        self.architecture = architecture.to(memory_format=torch.channels_last)
         self.scheme = QuantizationScheme(**quantization or {})
         self.partition = TASK_UTILS.build(
-            partition or dict(type='BlockPartition'))
+            partition or dict(type='BlockPartition')
+        )
         self.reconstructor = TASK_UTILS.build(
-            reconstructor or dict(type='BlockReconstructor'))
+            reconstructor or dict(type='BlockReconstructor')
+        )
         if not 0 < held_out < 1:
-            raise ValueError(f'held_out={held_out}, expected a share between '
-                             '0 and 1: change `held_out` of the model')
+            raise ValueError(
+                f'held_out={held_out}, expected a share between '
+                '0 and 1: change `held_out` of the model'
+            )
         self.held_out = held_out
-        self.units: List[Unit] = []
-        self.bits: Dict[str, Any] = {}
+        self.units: list[Unit] = []
+        self.bits: dict[str, Any] = {}
         self._register_load_state_dict_pre_hook(self._before_load)
 
     @property
@@ -81,10 +100,12 @@ class BRECQ(BaseModel):
         """Whether the layers have quantizers."""
         return bool(self.units)
 
-    def forward(self,
-                inputs: Tensor,
-                data_samples: Optional[list] = None,
-                mode: str = 'tensor') -> Any:
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: Optional[list] = None,
+        mode: str = 'tensor',
+    ) -> Any:
         """Run the network; see :class:`mmengine.model.BaseModel`."""
         if isinstance(self.architecture, BaseModel):
             return self.architecture(inputs, data_samples, mode=mode)
@@ -105,8 +126,10 @@ class BRECQ(BaseModel):
                 that is not finite.
         """
         if self.prepared:
-            raise RuntimeError('The model is quantized already: build it '
-                               'anew from its config and float checkpoint')
+            raise RuntimeError(
+                'The model is quantized already: build it '
+                'anew from its config and float checkpoint'
+            )
         network = self.architecture
         network.eval()
         trace = record(network, example)
@@ -127,7 +150,7 @@ class BRECQ(BaseModel):
         batches: Sequence[Tensor],
         seed: int = 0,
         reconstructor: Optional[NearestRounding] = None,
-        done: Optional[Mapping[str, Dict[str, Tensor]]] = None
+        done: Optional[Mapping[str, dict[str, Tensor]]] = None,
     ) -> Iterator[UnitReport]:
         """Reconstruct unit by unit, in the order of execution.
 
@@ -155,13 +178,17 @@ class BRECQ(BaseModel):
         }
         sizes = [len(batch) for batch in batches]
         held_out = max(1, round(sum(sizes) * self.held_out))
-        reconstructor.objective.watch(teacher, self.units, batches,
-                                      torch.Generator().manual_seed(seed))
+        reconstructor.objective.watch(
+            teacher, self.units, batches, torch.Generator().manual_seed(seed)
+        )
         holder = nn.ModuleDict(dict(teacher=teacher))
         finished = set()
-        with Stream(self, 'architecture', self.units, batches) as student, \
-                Stream(holder, 'teacher', list(apart.values()),
-                       batches) as original:
+        with (
+            Stream(self, 'architecture', self.units, batches) as student,
+            Stream(
+                holder, 'teacher', list(apart.values()), batches
+            ) as original,
+        ):
             here, there = student.advance(), original.advance()
             while here is not None and there is not None:
                 start = time.perf_counter()
@@ -172,10 +199,14 @@ class BRECQ(BaseModel):
                     unit.module.load_state_dict(done[name])
                 elif name not in finished:
                     data = UnitData(
-                        Rows(calls, sizes), Rows(there[1], sizes),
-                        Rows(targets, sizes), held_out)
+                        Rows(calls, sizes),
+                        Rows(there[1], sizes),
+                        Rows(targets, sizes),
+                        held_out,
+                    )
                     generator = torch.Generator().manual_seed(
-                        seed * len(order) + list(order).index(name) + 1)
+                        seed * len(order) + list(order).index(name) + 1
+                    )
                     report = reconstructor(unit, data, generator)
                     del data
                     report.bits = {n: self.bits[n] for n in unit.layers}
@@ -185,62 +216,82 @@ class BRECQ(BaseModel):
                 here = student.advance(_run(unit.module, calls))
                 there = original.advance(targets)
         if finished != set(order):
-            raise RuntimeError(f'The forward pass never came to the units '
-                               f'{sorted(set(order) - finished)}')
+            raise RuntimeError(
+                f'The forward pass never came to the units '
+                f'{sorted(set(order) - finished)}'
+            )
 
     def _check_layers(self, trace: Any) -> None:
         called = [c.name for c in trace.calls if is_quantizable(c.module)]
         if not called:
             raise ValueError(
                 f'{type(self.architecture).__name__} calls no convolution '
-                'and no linear layer: there is nothing to quantize')
+                'and no linear layer: there is nothing to quantize'
+            )
         for name, module in self.architecture.named_modules():
             if is_quantizable(module) and name not in called:
                 print_log(
                     f'{name} is not called in the forward pass (its weight '
-                    'may be used without it): left in float', 'current', 30)
+                    'may be used without it): left in float',
+                    'current',
+                    30,
+                )
             if isinstance(module, nn.modules.conv._ConvTransposeNd):
                 print_log(
                     f'{name} is a transposed convolution, which is not '
-                    'supported: left in float', 'current', 30)
+                    'supported: left in float',
+                    'current',
+                    30,
+                )
         for name in dict.fromkeys(called):
             weight = self.architecture.get_submodule(name).weight
             if not weight.isfinite().all():
-                raise ValueError(f'The weight of {name!r} holds NaN or '
-                                 'infinity: the checkpoint is broken')
+                raise ValueError(
+                    f'The weight of {name!r} holds NaN or '
+                    'infinity: the checkpoint is broken'
+                )
             empty = int((weight.flatten(1).abs().amax(1) == 0).sum())
             if empty:
                 print_log(
                     f'{name} has {empty} output channels of zeros only; '
-                    'their step is set to 1', 'current', 30)
+                    'their step is set to 1',
+                    'current',
+                    30,
+                )
 
-    def _before_load(self, state_dict: Dict[str, Tensor], prefix: str,
-                     *args: Any) -> None:
+    def _before_load(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
+    ) -> None:
         """Take a quantized checkpoint, or one of the bare architecture."""
         if prefix + 'input_shape' in state_dict:
             if not self.prepared:
                 shape = state_dict[prefix + 'input_shape'].tolist()
                 device = next(self.parameters()).device
                 self.prepare(torch.zeros(1, *shape, device=device))
-        elif not any(k.startswith(prefix + 'architecture.')
-                     for k in state_dict):
+        elif not any(
+            k.startswith(prefix + 'architecture.') for k in state_dict
+        ):
             for key in list(state_dict):
                 state_dict[f'{prefix}architecture.{key}'] = state_dict.pop(key)
 
 
 @torch.no_grad()
-def _run(module: nn.Module, calls: Sequence[Any]) -> List[Any]:
+def _run(module: nn.Module, calls: Sequence[Any]) -> list[Any]:
     return [module(*args, **kwargs) for args, kwargs in calls]
 
 
-def relative_difference(model: nn.Module, other: nn.Module,
-                        inputs: Tensor) -> float:
+def relative_difference(
+    model: nn.Module, other: nn.Module, inputs: Tensor
+) -> float:
     """Largest difference of two networks' outputs, relative to the largest
-    output of the first."""
+    output of the first.
+    """
     with torch.no_grad():
         pairs = zip(
             tree_leaves(run_float(model, inputs)),
-            tree_leaves(run_float(other, inputs)))
+            tree_leaves(run_float(other, inputs)),
+        )
     return max(
         float((x - y).abs().max() / x.abs().max().clamp(min=1e-30))
-        for x, y in pairs)
+        for x, y in pairs
+    )

@@ -1,9 +1,10 @@
 """Images and labels in the idx format of MNIST and Fashion-MNIST."""
+
 from __future__ import annotations
 
 import gzip
 import os.path as osp
-from typing import Any, List
+from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
@@ -27,7 +28,8 @@ def read_idx(path: str) -> np.ndarray:
     if not osp.isfile(path):
         raise FileNotFoundError(
             f'No idx file at {path!r}: set `data_root` of the dataset to '
-            'the folder that holds it')
+            'the folder that holds it'
+        )
     with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as file:
         data = file.read()
     if data[:3] != b'\x00\x00\x08':
@@ -35,8 +37,10 @@ def read_idx(path: str) -> np.ndarray:
     start = 4 + 4 * data[3]
     shape = np.frombuffer(data[4:start], '>u4').astype(int)
     if len(data) - start != shape.prod():
-        raise ValueError(f'{path!r} promises {shape.prod()} bytes, and holds '
-                         f'{len(data) - start}: it is cut short, get it anew')
+        raise ValueError(
+            f'{path!r} promises {shape.prod()} bytes, and holds '
+            f'{len(data) - start}: it is cut short, get it anew'
+        )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
@@ -59,7 +63,7 @@ class IDXDataset(BaseDataset):
         self.labels = labels
         super().__init__(**kwargs)
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         """Read both files.
 
         Raises:
@@ -67,10 +71,13 @@ class IDXDataset(BaseDataset):
         """
         images, labels = (
             read_idx(osp.join(self.data_root, name))
-            for name in (self.images, self.labels))
+            for name in (self.images, self.labels)
+        )
         if len(images) != len(labels):
-            raise ValueError(f'{self.images!r} holds {len(images)} images, '
-                             f'{self.labels!r} {len(labels)} labels')
+            raise ValueError(
+                f'{self.images!r} holds {len(images)} images, '
+                f'{self.labels!r} {len(labels)} labels'
+            )
         return [
             dict(img=np.repeat(image[..., None], 3, -1), gt_label=int(label))
             for image, label in zip(images, labels)

@@ -1,7 +1,8 @@
 """Calibration images: from a data loader, checked before work starts."""
+
 from __future__ import annotations
 
-from typing import Any, List, Set
+from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from ..algorithms import BRECQ
 
 
-def raw_images(data: dict) -> List[Tensor]:
+def raw_images(data: dict) -> list[Tensor]:
     """The images of one batch as the pipeline gave them."""
     return list(data['inputs'])
 
@@ -25,10 +26,10 @@ class ImageSet:
     """
 
     def __init__(self) -> None:
-        self.seen: Set[int] = set()
+        self.seen: set[int] = set()
 
     @staticmethod
-    def keys(data: dict) -> List[int]:
+    def keys(data: dict) -> list[int]:
         """A number for each image of a batch."""
         return [
             hash(image.contiguous().cpu().numpy().tobytes())
@@ -44,8 +45,9 @@ class ImageSet:
         return sum(key in self.seen for key in self.keys(data))
 
 
-def collect_images(model: BRECQ, loader: DataLoader, num_images: int,
-                   images: ImageSet) -> List[Tensor]:
+def collect_images(
+    model: BRECQ, loader: DataLoader, num_images: int, images: ImageSet
+) -> list[Tensor]:
     """The first images of a loader, preprocessed, on the model's device.
 
     Args:
@@ -65,17 +67,19 @@ def collect_images(model: BRECQ, loader: DataLoader, num_images: int,
         raise ValueError(
             f'calibration.num_images={num_images}, expected {least} or more: '
             'one batch to learn from (`model.reconstructor.batch_size`) and '
-            'one image to judge by')
-    batches: List[Tensor] = []
+            'one image to judge by'
+        )
+    batches: list[Tensor] = []
     count = 0
     for data in loader:
         images.add(data)
-        batch = _preprocess(model, data)[:num_images - count]
+        batch = _preprocess(model, data)[: num_images - count]
         bad = (~batch.flatten(1).isfinite().all(1)).nonzero().flatten()
         if len(bad):
             raise ValueError(
                 f'Calibration image {count + int(bad[0])} holds NaN or '
-                'infinity: mend it, or change `calibration.dataloader`')
+                'infinity: mend it, or change `calibration.dataloader`'
+            )
         batches.append(batch)
         count += len(batch)
         if count == num_images:
@@ -84,12 +88,15 @@ def collect_images(model: BRECQ, loader: DataLoader, num_images: int,
         raise ValueError(
             f'calibration.num_images={num_images}, but the data set of '
             f'`calibration.dataloader` gives {count} images: lower the '
-            'number, or give it more images')
+            'number, or give it more images'
+        )
     shapes = {tuple(batch.shape[1:]) for batch in batches}
     if len(shapes) > 1:
-        raise ValueError(f'Calibration images have the sizes {shapes}: give '
-                         'them one size in the pipeline of '
-                         '`calibration.dataloader`')
+        raise ValueError(
+            f'Calibration images have the sizes {shapes}: give '
+            'them one size in the pipeline of '
+            '`calibration.dataloader`'
+        )
     return batches
 
 
@@ -99,10 +106,11 @@ def _preprocess(model: BRECQ, data: dict) -> Tensor:
     return inputs.to(next(model.parameters()).device)
 
 
-def gather_images(batches: List[Tensor]) -> List[Tensor]:
+def gather_images(batches: list[Tensor]) -> list[Tensor]:
     """The batches of all processes, the same list on each."""
     return [
-        batch.to(batches[0].device) for part in all_gather_object(batches)
+        batch.to(batches[0].device)
+        for part in all_gather_object(batches)
         for batch in part
     ]
 
@@ -114,4 +122,6 @@ def warn_of_overlap(count: int, total: int) -> None:
             f'{count} of the {total} calibration images are test images too: '
             'the accuracy of the quantized model will look better than it '
             'is. Point `calibration.dataloader.dataset` to training images',
-            'current', 30)
+            'current',
+            30,
+        )

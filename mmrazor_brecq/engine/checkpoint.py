@@ -1,10 +1,12 @@
 """Reading checkpoints, safely and with words about what does not fit."""
+
 from __future__ import annotations
 
 import hashlib
 import os.path as osp
 import pickle
-from typing import Any, Dict, List, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -16,7 +18,7 @@ from ..algorithms import BRECQ
 MARK = 'input_shape'
 
 
-def read_checkpoint(path: str, trust: bool = False) -> Dict[str, Any]:
+def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
     """Load a checkpoint file.
 
     Args:
@@ -41,7 +43,8 @@ def read_checkpoint(path: str, trust: bool = False) -> Dict[str, Any]:
         raise ValueError(
             f'{path!r} holds more than tensors and plain Python, and loading '
             'it can run any code that its maker put in. If you trust its '
-            'source, add --trust-checkpoint') from error
+            'source, add --trust-checkpoint'
+        ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(_broken(path, error)) from error
     if isinstance(content, Mapping):
@@ -50,14 +53,18 @@ def read_checkpoint(path: str, trust: bool = False) -> Dict[str, Any]:
                 return dict(content, state_dict=dict(content[key]))
         if content and all(isinstance(v, Tensor) for v in content.values()):
             return dict(state_dict=dict(content))
-    raise ValueError(f'{path!r} holds no state_dict: expected a mapping of '
-                     'names to tensors, itself or under `state_dict`')
+    raise ValueError(
+        f'{path!r} holds no state_dict: expected a mapping of '
+        'names to tensors, itself or under `state_dict`'
+    )
 
 
 def _broken(path: str, error: Exception) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
-    return (f'{path!r} is no whole checkpoint ({lines[0]}): it may be cut '
-            'short, get it anew')
+    return (
+        f'{path!r} is no whole checkpoint ({lines[0]}): it may be cut '
+        'short, get it anew'
+    )
 
 
 def load_float(model: BRECQ, path: str, trust: bool = False) -> None:
@@ -76,43 +83,57 @@ def load_float(model: BRECQ, path: str, trust: bool = False) -> None:
     if MARK in state:
         raise ValueError(
             f'{path!r} is quantized already: evaluate it with tools/test.py, '
-            'or give the float checkpoint that it was made from')
+            'or give the float checkpoint that it was made from'
+        )
     state = {key.removeprefix('module.'): v for key, v in state.items()}
     own = model.architecture.state_dict()
     missing = [k for k in own if k not in state and not _is_counter(k)]
     unexpected = [k for k in state if k not in own]
     wrong = [
-        f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}' for k in own
+        f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}'
+        for k in own
         if k in state and state[k].shape != own[k].shape
     ]
     matched = sum(k in state for k in own) - len(wrong)
-    story = (f'{path!r}: {matched} of {len(own)} tensors of '
-             f'{type(model.architecture).__name__} match')
+    story = (
+        f'{path!r}: {matched} of {len(own)} tensors of '
+        f'{type(model.architecture).__name__} match'
+    )
     if missing or wrong:
-        raise ValueError('; '.join([
-            f'{story}, so it is no checkpoint of this architecture',
-            *_first('missing', missing), *_first('of another shape', wrong),
-            *_first('unexpected', unexpected),
-            'give the checkpoint that belongs to the config'
-        ]))
+        raise ValueError(
+            '; '.join(
+                [
+                    f'{story}, so it is no checkpoint of this architecture',
+                    *_first('missing', missing),
+                    *_first('of another shape', wrong),
+                    *_first('unexpected', unexpected),
+                    'give the checkpoint that belongs to the config',
+                ]
+            )
+        )
     if unexpected:
-        print_log('; '.join([story, *_first('not used', unexpected)]),
-                  'current', 30)
+        print_log(
+            '; '.join([story, *_first('not used', unexpected)]), 'current', 30
+        )
     model.architecture.load_state_dict(
-        {k: v for k, v in state.items() if k in own}, strict=False)
+        {k: v for k, v in state.items() if k in own}, strict=False
+    )
 
 
 def _is_counter(key: str) -> bool:
     return key.endswith('num_batches_tracked')
 
 
-def _first(what: str, keys: List[str], count: int = 3) -> List[str]:
+def _first(what: str, keys: list[str], count: int = 3) -> list[str]:
     more = ', ...' if len(keys) > count else ''
-    return [f'{len(keys)} {what} ({", ".join(keys[:count])}{more})'
-            ] if keys else []
+    return (
+        [f'{len(keys)} {what} ({", ".join(keys[:count])}{more})']
+        if keys
+        else []
+    )
 
 
-def load_quantized(model: BRECQ, path: str) -> Dict[str, Any]:
+def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
     """Load a quantized checkpoint into a freshly built model.
 
     Args:
@@ -128,15 +149,18 @@ def load_quantized(model: BRECQ, path: str) -> Dict[str, Any]:
     checkpoint = read_checkpoint(path)
     state = checkpoint['state_dict']
     if MARK not in state:
-        raise ValueError(f'{path!r} is a float checkpoint: quantize it with '
-                         'tools/ptq.py first')
+        raise ValueError(
+            f'{path!r} is a float checkpoint: quantize it with '
+            'tools/ptq.py first'
+        )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
             f'{path!r} does not belong to this config: '
             f'{str(error).splitlines()[1].strip()} Use the config that lies '
-            'beside the checkpoint') from error
+            'beside the checkpoint'
+        ) from error
     return checkpoint.get('meta', {})
 
 

@@ -1,12 +1,14 @@
 """Files that are either whole or not there, and never lost."""
+
 from __future__ import annotations
 
 import json
 import os
 import os.path as osp
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -38,7 +40,7 @@ def save_tensors(content: Any, path: str) -> None:
         torch.save(content, name)
 
 
-def save_json(content: Dict[str, Any], path: str) -> None:
+def save_json(content: dict[str, Any], path: str) -> None:
     """Save plain Python as JSON."""
     with written_whole(path) as name, open(name, 'w') as file:
         json.dump(content, file, indent=2)
@@ -55,7 +57,9 @@ def keep_older(path: str) -> None:
     os.rename(path, f'{stem}.{number}{ending}')
     print_log(
         f'{path} was there from an earlier run: it is now '
-        f'{stem}.{number}{ending}', 'current')
+        f'{stem}.{number}{ending}',
+        'current',
+    )
 
 
 def check_writable(folder: str) -> None:
@@ -71,4 +75,5 @@ def check_writable(folder: str) -> None:
     except OSError as error:
         raise PermissionError(
             f'Cannot write to the folder {folder!r} ({error.strerror}): '
-            'name another one with --work-dir or `work_dir`') from error
+            'name another one with --work-dir or `work_dir`'
+        ) from error

@@ -1,9 +1,10 @@
 """From a config file and a checkpoint to a runner that is ready."""
+
 from __future__ import annotations
 
 import difflib
 import os.path as osp
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -17,10 +18,12 @@ from .files import check_writable
 BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
 
 
-def load_config(path: str,
-                options: Optional[Dict[str, Any]] = None,
-                work_dir: Optional[str] = None,
-                launcher: str = 'none') -> Config:
+def load_config(
+    path: str,
+    options: Optional[dict[str, Any]] = None,
+    work_dir: Optional[str] = None,
+    launcher: str = 'none',
+) -> Config:
     """Read a config of a quantization.
 
     Args:
@@ -47,28 +50,35 @@ def load_config(path: str,
         root = key.split('.')[0]
         if root not in cfg:
             close = difflib.get_close_matches(root, cfg, 1)
-            hint = f', did you mean {close[0]!r}?' if close else (
-                ': it has ' + ', '.join(sorted(cfg)))
-            raise KeyError(f'--cfg-options {key}: the config has no {root!r}'
-                           f'{hint}')
+            hint = (
+                f', did you mean {close[0]!r}?'
+                if close
+                else (': it has ' + ', '.join(sorted(cfg)))
+            )
+            raise KeyError(
+                f'--cfg-options {key}: the config has no {root!r}{hint}'
+            )
     cfg.merge_from_dict(options or {})
     if str(cfg.get('model', {}).get('type')).split('.')[-1] != 'BRECQ':
         raise ValueError(
             f'{path!r} configures no quantization: expected model.type = '
-            "'mmrazor_brecq.BRECQ', inherit one of configs/brecq")
+            "'mmrazor_brecq.BRECQ', inherit one of configs/brecq"
+        )
     cfg.launcher = launcher
-    cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join(
-        'work_dirs', osp.splitext(osp.basename(path))[0])
+    cfg.work_dir = (
+        work_dir
+        or cfg.get('work_dir')
+        or osp.join('work_dirs', osp.splitext(osp.basename(path))[0])
+    )
     # The checkpoint is loaded here, with better words.
     cfg.load_from, cfg.resume = None, False
     check_writable(cfg.work_dir)
     return cfg
 
 
-def ptq(cfg: Config,
-        checkpoint: str,
-        resume: bool = False,
-        trust: bool = False) -> Dict[str, float]:
+def ptq(
+    cfg: Config, checkpoint: str, resume: bool = False, trust: bool = False
+) -> dict[str, float]:
     """Quantize as the config says.
 
     Args:
@@ -86,7 +96,7 @@ def ptq(cfg: Config,
     return runner.test()
 
 
-def test(cfg: Config, checkpoint: str) -> Dict[str, float]:
+def test(cfg: Config, checkpoint: str) -> dict[str, float]:
     """Evaluate a quantized checkpoint.
 
     Args:

@@ -1,4 +1,5 @@
 """The loop that quantizes: a test loop with a reconstruction before it."""
+
 from __future__ import annotations
 
 import copy
@@ -6,8 +7,9 @@ import hashlib
 import os.path as osp
 import resource
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Optional, Union
 
 import mmcv
 import mmengine
@@ -25,8 +27,12 @@ from ..reconstruction import NearestRounding, UnitReport
 from ..registry import LOOPS
 from ..report import UnitProgress, closing_table, weight_bytes
 from ..version import __version__
-from .calibration import (ImageSet, collect_images, gather_images,
-                          warn_of_overlap)
+from .calibration import (
+    ImageSet,
+    collect_images,
+    gather_images,
+    warn_of_overlap,
+)
 from .checkpoint import fingerprint
 from .files import keep_older, save_json, save_tensors
 from .progress import Progress
@@ -49,17 +55,20 @@ class PTQLoop(TestLoop):
         fp16 (bool): Evaluate in half precision.
     """
 
-    def __init__(self,
-                 runner: Runner,
-                 dataloader: Union[DataLoader, dict],
-                 evaluator: Union[Evaluator, dict, list],
-                 calibration: dict,
-                 resume: bool = False,
-                 fp16: bool = False) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: Union[DataLoader, dict],
+        evaluator: Union[Evaluator, dict, list],
+        calibration: dict,
+        resume: bool = False,
+        fp16: bool = False,
+    ) -> None:
         super().__init__(runner, dataloader, evaluator, fp16)
         self.num_images = calibration['num_images']
         self.calibration_dataloader = runner.build_dataloader(
-            calibration['dataloader'], seed=runner.seed)
+            calibration['dataloader'], seed=runner.seed
+        )
         self.resume = resume
 
     @property
@@ -68,7 +77,7 @@ class PTQLoop(TestLoop):
         model = self.runner.model
         return model.module if is_model_wrapper(model) else model
 
-    def run(self) -> Dict[str, float]:
+    def run(self) -> dict[str, float]:
         """Quantize.
 
         Returns:
@@ -79,22 +88,30 @@ class PTQLoop(TestLoop):
         calibration = ImageSet()
         with clock('prepare'):
             batches = gather_images(
-                collect_images(model, self.calibration_dataloader,
-                               self.num_images, calibration))
+                collect_images(
+                    model,
+                    self.calibration_dataloader,
+                    self.num_images,
+                    calibration,
+                )
+            )
             identity = self._identity(batches)
             original = copy.deepcopy(model)
             teacher = model.prepare(batches[0][:1])
             progress = Progress(
-                osp.join(self.runner.work_dir, 'progress'), identity,
-                self.resume)
+                osp.join(self.runner.work_dir, 'progress'),
+                identity,
+                self.resume,
+            )
         bytes_of_weights = weight_bytes(model)
         with clock('evaluate'):
             self._evaluate(original, 'float', progress, calibration)
         del original
         with clock('capture'):
             nearest = copy.deepcopy(model)
-            for _ in self._reconstruct(nearest, teacher, batches, progress,
-                                       NearestRounding()):
+            for _ in self._reconstruct(
+                nearest, teacher, batches, progress, NearestRounding()
+            ):
                 pass
         with clock('evaluate'):
             self._evaluate(nearest, 'nearest', progress)
@@ -102,10 +119,10 @@ class PTQLoop(TestLoop):
         with clock('reconstruct'), self._unit_progress() as show:
             for report in progress.reports:
                 show(report)
-            for report in self._reconstruct(model, teacher, batches,
-                                            progress):
+            for report in self._reconstruct(model, teacher, batches, progress):
                 progress.add_unit(
-                    report, model.architecture.get_submodule(report.name))
+                    report, model.architecture.get_submodule(report.name)
+                )
                 self._plot(report)
                 show(report)
         with clock('evaluate'):
@@ -122,19 +139,22 @@ class PTQLoop(TestLoop):
         teacher: nn.Module,
         batches: Sequence[Tensor],
         progress: Progress,
-        reconstructor: Optional[NearestRounding] = None
+        reconstructor: Optional[NearestRounding] = None,
     ) -> Iterator[UnitReport]:
         if reconstructor is not None and 'nearest' in progress.metrics:
             return iter(())
         done = progress.units() if reconstructor is None else {}
-        return model.reconstruct(teacher, batches, self.runner.seed,
-                                 reconstructor, done)
+        return model.reconstruct(
+            teacher, batches, self.runner.seed, reconstructor, done
+        )
 
-    def _evaluate(self,
-                  model: BRECQ,
-                  name: str,
-                  progress: Progress,
-                  calibration: Optional[ImageSet] = None) -> None:
+    def _evaluate(
+        self,
+        model: BRECQ,
+        name: str,
+        progress: Progress,
+        calibration: Optional[ImageSet] = None,
+    ) -> None:
         """Metrics of one model, unless they are known."""
         if name in progress.metrics:
             return
@@ -147,8 +167,10 @@ class PTQLoop(TestLoop):
                 self.evaluator.process(data_samples=outputs, data_batch=data)
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         warn_of_overlap(overlap, self.num_images)
-        self.runner.logger.info(f'{name}: ' + ', '.join(
-            f'{key} {value:.4g}' for key, value in metrics.items()))
+        self.runner.logger.info(
+            f'{name}: '
+            + ', '.join(f'{key} {value:.4g}' for key, value in metrics.items())
+        )
         progress.add_metrics(name, _plain(metrics))
 
     @contextmanager
@@ -158,10 +180,11 @@ class PTQLoop(TestLoop):
 
     def _plot(self, report: UnitReport) -> None:
         for step, loss in report.losses:
-            self.runner.visualizer.add_scalar(f'loss/{report.name}', loss,
-                                              step)
+            self.runner.visualizer.add_scalar(
+                f'loss/{report.name}', loss, step
+            )
 
-    def _identity(self, batches: List[Tensor]) -> Dict[str, str]:
+    def _identity(self, batches: list[Tensor]) -> dict[str, str]:
         """What has to be the same for a run to go on."""
         cfg = self.runner.cfg
         images = hashlib.sha256()
@@ -171,11 +194,16 @@ class PTQLoop(TestLoop):
         return dict(
             config=hashlib.sha256(config.encode()).hexdigest(),
             checkpoint=fingerprint(self.model.architecture),
-            calibration=images.hexdigest())
+            calibration=images.hexdigest(),
+        )
 
-    def _write(self, progress: Progress, clock: 'Clock',
-               bytes_of_weights: Dict[str, int],
-               identity: Dict[str, str]) -> None:
+    def _write(
+        self,
+        progress: Progress,
+        clock: Clock,
+        bytes_of_weights: dict[str, int],
+        identity: dict[str, str],
+    ) -> None:
         folder = self.runner.work_dir
         report = dict(
             **progress.metrics,
@@ -187,28 +215,32 @@ class PTQLoop(TestLoop):
                 mmrazor_brecq=__version__,
                 torch=torch.__version__,
                 mmengine=mmengine.__version__,
-                mmcv=mmcv.__version__),
+                mmcv=mmcv.__version__,
+            ),
             device=get_device(),
             seed=self.runner.seed,
-            identity=identity)
+            identity=identity,
+        )
         checkpoint, table = (
-            osp.join(folder, name)
-            for name in ('quantized.pth', 'report.json'))
+            osp.join(folder, name) for name in ('quantized.pth', 'report.json')
+        )
         keep_older(checkpoint)
         keep_older(table)
         dataset = getattr(self.dataloader.dataset, 'metainfo', {})
         meta = dict(
             mmrazor_brecq=__version__,
             identity=identity,
-            bits={name: list(bits)
-                  for name, bits in self.model.bits.items()},
-            classes=list(dataset.get('classes', [])))
+            bits={name: list(bits) for name, bits in self.model.bits.items()},
+            classes=list(dataset.get('classes', [])),
+        )
         save_tensors(
-            dict(state_dict=self.model.state_dict(), meta=meta), checkpoint)
+            dict(state_dict=self.model.state_dict(), meta=meta), checkpoint
+        )
         save_json(report, table)
         self.runner.logger.info('\n' + closing_table(report))
         self.runner.logger.info(
-            f'The quantized model lies in {checkpoint}, the report in {table}')
+            f'The quantized model lies in {checkpoint}, the report in {table}'
+        )
 
 
 class Clock:
@@ -216,21 +248,22 @@ class Clock:
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
-        self.parts: Dict[str, float] = {}
+        self.parts: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         spent = time.perf_counter() - start
-        self.parts[part] = self.parts.get(part, 0.) + spent
+        self.parts[part] = self.parts.get(part, 0.0) + spent
 
     @property
-    def seconds(self) -> Dict[str, float]:
+    def seconds(self) -> dict[str, float]:
         """Seconds of each part, and in total until now."""
         total = time.perf_counter() - self.start
-        return {k: round(v, 2) for k, v in dict(self.parts,
-                                                total=total).items()}
+        return {
+            k: round(v, 2) for k, v in dict(self.parts, total=total).items()
+        }
 
 
 def peak_memory_mb() -> float:
@@ -238,5 +271,5 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _plain(metrics: Dict[str, Any]) -> Dict[str, float]:
+def _plain(metrics: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in metrics.items()}

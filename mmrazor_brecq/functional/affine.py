@@ -4,9 +4,10 @@ A real ``x`` stands on the grid as ``q = clamp(round(x / scale) +
 zero_point, qmin, qmax)`` and comes back as ``(q - zero_point) * scale``.
 Zero is always a point of the grid, so padding stays exact.
 """
+
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from .fused import flat, fused, like
 
 
-def integer_range(bits: int, signed: bool) -> Tuple[int, int]:
+def integer_range(bits: int, signed: bool) -> tuple[int, int]:
     """Smallest and largest integer of a grid.
 
     Args:
@@ -25,12 +26,13 @@ def integer_range(bits: int, signed: bool) -> Tuple[int, int]:
     Returns:
         tuple[int, int]: ``(-2^(b-1), 2^(b-1) - 1)`` or ``(0, 2^b - 1)``.
     """
-    half = 2**(bits - 1)
+    half = 2 ** (bits - 1)
     return (-half, half - 1) if signed else (0, 2 * half - 1)
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int,
-             qmax: int) -> Tensor:
+def quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
+) -> Tensor:
     """The nearest integers on the grid.
 
     Args:
@@ -47,8 +49,9 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int,
 
 
 @fused
-def dequantize_rows(q: Tensor, step: Tensor, zero_point: Tensor, qmin: int,
-                    qmax: int) -> Tensor:
+def dequantize_rows(
+    q: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int
+) -> Tensor:
     """Real values of integers that may lie beyond the grid, row by row.
 
     Args:
@@ -78,37 +81,60 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-            ctx: Any, x: Tensor, log_step: Tensor, scale: Tensor,
-            zero_point: Tensor, qmin: int, qmax: int,
-            keep: Optional[Tensor]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        log_step: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        qmin: int,
+        qmax: int,
+        keep: Optional[Tensor],
+    ) -> Tensor:
         step = scale * log_step.exp()
         zero_point = zero_point.to(step.dtype)  # one type: one fast kernel
         ctx.save_for_backward(x, step, zero_point, keep)
         ctx.range = qmin, qmax
-        return like(_mixed(flat(x.detach()), step, zero_point, qmin, qmax, keep), x)
+        return like(
+            _mixed(flat(x.detach()), step, zero_point, qmin, qmax, keep), x
+        )
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         x, step, zero_point, keep = ctx.saved_tensors
+        qmin, qmax = ctx.range
         grad_x, grad_log_step = _mixed_backward(
-            flat(grad, x), flat(x), step, zero_point, *ctx.range, keep)
+            flat(grad, x), flat(x), step, zero_point, qmin, qmax, keep
+        )
         return like(grad_x, x), grad_log_step, None, None, None, None, None
 
 
 @fused
-def _mixed(x: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int,
-           keep: Optional[Tensor]) -> Tensor:
-    out = dequantize(quantize(x, step, zero_point, qmin, qmax), step,
-                     zero_point)
+def _mixed(
+    x: Tensor,
+    step: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    keep: Optional[Tensor],
+) -> Tensor:
+    out = dequantize(
+        quantize(x, step, zero_point, qmin, qmax), step, zero_point
+    )
     return out if keep is None else torch.lerp(x, out, keep)
 
 
 @fused
-def _mixed_backward(grad: Tensor, x: Tensor, step: Tensor, zero_point: Tensor,
-                    qmin: int, qmax: int,
-                    keep: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+def _mixed_backward(
+    grad: Tensor,
+    x: Tensor,
+    step: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    keep: Optional[Tensor],
+) -> tuple[Tensor, Tensor]:
     grid = torch.round(x / step) + zero_point
     inside = (grid >= qmin) & (grid <= qmax)
     out = dequantize(grid.clamp(qmin, qmax), step, zero_point)
@@ -118,13 +144,15 @@ def _mixed_backward(grad: Tensor, x: Tensor, step: Tensor, zero_point: Tensor,
     return grad_x, grad_log_step
 
 
-def fake_quantize(x: Tensor,
-                  log_step: Tensor,
-                  scale: Tensor,
-                  zero_point: Tensor,
-                  qmin: int,
-                  qmax: int,
-                  keep: Optional[Tensor] = None) -> Tensor:
+def fake_quantize(
+    x: Tensor,
+    log_step: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    keep: Optional[Tensor] = None,
+) -> Tensor:
     """Fake quantization with a step that is learned in the log domain.
 
     The step is ``scale * exp(log_step)``. Rounding passes gradients
@@ -146,5 +174,6 @@ def fake_quantize(x: Tensor,
     Returns:
         Tensor: In the shape of ``x``.
     """
-    return _FakeQuantize.apply(x, log_step, scale, zero_point, qmin, qmax,
-                               keep)
+    return _FakeQuantize.apply(
+        x, log_step, scale, zero_point, qmin, qmax, keep
+    )

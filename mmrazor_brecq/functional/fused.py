@@ -5,6 +5,7 @@ them. ``torch.compile`` makes one kernel of the chain; it is compiled once
 for all shapes, and cached on disk. Without a compiler the plain function
 runs. (``TORCH_COMPILE_DISABLE=1`` is torch's own switch.)
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -12,7 +13,7 @@ import functools
 import logging
 import os
 import shutil
-from typing import Any, Callable, List, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar
 
 import torch
 from mmengine.logging import print_log
@@ -23,7 +24,7 @@ F = TypeVar('F', bound=Callable[..., Any])
 
 def fused(function: F) -> F:
     """Decorate a function of 1-dimensional tensors to run as one kernel."""
-    compiled: List[Callable] = []
+    compiled: list[Callable] = []
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
@@ -37,7 +38,10 @@ def fused(function: F) -> F:
             # A compiler that fails costs speed, never the run.
             print_log(
                 f'{function.__name__} runs uncompiled: '
-                f'{str(error).splitlines()[:1]}', 'current', 30)
+                f'{str(error).splitlines()[:1]}',
+                'current',
+                30,
+            )
             compiled[0] = function
             return function(*args)
 
@@ -45,15 +49,16 @@ def fused(function: F) -> F:
 
 
 def _compiled(function: Callable) -> Callable:
-    if not (shutil.which(os.environ.get('CXX', 'g++'))
-            or torch.cuda.is_available()):
+    if not (
+        shutil.which(os.environ.get('CXX', 'g++')) or torch.cuda.is_available()
+    ):
         return function
     # It warns of a missing accelerator on every machine without one.
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
     return torch.compile(function, dynamic=True)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def reuse_freed_memory() -> None:
     """Let the C library keep what is freed, for the next tensor of its kind.
 
@@ -85,15 +90,14 @@ def flat(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
 
 
 def like(values: Tensor, x: Tensor) -> Tensor:
-    """Undo :func:`flat`: ``values`` in the shape and memory order of ``x``.
-    """
+    """Undo :func:`flat`: ``values`` in the shape and memory order of ``x``."""
     order = _order(x)
     back = [order.index(d) for d in range(x.dim())]
     return values.view([x.shape[d] for d in order]).permute(back)
 
 
-def _order(x: Tensor) -> List[int]:
+def _order(x: Tensor) -> list[int]:
     """Dimensions of ``x``, those of large steps in memory first."""
     if x.is_contiguous():
         return list(range(x.dim()))
-    return sorted(range(x.dim()), key=lambda d: (-x.stride(d), d))
+    return sorted(range(x.dim()), key=lambda d: (-x.stride()[d], d))

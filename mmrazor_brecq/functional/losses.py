@@ -1,4 +1,5 @@
 """Losses between what a quantized part gives and what it should give."""
+
 from __future__ import annotations
 
 from typing import Optional
@@ -13,9 +14,9 @@ def lp_error(x: Tensor, y: Tensor, p: float, dim: int = -1) -> Tensor:
     return (x - y).abs().pow(p).mean(dim)
 
 
-def weighted_squared_error(output: Tensor,
-                           target: Tensor,
-                           weight: Optional[Tensor] = None) -> Tensor:
+def weighted_squared_error(
+    output: Tensor, target: Tensor, weight: Optional[Tensor] = None
+) -> Tensor:
     """Mean squared error, weighted element by element.
 
     With the squared gradient of the task's loss as the weight this is the
@@ -44,4 +45,5 @@ def kl_to_teacher(logits: Tensor, teacher: Tensor) -> Tensor:
         torch.log_softmax(logits, -1),
         torch.log_softmax(teacher, -1),
         reduction='batchmean',
-        log_target=True)
+        log_target=True,
+    )

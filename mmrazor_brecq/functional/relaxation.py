@@ -1,5 +1,5 @@
-"""The continuous relaxation of rounding (AdaRound, Nagel et al., ICML 2020).
-"""
+"""A continuous relaxation of rounding (AdaRound, Nagel et al., ICML 2020)."""
+
 from __future__ import annotations
 
 import torch
@@ -23,7 +23,8 @@ def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
 @fused
 def relaxed_integers(alpha: Tensor, base: Tensor) -> Tensor:
     """``base + h(alpha)``, with the rectified sigmoid ``h``; all of one
-    dimension."""
+    dimension.
+    """
     return base + rectified_sigmoid(alpha)
 
 
@@ -32,16 +33,16 @@ def rounding_penalty(alpha: Tensor, beta: Tensor) -> Tensor:
     """``sum(1 - |2 h - 1|^beta)``: nought where all is rounded (eq. 24).
 
     Args:
-        alpha (Tensor): Rounding variables, 1-dimensional, ``h = rectified_sigmoid(alpha)``.
+        alpha (Tensor): Rounding variables, 1-dimensional, whose
+            rectified sigmoid is ``h``.
         beta (Tensor): Exponent, a scalar above 1.
     """
     return (1 - (2 * rectified_sigmoid(alpha) - 1).abs().pow(beta)).sum()
 
 
-def annealed_beta(progress: float,
-                  warmup: float = 0.2,
-                  start: float = 20.,
-                  end: float = 2.) -> float:
+def annealed_beta(
+    progress: float, warmup: float = 0.2, start: float = 20.0, end: float = 2.0
+) -> float:
     """Exponent of the penalty: flat at first, then falling in a line.
 
     Args:
@@ -51,4 +52,4 @@ def annealed_beta(progress: float,
         end (float): Last exponent.
     """
     left = (1 - progress) / (1 - warmup)
-    return end + (start - end) * min(1., max(0., left))
+    return end + (start - end) * min(1.0, max(0.0, left))

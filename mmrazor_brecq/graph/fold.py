@@ -1,7 +1,8 @@
 """Batch normalisation folded into the layer before it."""
+
 from __future__ import annotations
 
-from typing import List
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from ..layers import is_quantizable
 from .record import Trace
 
 
-def _is_frozen_norm(module: nn.Module) -> bool:
+def _is_frozen_norm(module: Any) -> bool:
     """Whether it normalises by statistics that it holds, and no more."""
     if list(module.children()):
         return False
@@ -19,11 +20,16 @@ def _is_frozen_norm(module: nn.Module) -> bool:
         return module.running_mean is not None
     return all(
         isinstance(getattr(module, name, None), torch.Tensor)
-        for name in ('weight', 'bias', 'running_mean', 'running_var'))
+        for name in ('weight', 'bias', 'running_mean', 'running_var')
+    )
+
+
+def _weight(layer: Any) -> Any:
+    return layer.weight
 
 
 @torch.no_grad()
-def _fold(layer: nn.Module, norm: nn.Module) -> None:
+def _fold(layer: Any, norm: Any) -> None:
     gain = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         gain = gain * norm.weight.double()
@@ -38,7 +44,7 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     layer.bias = nn.Parameter(bias.to(layer.weight))
 
 
-def fold_batch_norm(model: nn.Module, trace: Trace) -> List[str]:
+def fold_batch_norm(model: nn.Module, trace: Trace) -> list[str]:
     """Fold every BatchNorm whose input is what a Conv or Linear put out.
 
     The same tensor object, that is, with nothing written to it since and
@@ -57,8 +63,9 @@ def fold_batch_norm(model: nn.Module, trace: Trace) -> List[str]:
     producer = {
         call.outputs[0]: call.module
         for call in trace.calls
-        if is_quantizable(call.module) and len(call.outputs) == 1
-        and call.outputs[0].dims == call.module.weight.dim()
+        if is_quantizable(call.module)
+        and len(call.outputs) == 1
+        and call.outputs[0].dims == _weight(call.module).dim()
     }
     folded = []
     for norm, uses in calls.items():
@@ -70,7 +77,8 @@ def fold_batch_norm(model: nn.Module, trace: Trace) -> List[str]:
             continue
         outputs = [call.outputs[0] for call in calls[layer]]
         if given_out.isdisjoint(outputs) and all(
-                trace.users.get(out) == {norm} for out in outputs):
+            trace.users.get(out) == {norm} for out in outputs
+        ):
             _fold(layer, norm)
             folded.append(uses[0].name)
     for name in folded:

@@ -3,11 +3,13 @@
 No class of block is named anywhere: where modules sit in the tree, and
 which were called, says what the papers call a block.
 """
+
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Optional
 
 from torch import nn
 
@@ -28,9 +30,10 @@ class Unit:
         layers (tuple[str]): Names of the layers in it, in the order of
             their calls.
     """
+
     name: str
     module: nn.Module
-    layers: Tuple[str, ...]
+    layers: tuple[str, ...]
 
 
 class Partition:
@@ -40,7 +43,7 @@ class Partition:
     chosen module that holds it, or else a unit of its own.
     """
 
-    def __call__(self, model: nn.Module, trace: Trace) -> List[Unit]:
+    def __call__(self, model: nn.Module, trace: Trace) -> list[Unit]:
         """Cut.
 
         Args:
@@ -55,14 +58,15 @@ class Partition:
         names = {module: uses[0].name for module, uses in calls.items()}
         layers = [m for m in calls if is_quantizable(m)]
         holders = [m for m in self.choose(model, trace) if m in calls]
-        units: Dict[nn.Module, List[nn.Module]] = {}
+        units: dict[nn.Module, list[nn.Module]] = {}
         for layer in layers:
             unit = next((m for m in holders if _holds(m, layer)), layer)
             units.setdefault(unit, []).append(layer)
         return [
             Unit(names[unit], unit, tuple(names[layer] for layer in inside))
             for unit, inside in sorted(
-                units.items(), key=lambda item: order[item[0]])
+                units.items(), key=lambda item: order[item[0]]
+            )
         ]
 
     def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
@@ -74,10 +78,11 @@ def _holds(module: nn.Module, layer: nn.Module) -> bool:
     return any(child is layer for child in module.modules())
 
 
-def _outermost(modules: List[nn.Module]) -> List[nn.Module]:
+def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
     """Those of ``modules`` that are in no other one."""
     return [
-        m for m in modules
+        m
+        for m in modules
         if not any(m is not other and _holds(other, m) for other in modules)
     ]
 
@@ -110,18 +115,23 @@ class BlockPartition(Partition):
     def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
         """The blocks."""
         backbone = getattr(model, self.backbone, model)
-        called: Set[nn.Module] = set(trace.by_module())
+        called: set[nn.Module] = set(trace.by_module())
         candidates = []
         for parent in model.modules():
             if parent is backbone or isinstance(parent, CONTAINERS):
                 candidates += [
-                    m for m in parent.children()
-                    if m in called and not isinstance(m, CONTAINERS)
-                    and sum(is_quantizable(x) and x in called
-                            for x in m.modules()) > 1
+                    m
+                    for m in parent.children()
+                    if m in called
+                    and not isinstance(m, CONTAINERS)
+                    and sum(
+                        is_quantizable(x) and x in called for x in m.modules()
+                    )
+                    > 1
                 ]
         return [
-            m for m in candidates
+            m
+            for m in candidates
             if not any(m is not x and _holds(m, x) for x in candidates)
         ]
 
@@ -143,7 +153,9 @@ class StagePartition(Partition):
         """The stages, and what blocks are left over."""
         blocks = list(self.blocks.choose(model, trace))
         stages = [
-            m for m in trace.by_module() if isinstance(m, CONTAINERS)
+            m
+            for m in trace.by_module()
+            if isinstance(m, CONTAINERS)
             and any(_holds(m, block) for block in blocks)
         ]
         return _outermost(stages + blocks)
@@ -155,7 +167,7 @@ class NetworkPartition(Partition):
 
     def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
         """The network."""
-        return (model, )
+        return (model,)
 
 
 @TASK_UTILS.register_module()
@@ -168,9 +180,9 @@ class PatternPartition(Partition):
         others (dict): The partition of all the rest.
     """
 
-    def __init__(self,
-                 patterns: List[str],
-                 others: Optional[dict] = None) -> None:
+    def __init__(
+        self, patterns: list[str], others: Optional[dict] = None
+    ) -> None:
         self.patterns = patterns
         self.others = TASK_UTILS.build(others or dict(type='BlockPartition'))
 
@@ -181,27 +193,29 @@ class PatternPartition(Partition):
             ValueError: If a pattern matches no module that was called.
         """
         names = {
-            module: uses[0].name
-            for module, uses in trace.by_module().items()
+            module: uses[0].name for module, uses in trace.by_module().items()
         }
-        chosen: List[nn.Module] = []
+        chosen: list[nn.Module] = []
         for pattern in self.patterns:
             found = [m for m in names if fnmatchcase(names[m], pattern)]
             if not found:
                 raise ValueError(
                     f'The pattern {pattern!r} matches no module that the '
                     'forward pass calls: change `patterns` of the '
-                    '`partition`')
+                    '`partition`'
+                )
             chosen += found
         chosen = _outermost(chosen)
-        apart: Callable[[nn.Module], bool] = lambda m: not any(
-            _holds(m, x) or _holds(x, m) for x in chosen)
+
+        def apart(m: nn.Module) -> bool:
+            return not any(_holds(m, x) or _holds(x, m) for x in chosen)
+
         return chosen + [
             m for m in self.others.choose(model, trace) if apart(m)
         ]
 
 
-def unit_layers(model: nn.Module, unit: Unit) -> Dict[str, QuantLayer]:
+def unit_layers(model: nn.Module, unit: Unit) -> dict[str, QuantLayer]:
     """The quantized layers of a unit, by name."""
     return {
         name: model.get_submodule(name)  # type: ignore[misc]

@@ -5,11 +5,12 @@ quantized tensor too; inside it every layer quantizes its own input, unless
 that tensor came through the door untouched. The door is quantized only
 where its tensor itself reaches a layer.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -19,7 +20,7 @@ from ..registry import MODELS
 from .partition import Unit
 from .record import Call, Trace
 
-Bits = Tuple[int, int]
+Bits = tuple[int, int]
 
 
 class Door(nn.Module):
@@ -33,12 +34,13 @@ class Door(nn.Module):
             that is quantized, by its place among the unit's tensors.
     """
 
-    def __init__(self, quantizers: Dict[int, nn.Module]) -> None:
+    def __init__(self, quantizers: dict[int, nn.Module]) -> None:
         super().__init__()
         self.inputs = nn.ModuleDict(
-            {str(place): q for place, q in quantizers.items()})
+            {str(place): q for place, q in quantizers.items()}
+        )
 
-    def quantize(self, args: Any, kwargs: Any) -> Tuple[Any, Any]:
+    def quantize(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments of the unit with their tensors quantized."""
         leaves, spec = tree_flatten((args, kwargs))
         places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
@@ -52,8 +54,8 @@ class Door(nn.Module):
         return x
 
 
-def _enter(module: nn.Module, args: Any, kwargs: Any) -> Tuple[Any, Any]:
-    return module.door.quantize(args, kwargs)  # type: ignore[operator]
+def _enter(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return module.door.quantize(args, kwargs)
 
 
 @dataclass
@@ -71,12 +73,13 @@ class QuantizationScheme:
             ``dict(weight=..., activation=...)`` with either key. Later
             entries win.
     """
+
     weight: dict = field(default_factory=lambda: dict(bits=8))
     activation: Optional[dict] = field(default_factory=lambda: dict(bits=8))
     first_last_bits: Optional[int] = 8
-    bit_overrides: Dict[str, Union[int, dict]] = field(default_factory=dict)
+    bit_overrides: dict[str, Union[int, dict]] = field(default_factory=dict)
 
-    def bits(self, layers: List[str], ends: List[str]) -> Dict[str, Bits]:
+    def bits(self, layers: list[str], ends: list[str]) -> dict[str, Bits]:
         """Width of weight and input for every layer.
 
         Args:
@@ -89,7 +92,8 @@ class QuantizationScheme:
         """
         default = dict(
             weight=self.weight.get('bits', 8),
-            activation=(self.activation or {}).get('bits', 8))
+            activation=(self.activation or {}).get('bits', 8),
+        )
         chosen = {name: dict(default) for name in layers}
         if self.first_last_bits is not None:
             for name in ends:
@@ -99,14 +103,16 @@ class QuantizationScheme:
             if not found:
                 raise ValueError(
                     f'{pattern!r} in `bit_overrides` matches no layer of the '
-                    f'network; its layers are {", ".join(layers)}')
-            if isinstance(value, int):
+                    f'network; its layers are {", ".join(layers)}'
+                )
+            if not isinstance(value, dict):
                 value = dict.fromkeys(default, value)
             if not set(value) <= set(default):
                 raise ValueError(
                     f'`bit_overrides[{pattern!r}]` has the keys '
                     f'{sorted(value)}, expected `weight`, `activation` or '
-                    'both')
+                    'both'
+                )
             for name in found:
                 chosen[name].update(value)
         for name, widths in chosen.items():
@@ -116,16 +122,18 @@ class QuantizationScheme:
                         f'{bits!r} bits for the {kind} of {name!r}, expected '
                         'a whole number from 2 to 8: change '
                         f'`quantization.{kind}.bits`, `first_last_bits` or '
-                        '`bit_overrides`')
+                        '`bit_overrides`'
+                    )
         return {n: (w['weight'], w['activation']) for n, w in chosen.items()}
 
-    def weight_quantizer(self, layer: nn.Module, bits: int) -> nn.Module:
+    def weight_quantizer(self, layer: Any, bits: int) -> Any:
         """A quantizer for the weight of ``layer``."""
         cfg = dict(type='WeightQuantizer', **self.weight)
         return MODELS.build(
-            dict(cfg, bits=bits, out_channels=layer.weight.shape[0]))
+            dict(cfg, bits=bits, out_channels=layer.weight.shape[0])
+        )
 
-    def activation_quantizer(self, bits: int) -> Optional[nn.Module]:
+    def activation_quantizer(self, bits: int) -> Any:
         """A quantizer for an activation, if they are quantized at all."""
         if self.activation is None:
             return None
@@ -133,28 +141,37 @@ class QuantizationScheme:
         return MODELS.build(dict(cfg, bits=bits))
 
 
-def end_layers(trace: Trace) -> List[str]:
+def end_layers(trace: Trace) -> list[str]:
     """The first layer, and those that the network's output comes from."""
     calls = [call for call in trace.calls if is_quantizable(call.module)]
     network = trace.calls[0]
     last = [
-        call for call in calls if any(
-            out.views(end) for out in call.outputs
-            for end in network.outputs)
+        call
+        for call in calls
+        if any(
+            out.views(end) for out in call.outputs for end in network.outputs
+        )
     ]
     return [calls[0].name] + [call.name for call in last or calls[-1:]]
 
 
-def _door_places(unit: Unit, calls: Dict[nn.Module, List[Call]],
-                 names: Dict[str, nn.Module]) -> Dict[str, int]:
+def _door_places(
+    unit: Unit, calls: dict[nn.Module, list[Call]], names: dict[str, nn.Module]
+) -> dict[str, int]:
     """Layers of the unit that take a tensor of its door, and which one."""
     door = [value for call in calls[unit.module] for value in call.inputs]
     width = len(calls[unit.module][0].inputs)
     places = {}
     for name in unit.layers:
         taken = {
-            next((i % width for i, value in enumerate(door)
-                  if call.inputs[0].views(value)), None)
+            next(
+                (
+                    i % width
+                    for i, value in enumerate(door)
+                    if call.inputs[0].views(value)
+                ),
+                None,
+            )
             for call in calls[names[name]]
         }
         place = taken.pop()
@@ -163,8 +180,12 @@ def _door_places(unit: Unit, calls: Dict[nn.Module, List[Call]],
     return places
 
 
-def prepare(model: nn.Module, trace: Trace, units: List[Unit],
-            scheme: QuantizationScheme) -> Dict[str, Bits]:
+def prepare(
+    model: nn.Module,
+    trace: Trace,
+    units: list[Unit],
+    scheme: QuantizationScheme,
+) -> dict[str, Bits]:
     """Turn a float network into one whose quantizers wait to be fitted.
 
     Args:
@@ -177,7 +198,7 @@ def prepare(model: nn.Module, trace: Trace, units: List[Unit],
         dict[str, tuple]: Bits of weight and input of every layer.
     """
     calls = trace.by_module()
-    names = {name: m for m, uses in calls.items() for name in (uses[0].name, )}
+    names = {name: m for m, uses in calls.items() for name in (uses[0].name,)}
     layers = [name for unit in units for name in unit.layers]
     bits = scheme.bits(layers, end_layers(trace))
     for unit in units:
@@ -185,11 +206,15 @@ def prepare(model: nn.Module, trace: Trace, units: List[Unit],
         places = {} if alone else _door_places(unit, calls, names)
         for name in unit.layers:
             layer = names[name]
-            own = None if name in places else scheme.activation_quantizer(
-                bits[name][1])
-            quantize_layer(layer,
-                           scheme.weight_quantizer(layer, bits[name][0]), own)
-        doors: Dict[int, Any] = {}
+            own = (
+                None
+                if name in places
+                else scheme.activation_quantizer(bits[name][1])
+            )
+            quantize_layer(
+                layer, scheme.weight_quantizer(layer, bits[name][0]), own
+            )
+        doors: dict[int, Any] = {}
         for place in sorted(set(places.values())):
             width = max(bits[n][1] for n, p in places.items() if p == place)
             doors[place] = scheme.activation_quantizer(width)

@@ -2,10 +2,11 @@
 
 Nothing is traced or rewritten, so any Python between the modules works.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, NamedTuple, Set, Tuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.model import BaseModel
@@ -20,18 +21,22 @@ class Value(NamedTuple):
     Two values are equal if they are the same object with nothing written
     to it in between.
     """
+
     tensor: int
     version: int
     storage: int
     dims: int
 
     @classmethod
-    def of(cls, tensor: Tensor) -> 'Value':
+    def of(cls, tensor: Tensor) -> Value:
         return cls(
-            id(tensor), tensor._version,
-            tensor.untyped_storage().data_ptr(), tensor.dim())
+            id(tensor),
+            tensor._version,
+            tensor.untyped_storage().data_ptr(),
+            tensor.dim(),
+        )
 
-    def views(self, other: 'Value') -> bool:
+    def views(self, other: Value) -> bool:
         """Whether both show the same memory with the same content."""
         return (self.storage, self.version) == (other.storage, other.version)
 
@@ -46,10 +51,11 @@ class Call:
         inputs (tuple[Value]): Tensors among its arguments, flattened.
         outputs (tuple[Value]): Tensors that it returned, flattened.
     """
+
     name: str
     module: nn.Module
-    inputs: Tuple[Value, ...]
-    outputs: Tuple[Value, ...] = ()
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...] = ()
 
 
 @dataclass
@@ -61,24 +67,26 @@ class Trace:
         users (dict): The modules whose own code computes with a value.
         kept (list[Tensor]): All tensors.
     """
-    calls: List[Call] = field(default_factory=list)
-    users: Dict[Value, Set[nn.Module]] = field(default_factory=dict)
-    kept: List[Tensor] = field(default_factory=list, repr=False)
 
-    def of(self, module: nn.Module) -> List[Call]:
+    calls: list[Call] = field(default_factory=list)
+    users: dict[Value, set[nn.Module]] = field(default_factory=dict)
+    kept: list[Tensor] = field(default_factory=list, repr=False)
+
+    def of(self, module: nn.Module) -> list[Call]:
         """The calls of one module."""
         return [call for call in self.calls if call.module is module]
 
-    def by_module(self) -> Dict[nn.Module, List[Call]]:
+    def by_module(self) -> dict[nn.Module, list[Call]]:
         """The calls of every module."""
-        calls: Dict[nn.Module, List[Call]] = {}
+        calls: dict[nn.Module, list[Call]] = {}
         for call in self.calls:
             calls.setdefault(call.module, []).append(call)
         return calls
 
-    def values(self, nested: Any) -> Tuple[Value, ...]:
+    def values(self, nested: Any) -> tuple[Value, ...]:
         """The tensors in nested arguments, kept alive so that no other
-        takes their place in memory."""
+        takes their place in memory.
+        """
         tensors = [x for x in tree_leaves(nested) if isinstance(x, Tensor)]
         self.kept += tensors
         return tuple(map(Value.of, tensors))
@@ -87,19 +95,17 @@ class Trace:
 class _Users(TorchDispatchMode):
     """Notes which tensors the code of the module that runs computes with."""
 
-    def __init__(self, trace: Trace, stack: List[Call]) -> None:
+    def __init__(self, trace: Trace, stack: list[Call]) -> None:
         super().__init__()
         self.trace = trace
         self.stack = stack
 
-    def __torch_dispatch__(self,
-                           func: Any,
-                           types: Any,
-                           args: Any = (),
-                           kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         for value in self.trace.values((args, kwargs)):
             users = self.trace.users.setdefault(value, set())
-            users.add(self.stack[-1].module)
+            users.update(call.module for call in self.stack[-1:])
         return func(*args, **kwargs or {})
 
 
@@ -128,7 +134,7 @@ def record(model: nn.Module, inputs: Tensor) -> Trace:
         Trace: All calls.
     """
     trace = Trace()
-    stack: List[Call] = []
+    stack: list[Call] = []
     names = {module: name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -143,7 +149,7 @@ def record(model: nn.Module, inputs: Tensor) -> Trace:
     for module in names:
         hooks += [
             module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave, with_kwargs=True)
+            module.register_forward_hook(leave, with_kwargs=True),
         ]
     try:
         with _Users(trace, stack):

@@ -1,7 +1,15 @@
-from .quant_layers import (QuantLayer, activation_quantizers, is_quantizable,
-                           quant_layers, quantize_layer)
+from .quant_layers import (
+    QuantLayer,
+    activation_quantizers,
+    is_quantizable,
+    quant_layers,
+    quantize_layer,
+)
 
 __all__ = [
-    'QuantLayer', 'activation_quantizers', 'is_quantizable', 'quant_layers',
-    'quantize_layer'
+    'QuantLayer',
+    'activation_quantizers',
+    'is_quantizable',
+    'quant_layers',
+    'quantize_layer',
 ]

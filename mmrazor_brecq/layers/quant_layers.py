@@ -4,10 +4,11 @@ A layer is swapped by giving it another class: the object, its name, its
 hooks and its hyper-parameters stay, and so does what a subclass of
 ``nn.Conv2d`` does to its input and weight (such as mmcv's adaptive padding).
 """
+
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, Dict, List, Optional, Type
+from functools import cache
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -56,17 +57,19 @@ class QuantLayer(nn.Module):
     def _set_integers(self, integers: Tensor) -> None:
         self.weight = nn.Parameter(integers, requires_grad=False)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str,
-                              *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args: Any
+    ) -> None:
         weight = state_dict.get(prefix + 'weight')
         if weight is not None and not weight.is_floating_point():
             self._set_integers(
-                torch.empty_like(weight, device=self.weight.device))
+                torch.empty_like(weight, device=self.weight.device)
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-@lru_cache(maxsize=None)
-def _quant_class(cls: Type[nn.Module]) -> Type[QuantLayer]:
+@cache
+def _quant_class(cls: Any) -> Any:
     return type(f'Quant{cls.__name__}', (QuantLayer, cls), {})
 
 
@@ -75,8 +78,11 @@ def is_quantizable(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, *CONVOLUTIONS))
 
 
-def quantize_layer(layer: nn.Module, weight_quantizer: WeightQuantizer,
-                   input_quantizer: Optional[ActivationQuantizer]) -> None:
+def quantize_layer(
+    layer: Any,
+    weight_quantizer: WeightQuantizer,
+    input_quantizer: Optional[ActivationQuantizer],
+) -> None:
     """Turn a float layer into a quantized one, where it stands.
 
     Args:
@@ -89,17 +95,20 @@ def quantize_layer(layer: nn.Module, weight_quantizer: WeightQuantizer,
             convolution.
     """
     if not is_quantizable(layer):
-        raise TypeError(f'{type(layer).__name__} cannot be quantized, '
-                        'expected Conv1d, Conv2d, Conv3d or Linear')
+        raise TypeError(
+            f'{type(layer).__name__} cannot be quantized, '
+            'expected Conv1d, Conv2d, Conv3d or Linear'
+        )
     if layer.weight.stride(0) != layer.weight[0].numel():
         # The quantizer takes the elements of one channel for neighbours.
         layer.weight.data = layer.weight.data.contiguous()
-    layer.__class__ = _quant_class(type(layer))
+    cls: Any = type(layer)
+    layer.__class__ = _quant_class(cls)
     layer.weight_quantizer = weight_quantizer
     layer.input_quantizer = input_quantizer or nn.Identity()
 
 
-def quant_layers(module: nn.Module, prefix: str = '') -> Dict[str, QuantLayer]:
+def quant_layers(module: nn.Module, prefix: str = '') -> dict[str, QuantLayer]:
     """All quantized layers in ``module``, by name."""
     return {
         name: layer
@@ -108,6 +117,6 @@ def quant_layers(module: nn.Module, prefix: str = '') -> Dict[str, QuantLayer]:
     }
 
 
-def activation_quantizers(module: nn.Module) -> List[ActivationQuantizer]:
+def activation_quantizers(module: nn.Module) -> list[ActivationQuantizer]:
     """All activation quantizers in ``module``."""
     return [m for m in module.modules() if isinstance(m, ActivationQuantizer)]

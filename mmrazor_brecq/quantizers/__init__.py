@@ -4,6 +4,10 @@ from .rounding import AdaRound, Nearest
 from .weight import WeightQuantizer
 
 __all__ = [
-    'ActivationQuantizer', 'AdaRound', 'LpObserver', 'MinMaxObserver',
-    'Nearest', 'WeightQuantizer'
+    'ActivationQuantizer',
+    'AdaRound',
+    'LpObserver',
+    'MinMaxObserver',
+    'Nearest',
+    'WeightQuantizer',
 ]

@@ -1,7 +1,8 @@
 """The quantizer of one activation tensor."""
+
 from __future__ import annotations
 
-from typing import Any, List, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +35,20 @@ class ActivationQuantizer(nn.Module):
     #: Elements that an observer looks at.
     sample_size = 2**16
 
-    def __init__(self,
-                 bits: int = 8,
-                 symmetric: bool = False,
-                 learn_scale: bool = True,
-                 drop_prob: float = 0.5,
-                 observer: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        bits: int = 8,
+        symmetric: bool = False,
+        learn_scale: bool = True,
+        drop_prob: float = 0.5,
+        observer: Optional[dict] = None,
+    ) -> None:
         super().__init__()
         if not 0 <= drop_prob <= 1:
-            raise ValueError(f'drop_prob={drop_prob}, expected 0 to 1: change '
-                             '`drop_prob` of the activation quantizer')
+            raise ValueError(
+                f'drop_prob={drop_prob}, expected 0 to 1: change '
+                '`drop_prob` of the activation quantizer'
+            )
         self.grid = Grid(bits, symmetric, signed=symmetric)
         self.learn_scale = learn_scale
         self.drop_prob = drop_prob
@@ -71,10 +76,11 @@ class ActivationQuantizer(nn.Module):
         self.zero_point.copy_(zero_point[0])
         self.active = True
 
-    def learn(self, masks: 'MaskPool') -> None:
+    def learn(self, masks: MaskPool) -> None:
         """Begin to learn the step, dropping by ``masks``."""
         self.log_step = nn.Parameter(
-            torch.zeros_like(self.scale), requires_grad=self.learn_scale)
+            torch.zeros_like(self.scale), requires_grad=self.learn_scale
+        )
         self.masks = masks
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +92,9 @@ class ActivationQuantizer(nn.Module):
             log_step = self.log_step
             if self.training and self.masks is not None and self.drop_prob:
                 keep = self.masks.cut(x.numel(), 1 - self.drop_prob)
-        return fake_quantize(x, log_step, self.scale, self.zero_point,
-                             *self.grid.range, keep)
+        return fake_quantize(
+            x, log_step, self.scale, self.zero_point, *self.grid.range, keep
+        )
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -100,13 +107,14 @@ class ActivationQuantizer(nn.Module):
         """Back to the step that was fitted."""
         self.log_step = self.masks = None
 
-    def trainable(self) -> List[nn.Parameter]:
+    def trainable(self) -> list[nn.Parameter]:
         """The logarithm of the step, where it is learned."""
         learned = self.log_step is not None and self.learn_scale
         return [self.log_step] if learned else []  # type: ignore[list-item]
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str,
-                              *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args: Any
+    ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.active = bool(self.scale.isfinite())
 
@@ -126,10 +134,12 @@ class MaskPool:
         spare (int): Elements that the pool holds beyond the largest mask.
     """
 
-    def __init__(self,
-                 generator: torch.Generator,
-                 device: torch.device,
-                 spare: int = 2**16) -> None:
+    def __init__(
+        self,
+        generator: torch.Generator,
+        device: torch.device,
+        spare: int = 2**16,
+    ) -> None:
         self.generator = generator
         self.device = device
         self.spare = spare
@@ -139,15 +149,18 @@ class MaskPool:
         """Ones with probability ``prob``, zeros else, 1-dimensional."""
         pool = self.pools.get(prob)
         if pool is None or len(pool) < size + self.spare:
-            pool = torch.rand(
-                size + self.spare, generator=self.generator) < prob
+            pool = (
+                torch.rand(size + self.spare, generator=self.generator) < prob
+            )
             pool = self.pools[prob] = pool.to(self.device, torch.float32)
         start = int(
-            torch.randint(len(pool) - size + 1, (), generator=self.generator))
-        return pool[start:start + size]
+            torch.randint(len(pool) - size + 1, (), generator=self.generator)
+        )
+        return pool[start : start + size]
 
     def mix(self, x: Tensor, y: Tensor, prob: float) -> Tensor:
         """Each element from ``x`` with probability ``prob``, else from
-        ``y``, two tensors of one shape."""
+        ``y``, two tensors of one shape.
+        """
         mask = self.cut(x.numel(), prob)
         return like(torch.lerp(flat(y, x), flat(x), mask), x)

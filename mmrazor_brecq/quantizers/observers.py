@@ -1,8 +1,8 @@
 """Observers: from values to the grid that holds them best."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class Grid:
         symmetric (bool): Whether the zero point is 0.
         signed (bool): Whether the integers are centred at zero.
     """
+
     bits: int
     symmetric: bool
     signed: bool
@@ -28,14 +29,15 @@ class Grid:
         if self.bits not in range(2, 9):
             raise ValueError(
                 f'bits={self.bits!r}, expected an integer from 2 to 8: '
-                'change `bits` of the quantizer, or `bit_overrides`')
+                'change `bits` of the quantizer, or `bit_overrides`'
+            )
 
     @property
-    def range(self) -> Tuple[int, int]:
+    def range(self) -> tuple[int, int]:
         """Smallest and largest integer."""
         return integer_range(self.bits, self.signed)
 
-    def fit(self, low: Tensor, high: Tensor) -> Tuple[Tensor, Tensor]:
+    def fit(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point that cover ``[low, high]`` and zero.
 
         Args:
@@ -63,7 +65,7 @@ class Grid:
 class MinMaxObserver:
     """The grid spans all values."""
 
-    def __call__(self, values: Tensor, grid: Grid) -> Tuple[Tensor, Tensor]:
+    def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Choose one grid a row.
 
         Args:
@@ -90,15 +92,14 @@ class LpObserver:
             memory.
     """
 
-    def __init__(self,
-                 p: float = 2.4,
-                 steps: int = 80,
-                 max_elements: int = 2**23) -> None:
+    def __init__(
+        self, p: float = 2.4, steps: int = 80, max_elements: int = 2**23
+    ) -> None:
         self.p = p
         self.steps = steps
         self.max_elements = max_elements
 
-    def __call__(self, values: Tensor, grid: Grid) -> Tuple[Tensor, Tensor]:
+    def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Choose one grid a row.
 
         Args:
@@ -113,7 +114,7 @@ class LpObserver:
         scale, zero_point = zip(*parts)
         return torch.cat(scale), torch.cat(zero_point)
 
-    def _search(self, values: Tensor, grid: Grid) -> Tuple[Tensor, Tensor]:
+    def _search(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         ends = torch.stack([values.amin(1), values.amax(1)], 1)  # C x 2
         shrink = torch.linspace(1, 1 / self.steps, self.steps).to(values)
         best = self._best(values, grid, ends, shrink[:, None].expand(-1, 2))
@@ -122,8 +123,9 @@ class LpObserver:
         best = self._best(values, grid, ends, best[:, None] + around)
         return grid.fit(*(ends * best).unbind(1))
 
-    def _best(self, values: Tensor, grid: Grid, ends: Tensor,
-              factors: Tensor) -> Tensor:
+    def _best(
+        self, values: Tensor, grid: Grid, ends: Tensor, factors: Tensor
+    ) -> Tensor:
         """The best of ``factors``, [C x] F x 2, for each row: C x 2."""
         factors = factors.clamp(min=1e-3).expand(len(values), -1, -1)
         some = max(1, self.max_elements // values.numel())
@@ -133,7 +135,8 @@ class LpObserver:
             scale, zero_point = scale[..., None], zero_point[..., None]
             x = values[:, None]
             q = quantize(x, scale, zero_point, *grid.range)
-            errors.append(lp_error(dequantize(q, scale, zero_point), x,
-                                   self.p))
+            errors.append(
+                lp_error(dequantize(q, scale, zero_point), x, self.p)
+            )
         best = torch.cat(errors, 1).argmin(1)
         return factors[torch.arange(len(values)), best]

@@ -4,13 +4,17 @@ A rounding is begun at the positions of a layer's weights, in units of their
 step. It then gives integers: relaxed ones in training mode, whole ones in
 evaluation mode.
 """
+
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from ..functional import (inverse_rectified_sigmoid, rectified_sigmoid,
-                          relaxed_integers, rounding_penalty)
+from ..functional import (
+    inverse_rectified_sigmoid,
+    rectified_sigmoid,
+    relaxed_integers,
+    rounding_penalty,
+)
 from ..registry import MODELS
 
 
@@ -52,13 +56,13 @@ class AdaRound(nn.Module):
         """
         self.base = position.floor()
         self.alpha = nn.Parameter(
-            inverse_rectified_sigmoid(position - self.base))
+            inverse_rectified_sigmoid(position - self.base)
+        )
 
     def forward(self) -> Tensor:
         """``floor(position) + h(alpha)``, C x K."""
         if self.training:
-            relaxed = relaxed_integers(
-                self.alpha.view(-1), self.base.view(-1))
+            relaxed = relaxed_integers(self.alpha.view(-1), self.base.view(-1))
             return relaxed.view_as(self.base)
         return self.base + rectified_sigmoid(self.alpha).round()
 

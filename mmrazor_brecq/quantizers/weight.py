@@ -1,7 +1,8 @@
 """The quantizer of one layer's weights."""
+
 from __future__ import annotations
 
-from typing import Any, List, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -36,26 +37,29 @@ class WeightQuantizer(nn.Module):
     zero_point: Tensor
     bits: Tensor
 
-    def __init__(self,
-                 out_channels: int,
-                 bits: int = 8,
-                 symmetric: bool = False,
-                 per_channel: bool = True,
-                 learn_scale: bool = True,
-                 observer: Optional[dict] = None,
-                 rounding: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        out_channels: int,
+        bits: int = 8,
+        symmetric: bool = False,
+        per_channel: bool = True,
+        learn_scale: bool = True,
+        observer: Optional[dict] = None,
+        rounding: Optional[dict] = None,
+    ) -> None:
         super().__init__()
         self.grid = Grid(bits, symmetric, signed=True)
         self.per_channel = per_channel
         self.learn_scale = learn_scale
         self.observer = TASK_UTILS.build(observer or dict(type='LpObserver'))
         self.rounding_cfg = rounding or dict(type='AdaRound')
-        self.rounding: Optional[nn.Module] = None
+        self.rounding: Any = None
         self.log_step: Optional[nn.Parameter] = None
         groups = out_channels if per_channel else 1
-        self.register_buffer('scale', torch.full((groups, ), torch.nan))
-        self.register_buffer('zero_point',
-                             torch.zeros(groups, dtype=torch.int8))
+        self.register_buffer('scale', torch.full((groups,), torch.nan))
+        self.register_buffer(
+            'zero_point', torch.zeros(groups, dtype=torch.int8)
+        )
         self.register_buffer('bits', torch.tensor(bits, dtype=torch.uint8))
 
     def fit(self, weight: Tensor) -> None:
@@ -84,14 +88,16 @@ class WeightQuantizer(nn.Module):
         if self.log_step is not None:
             step = step * self.log_step.exp()
         rows = dequantize_rows(
-            self._integers(weight), step[:, None],
-            self.zero_point[:, None].to(step.dtype), *self.grid.range)
+            self._integers(weight),
+            step[:, None],
+            self.zero_point[:, None].to(step.dtype),
+            *self.grid.range,
+        )
         return like(rows.view(-1), weight)
 
     @torch.no_grad()
     def freeze(self, weight: Tensor) -> Tensor:
-        """End learning: the integers, ``int8``, in the shape of ``weight``.
-        """
+        """End learning: the integers, ``int8``, in the shape of ``weight``."""
         self.eval()
         integers = self._integers(weight) + self.zero_point[:, None]
         integers = integers.clamp(*self.grid.range).to(torch.int8)
@@ -104,28 +110,32 @@ class WeightQuantizer(nn.Module):
         """Back to nearest rounding at the steps that were fitted."""
         self.rounding = self.log_step = None
 
-    def trainable(self) -> List[nn.Parameter]:
+    def trainable(self) -> list[nn.Parameter]:
         """The parameters that decide the rounding."""
-        return [] if self.rounding is None else list(
-            self.rounding.parameters())
+        return (
+            [] if self.rounding is None else list(self.rounding.parameters())
+        )
 
     def _integers(self, weight: Tensor) -> Tensor:
         """C x K integers less the zero point, before they are clamped."""
         if not weight.is_floating_point():
-            return _rows(weight).to(self.scale.dtype) - self.zero_point[:,
-                                                                        None]
+            return (
+                _rows(weight).to(self.scale.dtype) - self.zero_point[:, None]
+            )
         if self.rounding is not None:
             return self.rounding()
         return (_rows(weight) / self.scale[:, None]).round()
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str,
-                              *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args: Any
+    ) -> None:
         bits = state_dict.get(prefix + 'bits')
         if bits is not None and int(bits) != self.grid.bits:
             raise ValueError(
                 f'{prefix[:-1]} holds weights of {int(bits)} bits, the '
                 f'config asks for {self.grid.bits}: use the config that the '
-                'checkpoint was made with')
+                'checkpoint was made with'
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

@@ -1,11 +1,18 @@
-from .objectives import FisherDiag, FisherFull, MSE, OfficialFisher
+from .objectives import MSE, FisherDiag, FisherFull, OfficialFisher
 from .reconstructor import BlockReconstructor, NearestRounding
 from .rows import Rows
 from .stream import Stream
 from .unit_data import UnitData, UnitReport
 
 __all__ = [
-    'BlockReconstructor', 'FisherDiag', 'FisherFull', 'MSE',
-    'NearestRounding', 'OfficialFisher', 'Rows', 'Stream', 'UnitData',
-    'UnitReport'
+    'BlockReconstructor',
+    'FisherDiag',
+    'FisherFull',
+    'MSE',
+    'NearestRounding',
+    'OfficialFisher',
+    'Rows',
+    'Stream',
+    'UnitData',
+    'UnitReport',
 ]

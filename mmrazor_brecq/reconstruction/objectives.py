@@ -3,20 +3,24 @@
 All of them are mean squared errors under some weighting that asks what the
 network's task loss makes of an error (BRECQ, Sec. 3.3).
 """
+
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..functional import weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
 from .rows import tensors
 
-Gradients = Dict[str, List[Tensor]]
+Gradients = dict[str, list[Tensor]]
 
 
 @TASK_UTILS.register_module()
@@ -26,8 +30,9 @@ class Categorical:
     The expected squared gradient is then the true Fisher information.
     """
 
-    def __call__(self, outputs: List[Tensor],
-                 generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, outputs: list[Tensor], generator: torch.Generator
+    ) -> Tensor:
         """Negative log-likelihood of drawn labels, summed over images.
 
         Args:
@@ -39,8 +44,10 @@ class Categorical:
             chances = logits.detach().softmax(-1).flatten(0, -2).cpu()
             labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
             loss = loss + F.cross_entropy(
-                logits.flatten(0, -2), labels.to(logits.device),
-                reduction='sum')
+                logits.flatten(0, -2),
+                labels.to(logits.device),
+                reduction='sum',
+            )
         return loss
 
 
@@ -51,8 +58,9 @@ class Gaussian:
     The expected squared gradient is the diagonal of ``J^T J``.
     """
 
-    def __call__(self, outputs: List[Tensor],
-                 generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, outputs: list[Tensor], generator: torch.Generator
+    ) -> Tensor:
         """Negative log-likelihood of drawn targets, up to a constant.
 
         Args:
@@ -66,11 +74,14 @@ class Gaussian:
         return loss
 
 
-def teacher_gradients(teacher: nn.Module, units: Sequence[Unit],
-                      batches: Sequence[Tensor],
-                      likelihood: Callable[[List[Tensor], torch.Generator],
-                                           Tensor], generator: torch.Generator,
-                      collect: Callable[[str, int, Tensor], None]) -> None:
+def teacher_gradients(
+    teacher: nn.Module,
+    units: Sequence[Unit],
+    batches: Sequence[Tensor],
+    likelihood: Callable[[list[Tensor], torch.Generator], Tensor],
+    generator: torch.Generator,
+    collect: Callable[[str, int, Tensor], None],
+) -> None:
     """One forward and backward pass an image, for all units together.
 
     Args:
@@ -89,13 +100,16 @@ def teacher_gradients(teacher: nn.Module, units: Sequence[Unit],
             for i, out in enumerate(tensors(output)):
                 if out.requires_grad:
                     out.register_hook(
-                        lambda g, i=i: collect(name, i, g.detach()))
+                        lambda g, i=i: collect(name, i, g.detach())
+                    )
 
         return hook
 
     hooks = [
         teacher.get_submodule(unit.name).register_forward_hook(
-            watch(unit.name)) for unit in units
+            watch(unit.name)
+        )
+        for unit in units
     ]
     try:
         with torch.enable_grad():
@@ -114,9 +128,13 @@ def teacher_gradients(teacher: nn.Module, units: Sequence[Unit],
 class MSE:
     """Every element of the output counts the same."""
 
-    def watch(self, teacher: nn.Module, units: Sequence[Unit],
-              batches: Sequence[Tensor],
-              generator: torch.Generator) -> None:
+    def watch(
+        self,
+        teacher: nn.Module,
+        units: Sequence[Unit],
+        batches: Sequence[Tensor],
+        generator: torch.Generator,
+    ) -> None:
         """See the float network before the first unit is reconstructed.
 
         Args:
@@ -126,7 +144,7 @@ class MSE:
             generator (torch.Generator): Source of randomness.
         """
 
-    def begin(self, unit: Unit, outputs: List[Any]) -> None:
+    def begin(self, unit: Unit, outputs: list[Any]) -> None:
         """See a unit's outputs under nearest rounding before it learns.
 
         Args:
@@ -134,8 +152,9 @@ class MSE:
             outputs (list): Its outputs, batch by batch.
         """
 
-    def loss(self, unit: Unit, output: Any, target: Any,
-             index: Tensor) -> Tensor:
+    def loss(
+        self, unit: Unit, output: Any, target: Any, index: Tensor
+    ) -> Tensor:
         """The error to make small.
 
         Args:
@@ -149,12 +168,16 @@ class MSE:
         """
         pairs = zip(tensors(output), tensors(target))
         return sum(
-            (self.error(unit, i, out, goal, index)
-             for i, (out, goal) in enumerate(pairs)),
-            start=torch.zeros((), device=index.device))
+            (
+                self.error(unit, i, out, goal, index)
+                for i, (out, goal) in enumerate(pairs)
+            ),
+            start=torch.zeros((), device=index.device),
+        )
 
-    def error(self, unit: Unit, i: int, output: Tensor, target: Tensor,
-              index: Tensor) -> Tensor:
+    def error(
+        self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
+    ) -> Tensor:
         """The error of the unit's ``i``-th output tensor."""
         return weighted_squared_error(output, target)
 
@@ -164,7 +187,8 @@ class _Fisher(MSE):
 
     def __init__(self, likelihood: Optional[dict] = None) -> None:
         self.likelihood = TASK_UTILS.build(
-            likelihood or dict(type='Categorical'))
+            likelihood or dict(type='Categorical')
+        )
         self.weights: Gradients = {}
 
 
@@ -183,19 +207,25 @@ class FisherDiag(_Fisher):
         likelihood (dict): The teacher's loss.
     """
 
-    def __init__(self,
-                 per_sample: bool = False,
-                 temper: float = 0.5,
-                 likelihood: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        per_sample: bool = False,
+        temper: float = 0.5,
+        likelihood: Optional[dict] = None,
+    ) -> None:
         super().__init__(likelihood)
         self.per_sample = per_sample
         self.temper = temper
 
-    def watch(self, teacher: nn.Module, units: Sequence[Unit],
-              batches: Sequence[Tensor],
-              generator: torch.Generator) -> None:
+    def watch(
+        self,
+        teacher: nn.Module,
+        units: Sequence[Unit],
+        batches: Sequence[Tensor],
+        generator: torch.Generator,
+    ) -> None:
         """Gather the squared gradients of all units in one pass."""
-        found: Dict[tuple, Any] = {}
+        found: dict[tuple, Any] = {}
 
         def collect(name: str, i: int, grad: Tensor) -> None:
             if self.per_sample:
@@ -204,8 +234,9 @@ class FisherDiag(_Fisher):
                 mean = grad.square().sum(0, keepdim=True)
                 found[name, i] = found.get((name, i), 0) + mean
 
-        teacher_gradients(teacher, units, batches, self.likelihood, generator,
-                          collect)
+        teacher_gradients(
+            teacher, units, batches, self.likelihood, generator, collect
+        )
         self.weights = {}
         for (name, _), weight in sorted(found.items()):
             if self.per_sample:
@@ -216,8 +247,9 @@ class FisherDiag(_Fisher):
                 weight, mean = torch.ones_like(weight), 1
             self.weights.setdefault(name, []).append(weight / mean)
 
-    def error(self, unit: Unit, i: int, output: Tensor, target: Tensor,
-              index: Tensor) -> Tensor:
+    def error(
+        self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
+    ) -> Tensor:
         """See :func:`mmrazor_brecq.functional.weighted_squared_error`."""
         weights = self.weights.get(unit.name)
         if weights is None:
@@ -240,23 +272,34 @@ class FisherFull(_Fisher):
         likelihood (dict): The teacher's loss.
     """
 
-    def watch(self, teacher: nn.Module, units: Sequence[Unit],
-              batches: Sequence[Tensor],
-              generator: torch.Generator) -> None:
+    def watch(
+        self,
+        teacher: nn.Module,
+        units: Sequence[Unit],
+        batches: Sequence[Tensor],
+        generator: torch.Generator,
+    ) -> None:
         """Gather each image's gradient at all units in one pass."""
-        found: Dict[tuple, List[Tensor]] = {}
+        found: dict[tuple, list[Tensor]] = {}
         teacher_gradients(
-            teacher, units, batches, self.likelihood, generator, lambda name,
-            i, grad: found.setdefault((name, i), []).append(grad))
+            teacher,
+            units,
+            batches,
+            self.likelihood,
+            generator,
+            lambda name, i, grad: found.setdefault((name, i), []).append(grad),
+        )
         self.weights = {}
         for (name, _), grads in sorted(found.items()):
             grad = torch.cat(grads).flatten(1)
             norm = grad.square().sum(1).mean().sqrt()
             self.weights.setdefault(name, []).append(
-                grad / norm.clamp(min=1e-30))
+                grad / norm.clamp(min=1e-30)
+            )
 
-    def error(self, unit: Unit, i: int, output: Tensor, target: Tensor,
-              index: Tensor) -> Tensor:
+    def error(
+        self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
+    ) -> Tensor:
         """Mean over images of the squared inner product."""
         grad = self.weights[unit.name][i].index_select(0, index)
         change = (output - target).reshape(len(index), -1)
@@ -274,37 +317,48 @@ class OfficialFisher(MSE):
     its cost grows with the square of the depth.
     """
 
-    def watch(self, teacher: nn.Module, units: Sequence[Unit],
-              batches: Sequence[Tensor],
-              generator: torch.Generator) -> None:
+    def watch(
+        self,
+        teacher: nn.Module,
+        units: Sequence[Unit],
+        batches: Sequence[Tensor],
+        generator: torch.Generator,
+    ) -> None:
         """Keep the float network and the images."""
         self.teacher = teacher
         self.batches = batches
 
-    def begin(self, unit: Unit, outputs: List[Any]) -> None:
+    def begin(self, unit: Unit, outputs: list[Any]) -> None:
         """Find this unit's weights."""
         module = self.teacher.get_submodule(unit.name)
-        weights: List[List[Tensor]] = []
+        weights: list[list[Tensor]] = []
         for batch, output in zip(self.batches, outputs):
-            leaves = [x.detach().requires_grad_() for x in tensors(output)]
+            flat, spec = tree_flatten(output)
+            leaves = [x.detach().requires_grad_() for x in flat]
             with torch.no_grad():
                 goal = tensors(run_float(self.teacher, batch))[0].softmax(-1)
             hook = module.register_forward_hook(
-                lambda m, args, out: leaves[0]
-                if isinstance(out, Tensor) else type(out)(leaves))
+                partial(_replace, tree_unflatten(leaves, spec))
+            )
             try:
                 with torch.enable_grad():
                     logits = tensors(run_float(self.teacher, batch))[0]
                     F.kl_div(
-                        logits.log_softmax(-1), goal,
-                        reduction='batchmean').backward()
+                        logits.log_softmax(-1), goal, reduction='batchmean'
+                    ).backward()
             finally:
                 hook.remove()
             weights.append([(x.grad.abs() + 1).square() for x in leaves])
         self.weights = [torch.cat(column) for column in zip(*weights)]
 
-    def error(self, unit: Unit, i: int, output: Tensor, target: Tensor,
-              index: Tensor) -> Tensor:
+    def error(
+        self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
+    ) -> Tensor:
         """Squared error under the weights of this unit."""
         return weighted_squared_error(
-            output, target, self.weights[i].index_select(0, index))
+            output, target, self.weights[i].index_select(0, index)
+        )
+
+
+def _replace(output: Any, module: nn.Module, args: Any, old: Any) -> Any:
+    return output

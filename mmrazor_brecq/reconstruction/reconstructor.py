@@ -1,10 +1,12 @@
 """Reconstruction of one unit: fit, learn, judge, freeze."""
+
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +28,7 @@ class NonFinite(ArithmeticError):
 
 @contextmanager
 def _fitting(module: nn.Module) -> Iterator[None]:
-    """Within it every activation quantizer is fitted to what it first sees.
-    """
+    """Within it every activation quantizer is fitted to what it first sees."""
 
     def fit(quantizer: ActivationQuantizer, args: Any) -> None:
         if not quantizer.active:
@@ -56,10 +57,12 @@ class NearestRounding:
         objective (dict): Measures the error that is reported.
     """
 
-    def __init__(self,
-                 batch_size: int = 32,
-                 fit_images: int = 256,
-                 objective: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        batch_size: int = 32,
+        fit_images: int = 256,
+        objective: Optional[dict] = None,
+    ) -> None:
         self.batch_size = batch_size
         self.fit_images = fit_images
         self.objective: MSE = TASK_UTILS.build(objective or dict(type='MSE'))
@@ -82,9 +85,8 @@ class NearestRounding:
             unit.module(*args, **kwargs)
 
     @torch.no_grad()
-    def outputs(self, unit: Unit, data: UnitData) -> List[Any]:
-        """What the unit gives for all images, batch by batch as captured.
-        """
+    def outputs(self, unit: Unit, data: UnitData) -> list[Any]:
+        """What the unit gives for all images, batch by batch as captured."""
         return [
             unit.module(*args, **kwargs)
             for args, kwargs in data.inputs.split()
@@ -98,18 +100,23 @@ class NearestRounding:
             NonFinite: If it is no finite number.
         """
         unit.module.eval()
-        total = 0.
+        total = 0.0
         for index in data.judges(self.batch_size):
             args, kwargs = data.inputs.take(index)
-            loss = self.objective.loss(unit, unit.module(*args, **kwargs),
-                                       data.targets.take(index), index)
+            loss = self.objective.loss(
+                unit,
+                unit.module(*args, **kwargs),
+                data.targets.take(index),
+                index,
+            )
             total += float(loss) * len(index)
         if not math.isfinite(total):
             raise NonFinite('NaN or infinity in the output')
         return total / max(data.held_out, 1)
 
-    def __call__(self, unit: Unit, data: UnitData,
-                 generator: torch.Generator) -> UnitReport:
+    def __call__(
+        self, unit: Unit, data: UnitData, generator: torch.Generator
+    ) -> UnitReport:
         """Reconstruct one unit and freeze it to integers.
 
         Args:
@@ -138,8 +145,13 @@ class NearestRounding:
         report.seconds = time.perf_counter() - start
         return report
 
-    def learn(self, unit: Unit, data: UnitData, generator: torch.Generator,
-              report: UnitReport) -> None:
+    def learn(
+        self,
+        unit: Unit,
+        data: UnitData,
+        generator: torch.Generator,
+        report: UnitReport,
+    ) -> None:
         """Nothing is learned."""
 
 
@@ -163,19 +175,22 @@ class BlockReconstructor(NearestRounding):
         objective (dict): The error to make small.
     """
 
-    def __init__(self,
-                 iterations: int = 200,
-                 rounding_lr: float = 3e-2,
-                 weight_scale_lr: float = 1e-3,
-                 activation_scale_lr: float = 1e-3,
-                 penalty: float = 0.1,
-                 warmup: float = 0.2,
-                 beta: tuple = (20., 2.),
-                 batch_size: int = 32,
-                 fit_images: int = 256,
-                 objective: Optional[dict] = None) -> None:
-        super().__init__(batch_size, fit_images,
-                         objective or dict(type='FisherDiag'))
+    def __init__(
+        self,
+        iterations: int = 200,
+        rounding_lr: float = 3e-2,
+        weight_scale_lr: float = 1e-3,
+        activation_scale_lr: float = 1e-3,
+        penalty: float = 0.1,
+        warmup: float = 0.2,
+        beta: tuple = (20.0, 2.0),
+        batch_size: int = 32,
+        fit_images: int = 256,
+        objective: Optional[dict] = None,
+    ) -> None:
+        super().__init__(
+            batch_size, fit_images, objective or dict(type='FisherDiag')
+        )
         self.iterations = iterations
         self.rounding_lr = rounding_lr
         self.weight_scale_lr = weight_scale_lr
@@ -184,8 +199,13 @@ class BlockReconstructor(NearestRounding):
         self.warmup = warmup
         self.beta = beta
 
-    def learn(self, unit: Unit, data: UnitData, generator: torch.Generator,
-              report: UnitReport) -> None:
+    def learn(
+        self,
+        unit: Unit,
+        data: UnitData,
+        generator: torch.Generator,
+        report: UnitReport,
+    ) -> None:
         """Learn, and keep what was learned if held-out images agree.
 
         Raises:
@@ -206,27 +226,42 @@ class BlockReconstructor(NearestRounding):
         if not report.accepted:
             report.note = 'held-out error did not fall: nearest kept'
 
-    def _optimise(self, unit: Unit, layers: List[QuantLayer], data: UnitData,
-                  masks: MaskPool, generator: torch.Generator,
-                  report: UnitReport) -> None:
+    def _optimise(
+        self,
+        unit: Unit,
+        layers: list[QuantLayer],
+        data: UnitData,
+        masks: MaskPool,
+        generator: torch.Generator,
+        report: UnitReport,
+    ) -> None:
         optimizer = self._optimizer(unit, layers)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, self.iterations)
+            optimizer, self.iterations
+        )
         weights = sum(layer.weight.numel() for layer in layers)
         for i in range(self.iterations):
             index = torch.randint(
-                data.trained, (self.batch_size, ), generator=generator)
+                data.trained, (self.batch_size,), generator=generator
+            )
             args, kwargs = self._mixed_inputs(unit, data, index, masks)
-            error = self.objective.loss(unit, unit.module(*args, **kwargs),
-                                        data.targets.take(index), index)
+            error = self.objective.loss(
+                unit,
+                unit.module(*args, **kwargs),
+                data.targets.take(index),
+                index,
+            )
             loss = error / max(report.before, 1e-12)
             progress = i / self.iterations
             if progress >= self.warmup:
                 beta = torch.tensor(
                     annealed_beta(progress, self.warmup, *self.beta),
-                    device=error.device)
-                undecided = sum(layer.weight_quantizer.rounding.penalty(beta)
-                                for layer in layers)
+                    device=error.device,
+                )
+                undecided = sum(
+                    layer.weight_quantizer.rounding.penalty(beta)
+                    for layer in layers
+                )
                 loss = loss + self.penalty / weights * undecided
             optimizer.zero_grad()
             loss.backward()
@@ -235,34 +270,48 @@ class BlockReconstructor(NearestRounding):
             if i % 10 == 0:
                 report.losses.append((i, self._finite(error, i)))
 
-    def _optimizer(self, unit: Unit,
-                   layers: List[QuantLayer]) -> torch.optim.Optimizer:
+    def _optimizer(
+        self, unit: Unit, layers: list[QuantLayer]
+    ) -> torch.optim.Optimizer:
         weights = [layer.weight_quantizer for layer in layers]
         groups = [
             ([p for q in weights for p in q.trainable()], self.rounding_lr),
-            ([q.log_step for q in weights
-              if q.log_step is not None], self.weight_scale_lr),
-            ([
-                p for q in activation_quantizers(unit.module)
-                for p in q.trainable()
-            ], self.activation_scale_lr),
+            (
+                [q.log_step for q in weights if q.log_step is not None],
+                self.weight_scale_lr,
+            ),
+            (
+                [
+                    p
+                    for q in activation_quantizers(unit.module)
+                    for p in q.trainable()
+                ],
+                self.activation_scale_lr,
+            ),
         ]
         return torch.optim.Adam(
             [dict(params=params, lr=lr) for params, lr in groups if params],
-            fused=True)
+            fused=True,
+        )
 
-    def _mixed_inputs(self, unit: Unit, data: UnitData, index: Tensor,
-                      masks: MaskPool) -> Any:
+    def _mixed_inputs(
+        self, unit: Unit, data: UnitData, index: Tensor, masks: MaskPool
+    ) -> Any:
         """Inputs of which some elements come from the float network."""
         inputs = data.inputs.take(index)
         quantizers = activation_quantizers(unit.module)
-        drop = quantizers[0].drop_prob if quantizers else 0.
+        drop = quantizers[0].drop_prob if quantizers else 0.0
         if not drop:
             return inputs
         return tree_map(
-            lambda x, y: masks.mix(x, y, 1 - drop)
-            if isinstance(x, Tensor) and x.is_floating_point() else x, inputs,
-            data.float_inputs.take(index))
+            lambda x, y: (
+                masks.mix(x, y, 1 - drop)
+                if isinstance(x, Tensor) and x.is_floating_point()
+                else x
+            ),
+            inputs,
+            data.float_inputs.take(index),
+        )
 
     @staticmethod
     def _finite(error: Tensor, i: int) -> float:
@@ -272,7 +321,7 @@ class BlockReconstructor(NearestRounding):
         return value
 
 
-def _quantizers(module: nn.Module) -> List[Any]:
+def _quantizers(module: nn.Module) -> list[Any]:
     return [
         layer.weight_quantizer for layer in quant_layers(module).values()
     ] + activation_quantizers(module)

@@ -1,14 +1,16 @@
 """Nested arguments and outputs of many images, taken image by image."""
+
 from __future__ import annotations
 
-from typing import Any, List, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
-def tensors(nested: Any) -> List[Tensor]:
+def tensors(nested: Any) -> list[Tensor]:
     """The tensors in a nested structure, in order."""
     return [x for x in tree_flatten(nested)[0] if isinstance(x, Tensor)]
 
@@ -33,8 +35,8 @@ class Rows:
         self.sizes = list(sizes)
         flat = [tree_flatten(part) for part in parts]
         self.spec = flat[0][1]
-        self.leaves: List[Any] = []
-        self.folds: List[int] = []
+        self.leaves: list[Any] = []
+        self.folds: list[int] = []
         for column in zip(*(leaves for leaves, _ in flat)):
             fold = self._images_fold(column)
             self.folds.append(fold)
@@ -44,8 +46,7 @@ class Rows:
         if not all(isinstance(x, Tensor) and x.dim() for x in column):
             return 0
         folds = {
-            divmod(x.shape[0], size)
-            for x, size in zip(column, self.sizes)
+            divmod(x.shape[0], size) for x, size in zip(column, self.sizes)
         }
         fold, rest = folds.pop()
         return 0 if folds or rest else fold
@@ -57,7 +58,8 @@ class Rows:
             raise ValueError(
                 'Calibration images differ in size: activations of shapes '
                 f'{sorted(shapes)} cannot be held together. Use a '
-                'calibration pipeline that gives all images one size')
+                'calibration pipeline that gives all images one size'
+            )
         return torch.cat(list(column))
 
     def __len__(self) -> int:
@@ -69,10 +71,13 @@ class Rows:
         Args:
             index (Tensor): Whole numbers below ``len(self)``.
         """
-        return tree_unflatten([
-            self._take(leaf, fold, index) if fold else leaf
-            for leaf, fold in zip(self.leaves, self.folds)
-        ], self.spec)
+        return tree_unflatten(
+            [
+                self._take(leaf, fold, index) if fold else leaf
+                for leaf, fold in zip(self.leaves, self.folds)
+            ],
+            self.spec,
+        )
 
     @staticmethod
     def _take(leaf: Tensor, fold: int, index: Tensor) -> Tensor:
@@ -80,19 +85,20 @@ class Rows:
             return leaf.unflatten(0, (-1, fold))[index].flatten(0, 1)
         return leaf.index_select(0, index)
 
-    def batches(self, size: int) -> List[Any]:
+    def batches(self, size: int) -> list[Any]:
         """The structures of all images, ``size`` at a time."""
         return [
-            self.take(index)
-            for index in torch.arange(len(self)).split(size)
+            self.take(index) for index in torch.arange(len(self)).split(size)
         ]
 
-    def split(self) -> List[Any]:
+    def split(self) -> list[Any]:
         """The structures batch by batch, as they came."""
         columns = [
-            leaf.split([n * fold for n in self.sizes]) if fold else
-            [leaf] * len(self.sizes)
+            leaf.split([n * fold for n in self.sizes])
+            if fold
+            else [leaf] * len(self.sizes)
             for leaf, fold in zip(self.leaves, self.folds)
         ]
-        return [tree_unflatten(list(part), self.spec)
-                for part in zip(*columns)]
+        return [
+            tree_unflatten(list(part), self.spec) for part in zip(*columns)
+        ]

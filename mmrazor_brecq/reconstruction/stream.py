@@ -5,10 +5,12 @@ every unit, hands over the unit's arguments, and goes on when it is given
 the unit's output. What waits at a door is all that is held of a batch, and
 whatever Python stands between the units simply runs.
 """
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, List, Optional, Sequence, Tuple, Type
+from typing import Any, Optional
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -16,12 +18,11 @@ from torch import Tensor, nn
 
 from ..graph import Unit, run_float
 
-Arguments = Tuple[tuple, dict]
+Arguments = tuple[tuple, dict]
 
 
 class _Parked(nn.Module):
-    """Stands where a unit's module stood, and asks the hub for its output.
-    """
+    """Stands where a unit's module stood, and asks the hub for its output."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__()
@@ -47,18 +48,25 @@ class Stream:
         batches (list[Tensor]): Preprocessed inputs, N x ... each.
     """
 
-    def __init__(self, holder: nn.Module, child: str, units: Sequence[Unit],
-                 batches: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        holder: nn.Module,
+        child: str,
+        units: Sequence[Unit],
+        batches: Sequence[Tensor],
+    ) -> None:
         self.holder = holder
         self.child = child
         self.units = {unit.module: unit.name for unit in units}
         self.batches = batches
 
-    def __enter__(self) -> 'Stream':
-        self._places: List[Tuple[nn.Module, str, nn.Module]] = []
+    def __enter__(self) -> Stream:
+        self._places: list[tuple[nn.Module, str, nn.Module]] = []
         parked = {m: _Parked(name, m) for m, name in self.units.items()}
-        for parent in [self.holder, *getattr(self.holder,
-                                             self.child).modules()]:
+        for parent in [
+            self.holder,
+            *getattr(self.holder, self.child).modules(),
+        ]:
             for name, module in list(parent._modules.items()):
                 if module in parked:
                     self._places.append((parent, name, module))
@@ -69,17 +77,19 @@ class Stream:
         ]
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]],
-                 error: Optional[BaseException],
-                 trace: Optional[TracebackType]) -> None:
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
         for parent, name, module in self._places:
             setattr(parent, name, module)
         self._passes.clear()
 
     def advance(
-        self,
-        outputs: Optional[Sequence[Any]] = None
-    ) -> Optional[Tuple[str, List[Arguments]]]:
+        self, outputs: Optional[Sequence[Any]] = None
+    ) -> Optional[tuple[str, list[Arguments]]]:
         """Let all passes run on to their next unit.
 
         Args:
@@ -93,9 +103,11 @@ class Stream:
         Raises:
             RuntimeError: If the passes arrive at different units.
         """
-        given = [()] * len(self._passes) if outputs is None else [
-            (output, ) for output in outputs
-        ]
+        given = (
+            [()] * len(self._passes)
+            if outputs is None
+            else [(output,) for output in outputs]
+        )
         arrived = []
         for suspended, value in zip(self._passes, given):
             # Grad mode belongs to the thread, not to the coroutine.
@@ -109,5 +121,6 @@ class Stream:
             raise RuntimeError(
                 'The forward passes of several batches reach different '
                 f'units ({sorted(names)}): a network whose way depends on '
-                'its data cannot be reconstructed unit by unit')
+                'its data cannot be reconstructed unit by unit'
+            )
         return arrived[0][0], [arguments for _, arguments in arrived]

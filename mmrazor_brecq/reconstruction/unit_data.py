@@ -1,8 +1,9 @@
 """What a unit is reconstructed from, and what comes of it."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class UnitData:
         targets (Rows): The unit's output in the float network.
         held_out (int): Images at the end that only judge.
     """
+
     inputs: Rows
     float_inputs: Rows
     targets: Rows
@@ -30,7 +32,7 @@ class UnitData:
         """Number of images to learn from."""
         return len(self.inputs) - self.held_out
 
-    def judges(self, size: int) -> Tuple[Tensor, ...]:
+    def judges(self, size: int) -> tuple[Tensor, ...]:
         """Indices of the images that judge, ``size`` at a time."""
         return torch.arange(self.trained, len(self.inputs)).split(size)
 
@@ -50,17 +52,18 @@ class UnitReport:
         note (str): What went wrong, if anything did.
         losses (list): Pairs of iteration and training loss.
     """
+
     name: str
-    layers: List[str] = field(default_factory=list)
-    bits: Dict[str, Tuple[int, int]] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)
+    bits: dict[str, tuple[int, int]] = field(default_factory=dict)
     before: float = float('nan')
     after: float = float('nan')
     accepted: bool = False
-    seconds: float = 0.
+    seconds: float = 0.0
     note: str = ''
-    losses: List[Tuple[int, float]] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain Python, without the loss curve."""
         plain = asdict(self)
         del plain['losses']

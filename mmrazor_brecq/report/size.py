@@ -1,15 +1,15 @@
 """How many bytes the weights take."""
+
 from __future__ import annotations
 
 import math
-from typing import Dict
 
 from torch import nn
 
 from ..layers import quant_layers
 
 
-def weight_bytes(model: nn.Module) -> Dict[str, int]:
+def weight_bytes(model: nn.Module) -> dict[str, int]:
     """Bytes of all weights and biases, in float and quantized.
 
     Quantized weights count as many bits as they have, and 5 bytes for
@@ -25,7 +25,8 @@ def weight_bytes(model: nn.Module) -> Dict[str, int]:
     numbers = sum(p.numel() for p in model.parameters())
     own = sum(layer.weight.numel() for layer in layers)
     packed = sum(
-        math.ceil(layer.weight.numel() *
-                  layer.weight_quantizer.grid.bits / 8) +
-        5 * layer.weight_quantizer.scale.numel() for layer in layers)
+        math.ceil(layer.weight.numel() * layer.weight_quantizer.grid.bits / 8)
+        + 5 * layer.weight_quantizer.scale.numel()
+        for layer in layers
+    )
     return dict(float=4 * numbers, quantized=4 * (numbers - own) + packed)

@@ -1,14 +1,20 @@
 """Progress on the terminal: a bar over units and a line for each."""
+
 from __future__ import annotations
 
 import logging
 import sys
 from types import TracebackType
-from typing import List, Optional, Tuple, Type
+from typing import Optional
 
-from rich.progress import (BarColumn, MofNCompleteColumn, Progress,
-                           TextColumn, TimeElapsedColumn,
-                           TimeRemainingColumn)
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ..reconstruction import UnitReport
 
@@ -24,12 +30,17 @@ class UnitProgress:
     def __init__(self, total: int, logger: logging.Logger) -> None:
         self.logger = logger
         self.bar = Progress(
-            TextColumn('reconstruct'), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn())
+            TextColumn('reconstruct'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn('left'),
+            TimeRemainingColumn(),
+        )
         self.task = self.bar.add_task('units', total=total)
-        self._streams: List[Tuple[logging.StreamHandler, object]] = []
+        self._streams: list[tuple[logging.StreamHandler, object]] = []
 
-    def __enter__(self) -> 'UnitProgress':
+    def __enter__(self) -> UnitProgress:
         self.bar.start()
         # The bar has taken the place of stderr, so that lines go above it.
         for handler in self.logger.handlers:
@@ -38,17 +49,22 @@ class UnitProgress:
                 handler.setStream(sys.stderr)
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]],
-                 error: Optional[BaseException],
-                 trace: Optional[TracebackType]) -> None:
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
         for handler, stream in self._streams:
-            handler.setStream(stream)  # type: ignore[arg-type]
+            handler.setStream(stream)
         self.bar.stop()
 
     def __call__(self, report: UnitReport) -> None:
         """Show a finished unit."""
-        line = (f'{report.name or "network"}: error {report.before:.3g} -> '
-                f'{report.after:.3g}, {report.seconds:.1f} s')
+        line = (
+            f'{report.name or "network"}: error {report.before:.3g} -> '
+            f'{report.after:.3g}, {report.seconds:.1f} s'
+        )
         if report.note:
             line += f' ({report.note})'
         self.logger.info(line)

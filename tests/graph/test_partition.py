@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mmrazor_brecq.graph import (
+    BlockPartition,
+    LayerPartition,
+    NetworkPartition,
+    PatternPartition,
+    QuantizationScheme,
+    StagePartition,
+    prepare,
+    record,
+)
+from mmrazor_brecq.layers import is_quantizable
+
+PARTITIONS = [
+    LayerPartition(),
+    BlockPartition(),
+    StagePartition(),
+    NetworkPartition(),
+    PatternPartition(['head*']),
+]
+
+
+def cut(network, batches, partition):
+    return partition(network, record(network, batches[0]))
+
+
+def names(units):
+    return [unit.name for unit in units]
+
+
+@pytest.mark.parametrize(
+    'partition', PARTITIONS, ids=lambda p: type(p).__name__
+)
+def test_every_called_layer_is_in_exactly_one_unit(
+    partition, each_toy, batches
+):
+    if isinstance(partition, PatternPartition):
+        if not hasattr(each_toy, 'head'):
+            pytest.skip('this toy has no head')
+    trace = record(each_toy, batches[0])
+    units = partition(each_toy, trace)
+
+    layers = [name for unit in units for name in unit.layers]
+    called = {c.name for c in trace.calls if is_quantizable(c.module)}
+    assert len(layers) == len(set(layers))
+    assert set(layers) == called
+    for unit in units:
+        assert each_toy.get_submodule(unit.name) is unit.module
+        prefix = unit.name + '.' if unit.name else ''
+        for name in unit.layers:
+            assert name == unit.name or name.startswith(prefix)
+
+
+@pytest.mark.parametrize(
+    'partition', PARTITIONS[:4], ids=lambda p: type(p).__name__
+)
+def test_units_come_in_the_order_of_their_calls(partition, toy, batches):
+    """Whatever the order in which the modules were made."""
+
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Conv2d(3, 3, 1)
+            self.blocks = nn.ModuleList([Two(), Two()])
+            self.a = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            x = self.blocks[1](self.a(x))
+            return self.c(self.blocks[0](x))
+
+    units = cut(Backwards(), batches, partition)
+
+    assert [name for unit in units for name in unit.layers] == [
+        'a', 'blocks.1.second', 'blocks.1.first', 'blocks.0.second',
+        'blocks.0.first', 'c',
+    ]
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1)
+        self.second = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.first(self.second(x)) + x
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    dict(
+        residual=['stem.0', 'blocks.0', 'blocks.1', 'head'],
+        inverted=['stem.0', 'blocks.0', 'blocks.1', 'head'],
+        grouped=[
+            'stem.0', 'blocks.0.0.0', 'blocks.0.1.0', 'blocks.0.2.0', 'head',
+        ],
+        shared=['stem.0', 'blocks.0', 'head.0'],
+        nested=['stem.0', 'fuse.0', 'fuse.1', 'head'],
+        transformer=['embed', 'blocks.0', 'blocks.1', 'head'],
+        uncalled=['stem.0', 'head'],
+        transposed=['stem.0', 'out'],
+    ).items(),
+)
+def test_blocks_are_what_the_papers_call_blocks(name, expected, toy, batches):
+    assert names(cut(toy(name), batches, BlockPartition())) == expected
+
+
+def test_blocks_sit_in_the_backbone(batches):
+    """A head that holds two layers is no block where there is a backbone."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Module()
+            self.backbone.block = Two()
+            self.head = Two()
+
+        def forward(self, x):
+            return self.head(self.backbone.block(x))
+
+    units = cut(Model(), batches, BlockPartition())
+    assert names(units) == ['backbone.block', 'head.second', 'head.first']
+    units = cut(Model(), batches, BlockPartition(backbone='spine'))
+    assert names(units) == [
+        'backbone.block.second', 'backbone.block.first', 'head',
+    ]
+
+
+def test_a_block_has_no_other_block_in_it(batches):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before = nn.Conv2d(3, 3, 1)
+            self.inner = nn.Sequential(Two(), Two())
+
+        def forward(self, x):
+            return self.inner(self.before(x))
+
+    units = cut(nn.Sequential(Outer(), Two()), batches, BlockPartition())
+    assert names(units) == ['0.before', '0.inner.0', '0.inner.1', '1']
+
+
+def test_a_layer_in_two_blocks_is_in_the_unit_of_one(batches):
+    network = nn.Sequential(Two(), Two())
+    network[1].second = network[0].second
+    units = cut(network, batches, BlockPartition())
+
+    assert [unit.layers for unit in units] == [
+        ('0.second', '0.first'), ('1.first',),
+    ]
+
+
+def test_stages_are_the_outermost_containers_that_are_called(toy, batches):
+    found = names(cut(toy('residual'), batches, StagePartition()))
+    assert found == ['stem.0', 'blocks', 'head']
+    # A ModuleList is never called: its blocks stay.
+    found = names(cut(toy('transformer'), batches, StagePartition()))
+    assert found == ['embed', 'blocks.0', 'blocks.1', 'head']
+
+
+def test_a_network_may_be_one_unit(toy, batches):
+    (unit,) = cut(toy('residual'), batches, NetworkPartition())
+
+    assert unit.name == '' and len(unit.layers) == 7
+
+
+def test_patterns_name_units_and_leave_the_rest_to_others(toy, batches):
+    network = toy('residual')
+    found = cut(network, batches, PatternPartition(['stem', 'blocks.1']))
+    assert names(found) == ['stem', 'blocks.0', 'blocks.1', 'head']
+
+    partition = PatternPartition(
+        ['blocks.1'], others=dict(type='LayerPartition')
+    )
+    found = names(cut(network, batches, partition))
+    assert found == [
+        'stem.0', 'blocks.0.conv1', 'blocks.0.conv2', 'blocks.1', 'head',
+    ]
+
+
+def test_of_nested_matches_the_outermost_counts(toy, batches):
+    for patterns in ['blocks*'], ['blocks.0', 'blocks.0.conv1', 'blocks']:
+        found = cut(toy('residual'), batches, PatternPartition(patterns))
+        assert names(found) == ['stem.0', 'blocks', 'head']
+
+
+def test_a_pattern_inside_a_block_takes_the_block_apart(toy, batches):
+    partition = PatternPartition(['blocks.*.attention'])
+    found = names(cut(toy('transformer'), batches, partition))
+
+    assert found[:4] == [
+        'embed', 'blocks.0.attention', 'blocks.0.fc1', 'blocks.0.fc2',
+    ]
+
+
+@pytest.mark.parametrize('pattern', ['layer9', 'blocks', 'Blocks.0'])
+def test_a_pattern_that_matches_nothing_is_an_error(pattern, toy, batches):
+    """Nor does a module count that no forward pass calls."""
+    partition = PatternPartition(['head', pattern])
+    with pytest.raises(ValueError, match=f'{pattern!r}.*`patterns`'):
+        cut(toy('transformer'), batches, partition)
+
+
+def test_units_are_found_before_and_after_the_swap(toy, batches):
+    """The same layers, whether they are float or quantized."""
+    network = toy('residual')
+    trace = record(network, batches[0])
+    before = BlockPartition()(network, trace)
+    prepare(network, trace, before, QuantizationScheme())
+
+    assert BlockPartition()(network, trace) == before
+    again = record(network, torch.zeros(1, 3, 8, 8))
+    assert names(BlockPartition()(network, again)) == names(before)

@@ -1,0 +1,439 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mmrazor_brecq.graph import (
+    BlockPartition,
+    LayerPartition,
+    NetworkPartition,
+    QuantizationScheme,
+    prepare,
+    record,
+    run_float,
+)
+from mmrazor_brecq.layers import activation_quantizers, quant_layers
+from mmrazor_brecq.quantizers import ActivationQuantizer
+
+
+def prepared(network, batches, partition=None, **scheme):
+    """Swap and place; returns the widths."""
+    trace = record(network, batches[0])
+    units = (partition or BlockPartition())(network, trace)
+    scheme = dict(weight=dict(bits=4), activation=dict(bits=3), **scheme)
+    return prepare(network, trace, units, QuantizationScheme(**scheme))
+
+
+def doors(network):
+    """Places of the quantized inputs of each unit that has a door."""
+    return {
+        name.removesuffix('door').rstrip('.'): sorted(
+            int(place) for place in module.inputs
+        )
+        for name, module in network.named_modules()
+        if name.split('.')[-1] == 'door'
+    }
+
+
+def with_own(network):
+    """Layers that quantize their own input."""
+    return [
+        name
+        for name, layer in quant_layers(network).items()
+        if isinstance(layer.input_quantizer, ActivationQuantizer)
+    ]
+
+
+def without_own(network):
+    return [n for n in quant_layers(network) if n not in with_own(network)]
+
+
+def fit(network, x):
+    """Give every quantizer a grid."""
+    for layer in quant_layers(network).values():
+        layer.weight_quantizer.fit(layer.weight)
+
+    def hook(quantizer, args):
+        if not quantizer.active:
+            quantizer.fit(args[0])
+
+    for quantizer in activation_quantizers(network):
+        quantizer.register_forward_pre_hook(hook)
+    with torch.no_grad():
+        return run_float(network, x)
+
+
+@pytest.mark.parametrize(
+    ('name', 'at_the_door', 'inside'),
+    [
+        (
+            'residual',
+            {'blocks.0': [0], 'blocks.1': [0]},
+            ['blocks.0.conv1', 'blocks.1.conv1', 'blocks.1.shortcut.0'],
+        ),
+        (
+            'inverted',
+            {'blocks.0': [0], 'blocks.1': [0]},
+            ['blocks.0.expand.0', 'blocks.1.expand.0'],
+        ),
+        ('grouped', {}, []),
+        (
+            'shared',
+            {'blocks.0': [0], 'head.0': [0]},
+            ['blocks.0.conv1', 'head.0.conv'],
+        ),
+        (
+            'nested',
+            {'fuse.0': [0, 1], 'fuse.1': [0, 1]},
+            ['fuse.0.left', 'fuse.0.right', 'fuse.1.left', 'fuse.1.right'],
+        ),
+        ('transformer', {}, []),
+        ('uncalled', {}, []),
+        ('transposed', {}, []),
+    ],
+)
+def test_a_door_stands_where_a_layer_reads_its_tensor(
+    name, at_the_door, inside, toy, batches
+):
+    network = toy(name)
+    prepared(network, batches)
+
+    assert doors(network) == at_the_door
+    assert sorted(without_own(network)) == sorted(inside)
+
+
+class Block(nn.Module):
+    """A unit in which a tensor goes some way before it reaches a layer."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.a = nn.Conv2d(4, 4, 1)
+        self.b = nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.way(self, x)
+
+
+WAYS = dict(
+    same=(lambda s, x: x + s.b(s.a(x)), ['a']),
+    both=(lambda s, x: s.a(x) + s.b(x), ['a', 'b']),
+    identity=(lambda s, x: x + s.b(s.a(nn.Identity()(x))), ['a']),
+    a_view=(lambda s, x: s.b(s.a(x.flatten(2).view(x.shape))), ['a']),
+    norm_first=(lambda s, x: x + s.b(s.a(s.norm(x))), []),
+    relu_first=(lambda s, x: x + s.b(s.a(x.relu())), []),
+    relu_in_place=(lambda s, x: x + s.b(s.a(x.relu_())), []),
+    scaled=(lambda s, x: x + s.b(s.a(x * 2)), []),
+    only_added=(lambda s, x: x + s.b(s.a(torch.ones_like(x))), []),
+    both_ways=(lambda s, x: s.a(x) + s.a(-x) + s.b(x), ['b']),
+)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_an_untouched_tensor_is_quantized_once(way, batches):
+    """At the door; one that was touched, by the layer that reads it."""
+    run, inside = WAYS[way]
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), Block(run)).eval()
+    prepared(network, batches)
+
+    assert doors(network) == ({'1': [0]} if inside else {})
+    assert without_own(network) == [f'1.{name}' for name in inside]
+
+
+def test_a_part_of_the_doors_tensor_comes_through_it(batches):
+    """As in ShuffleNet: half of the channels go to the layers."""
+
+    class Split(Block):
+        def forward(self, x):
+            left, right = x.chunk(2, 1)
+            return torch.cat([left, self.b(self.a(right))], 1)
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), Split(None)).eval()
+    prepared(network, batches)
+
+    assert doors(network) == {'1': [0]}
+    assert without_own(network) == ['1.a']
+
+
+def test_the_residual_sees_the_quantized_tensor(toy, batches):
+    network = toy('residual')
+    prepared(network, batches)
+    seen = {}
+    network.blocks[0].shortcut.register_forward_pre_hook(
+        lambda m, args: seen.update(shortcut=args[0])
+    )
+    network.blocks[0].conv1.register_forward_pre_hook(
+        lambda m, args: seen.update(conv=args[0])
+    )
+    fit(network, batches[0])
+
+    assert len(seen['shortcut'].unique()) <= 8
+    assert torch.equal(seen['shortcut'], seen['conv'])
+
+
+def test_each_tensor_of_a_nested_input_has_its_own_step(toy, batches):
+    network = toy('nested')
+    prepared(network, batches)
+    seen = []
+    network.fuse[1].left.register_forward_pre_hook(
+        lambda m, args: seen.append(args[0])
+    )
+    network.fuse[1].right.register_forward_pre_hook(
+        lambda m, args: seen.append(args[0])
+    )
+    fit(network, batches[0])
+    scales = [q.scale for q in network.fuse[1].door.inputs.values()]
+
+    assert len(scales) == 2 and scales[0] != scales[1]
+    for x in seen:
+        assert len(x.unique()) <= 8
+
+
+def test_arguments_that_are_no_tensors_pass_the_door(toy, batches):
+    """The second unit is given a number, which scales what comes out."""
+    network = toy('nested')
+    prepared(network, batches)
+    fit(network, batches[0])
+    x = torch.rand(2, 8, 4, 4)
+    both = dict(left=x * 0, right=x)
+    with torch.no_grad():
+        plain = network.fuse[1](both, gain=1.0)[1]
+        double = network.fuse[1](both, gain=2.0)[1]
+
+    assert not torch.equal(plain, double)
+
+
+def test_one_door_serves_every_call(toy, batches):
+    """A head on two levels has one step for both."""
+    network = toy('shared')
+    prepared(network, batches)
+    seen = []
+    network.head[0].conv.register_forward_pre_hook(
+        lambda m, args: seen.append(args[0])
+    )
+    fit(network, batches[0])
+    scale = network.head[0].door.inputs['0'].scale
+
+    assert [len(x.shape) for x in seen] == [4, 4]
+    for x in seen:
+        whole = x / scale
+        torch.testing.assert_close(whole, whole.round(), atol=1e-3, rtol=0)
+
+
+def test_the_output_is_never_quantized(each_toy, batches):
+    prepared(each_toy, batches)
+    out = fit(each_toy, batches[0])
+
+    assert len(out.unique()) > 0.9 * out.numel()
+
+
+def test_nothing_changes_before_the_quantizers_are_fitted(toy, batches):
+    """But for the weights, whose steps are still unknown."""
+    network = toy('residual')
+    prepared(network, batches)
+
+    assert not any(q.active for q in activation_quantizers(network))
+    x = batches[0]
+    assert activation_quantizers(network)[0](x) is x
+
+
+@pytest.mark.parametrize(
+    'partition',
+    [LayerPartition(), BlockPartition(), NetworkPartition()],
+    ids=lambda p: type(p).__name__,
+)
+def test_every_called_layer_and_no_other_is_swapped(
+    partition, each_toy, batches
+):
+    trace = record(each_toy, batches[0])
+    bits = prepared(each_toy, batches, partition)
+
+    assert set(quant_layers(each_toy)) == set(bits)
+    called = {call.name for call in trace.calls}
+    assert set(bits) <= called
+    fit(each_toy, batches[0])
+    assert all(q.active for q in activation_quantizers(each_toy))
+
+
+def test_a_layer_that_is_its_own_unit_quantizes_its_own_input(
+    each_toy, batches
+):
+    prepared(each_toy, batches, LayerPartition())
+
+    assert doors(each_toy) == {} and without_own(each_toy) == []
+
+
+def test_a_network_that_is_one_unit_has_its_door_at_the_image(toy, batches):
+    network = toy('residual')
+    prepared(network, batches, NetworkPartition())
+
+    assert doors(network) == {'': [0]}
+    assert network.door.inputs['0'].grid.bits == 8
+    assert without_own(network) == ['stem.0']
+
+
+def test_no_activation_is_quantized_where_none_is_asked_for(
+    each_toy, batches
+):
+    trace = record(each_toy, batches[0])
+    units = BlockPartition()(each_toy, trace)
+    scheme = QuantizationScheme(weight=dict(bits=8), activation=None)
+    expected = run_float(each_toy, batches[0])
+    prepare(each_toy, trace, units, scheme)
+
+    assert activation_quantizers(each_toy) == []
+    assert doors(each_toy) == {}
+    out = fit(each_toy, batches[0])
+    assert (out - expected).norm() / expected.norm() < 0.03
+
+
+def widths(network, kind):
+    """Width by layer as the modules have it, the door's counted for all."""
+    found = {}
+    for name, layer in quant_layers(network).items():
+        if kind == 'weight':
+            found[name] = layer.weight_quantizer.grid.bits
+        elif isinstance(layer.input_quantizer, ActivationQuantizer):
+            found[name] = layer.input_quantizer.grid.bits
+    return found
+
+
+@pytest.mark.parametrize(
+    ('name', 'first', 'last'),
+    [
+        ('residual', 'stem.0', 'head'),
+        ('transformer', 'embed', 'head'),
+        ('transposed', 'stem.0', 'out'),
+    ],
+)
+def test_the_first_and_the_last_layer_keep_eight_bits(
+    name, first, last, toy, batches
+):
+    network = toy(name)
+    bits = prepared(network, batches)
+
+    for layer, pair in bits.items():
+        assert pair == ((8, 8) if layer in (first, last) else (4, 3))
+    assert widths(network, 'weight') == {n: w for n, (w, _) in bits.items()}
+    for layer, width in widths(network, 'activation').items():
+        assert width == bits[layer][1]
+
+
+def test_where_no_layer_gives_the_output_the_last_one_called_counts(
+    toy, batches
+):
+    bits = prepared(toy('shared'), batches)
+
+    assert [n for n, b in bits.items() if b == (8, 8)] == [
+        'stem.0', 'head.0.out',
+    ]
+
+
+def test_every_layer_that_gives_an_output_is_a_last_one(batches):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 1)
+            self.between = nn.Conv2d(4, 4, 1)
+            self.classes = nn.Conv2d(4, 5, 1)
+            self.boxes = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            x = self.between(self.stem(x))
+            return dict(a=[self.boxes(x)], b=self.classes(x).flatten(2))
+
+    bits = prepared(Heads(), batches)
+
+    assert bits == dict(
+        stem=(8, 8), between=(4, 3), classes=(8, 8), boxes=(8, 8)
+    )
+
+
+def test_first_and_last_may_be_as_all_others(toy, batches):
+    bits = prepared(toy('residual'), batches, first_last_bits=None)
+
+    assert set(bits.values()) == {(4, 3)}
+
+
+def test_overrides_name_layers_by_pattern(toy, batches):
+    network = toy('residual')
+    bits = prepared(
+        network,
+        batches,
+        bit_overrides={
+            'blocks.0.*': 5,
+            'blocks.?.conv2': dict(weight=6),
+            'head': dict(activation=2),
+            'blocks.0.conv2': dict(activation=7),
+        },
+    )
+
+    assert bits == {
+        'stem.0': (8, 8),
+        'blocks.0.conv1': (5, 5),
+        'blocks.0.conv2': (6, 7),
+        'blocks.1.conv1': (4, 3),
+        'blocks.1.conv2': (6, 3),
+        'blocks.1.shortcut.0': (4, 3),
+        'head': (8, 2),
+    }
+    assert network.blocks[0].conv2.weight_quantizer.grid.bits == 6
+    assert network.blocks[0].conv2.input_quantizer.grid.bits == 7
+
+
+def test_later_overrides_win(toy, batches):
+    first = {'blocks*': 5, 'blocks.1.conv1': 6}
+    for overrides in first, dict(reversed(list(first.items()))):
+        bits = prepared(toy('residual'), batches, bit_overrides=overrides)
+        last = list(overrides.values())[-1]
+        assert bits['blocks.1.conv1'] == (last, last)
+
+
+def test_a_door_is_as_wide_as_its_widest_reader(toy, batches):
+    network = toy('residual')
+    prepared(
+        network,
+        batches,
+        bit_overrides={'blocks.1.shortcut.0': dict(activation=6)},
+    )
+
+    assert network.blocks[1].door.inputs['0'].grid.bits == 6
+    assert network.blocks[0].door.inputs['0'].grid.bits == 3
+
+
+@pytest.mark.parametrize(
+    ('scheme', 'message'),
+    [
+        (
+            dict(bit_overrides={'layer9.*': 4}),
+            "'layer9.*'.*`bit_overrides`.*blocks.0.conv1",
+        ),
+        (dict(bit_overrides={'head': dict(weights=4)}), "weights.*`weight`"),
+        (dict(bit_overrides={'head': 1}), "1 bits for the weight of 'head'"),
+        (dict(bit_overrides={'head': 9}), '9 bits.*2 to 8.*`bit_overrides`'),
+        (
+            dict(bit_overrides={'head': dict(activation=1)}),
+            "1 bits for the activation of 'head'",
+        ),
+        (dict(bit_overrides={'head': 4.0}), '4.0.*head'),
+        (dict(bit_overrides={'head': '4'}), '4.*head|head.*4'),
+        (dict(first_last_bits=9), "9 bits.*'stem.0'.*`first_last_bits`"),
+        (dict(weight=dict(bits=1)), '1 bits.*`quantization.weight.bits`'),
+        (
+            dict(activation=dict(bits=16)),
+            '16 bits.*`quantization.activation.bits`',
+        ),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_with_the_key_to_change(
+    scheme, message, toy, batches
+):
+    network = toy('residual')
+    trace = record(network, batches[0])
+    units = BlockPartition()(network, trace)
+    with pytest.raises(ValueError, match=message):
+        prepare(network, trace, units, QuantizationScheme(**scheme))
+    assert quant_layers(network) == {}
