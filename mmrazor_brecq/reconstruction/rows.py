@@ -20,7 +20,8 @@ class Rows:
 
     A tensor belongs to the images if its first dimension is, in every
     part, the same multiple of the part's number of images (a Swin block
-    sees many windows an image). All else is the same for all images.
+    sees many windows an image). All else is the same for all images, and
+    so is a table that only happens to be as long.
 
     Args:
         parts (list): One structure a batch, all of the same form.
@@ -49,7 +50,9 @@ class Rows:
             divmod(x.shape[0], size) for x, size in zip(column, self.sizes)
         }
         fold, rest = folds.pop()
-        return 0 if folds or rest else fold
+        if folds or rest or not fold or _constant(column, fold):
+            return 0
+        return fold
 
     @staticmethod
     def _cat(column: Sequence[Tensor]) -> Tensor:
@@ -93,12 +96,24 @@ class Rows:
 
     def split(self) -> list[Any]:
         """The structures batch by batch, as they came."""
-        columns = [
-            leaf.split([n * fold for n in self.sizes])
-            if fold
-            else [leaf] * len(self.sizes)
-            for leaf, fold in zip(self.leaves, self.folds)
-        ]
         return [
-            tree_unflatten(list(part), self.spec) for part in zip(*columns)
+            self.take(index)
+            for index in torch.arange(len(self)).split(self.sizes)
         ]
+
+
+def _constant(column: Sequence[Tensor], fold: int) -> bool:
+    """Whether tensors that could be of images are one table in fact.
+
+    One object in all batches, or the same values in all of them, though
+    not for all images.
+    """
+    first = column[0]
+    if len(column) == 1 or not all(
+        x is first or torch.equal(x, first) for x in column
+    ):
+        return False
+    images = first.unflatten(0, (-1, fold))
+    return all(x is first for x in column) or not torch.equal(
+        images, images[:1].expand_as(images)
+    )

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import collections
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+
+from mmrazor_brecq.graph import (
+    BlockPartition,
+    LayerPartition,
+    NetworkPartition,
+    PatternPartition,
+    record,
+    run_float,
+)
+from mmrazor_brecq.reconstruction import Stream
+
+PARTITIONS = [
+    LayerPartition(),
+    BlockPartition(),
+    NetworkPartition(),
+]
+
+
+class Driven:
+    """A network run through a stream, each unit where it is asked for."""
+
+    def __init__(self, network, batches, partition=None):
+        self.network = network
+        self.batches = batches
+        self.units = (partition or BlockPartition())(
+            network, record(network, batches[0])
+        )
+        self.holder = nn.ModuleDict(dict(network=network))
+        self.visits = []
+        self.outputs = []
+
+    def stream(self):
+        return Stream(self.holder, 'network', self.units, self.batches)
+
+    def run(self):
+        modules = {unit.name: unit.module for unit in self.units}
+        hook = self.network.register_forward_hook(
+            lambda module, args, out: self.outputs.append(out)
+        )
+        with self.stream() as stream, torch.no_grad():
+            arrived = stream.advance()
+            while arrived is not None:
+                name, calls = arrived
+                assert len(calls) == len(self.batches)
+                self.visits.append(name)
+                arrived = stream.advance(
+                    [modules[name](*a, **k) for a, k in calls]
+                )
+        hook.remove()
+        return self
+
+
+@pytest.mark.parametrize(
+    'partition', PARTITIONS, ids=lambda p: type(p).__name__
+)
+def test_parked_passes_give_what_plain_ones_give(
+    partition, each_toy, batches
+):
+    driven = Driven(each_toy, batches, partition).run()
+
+    with torch.no_grad():
+        expected = [run_float(each_toy, x) for x in batches]
+    assert len(driven.outputs) == len(batches)
+    for out, plain in zip(driven.outputs, expected):
+        assert torch.equal(out, plain)
+
+
+@pytest.mark.parametrize(
+    'partition', PARTITIONS, ids=lambda p: type(p).__name__
+)
+def test_every_module_runs_once_a_batch(partition, each_toy, batches):
+    driven = Driven(each_toy, batches, partition)
+    calls = record(each_toy, batches[0]).by_module()
+    count = collections.Counter()
+    for module in each_toy.modules():
+        module.register_forward_hook(
+            lambda module, *_: count.update([module])
+        )
+    driven.run()
+
+    assert count == {
+        module: len(uses) * len(batches) for module, uses in calls.items()
+    }
+
+
+def test_units_arrive_in_the_order_of_execution(toy, batches):
+    assert Driven(toy('residual'), batches).run().visits == [
+        'stem.0', 'blocks.0', 'blocks.1', 'head',
+    ]
+    # A unit that is called twice arrives twice.
+    assert Driven(toy('shared'), batches).run().visits == [
+        'stem.0', 'blocks.0', 'head.0', 'head.0',
+    ]
+
+
+def test_a_batch_waits_at_the_door_with_its_arguments(toy, batches):
+    """Nested ones, keywords and numbers, as the network gives them."""
+    driven = Driven(toy('nested'), batches)
+    modules = {unit.name: unit.module for unit in driven.units}
+    with driven.stream() as stream, torch.no_grad():
+        name, calls = stream.advance()
+        for expected in 'fuse.0', 'fuse.1':
+            name, calls = stream.advance(
+                [modules[name](*a, **k) for a, k in calls]
+            )
+            assert name == expected
+        (both,), kwargs = calls[1]
+
+    assert set(both) == {'left', 'right'} and kwargs == dict(gain=0.5)
+    assert both['left'].shape == (4, 8, 8, 8)
+
+
+def places(network):
+    return [
+        (id(parent), name, id(child))
+        for parent in network.modules()
+        for name, child in parent._modules.items()
+    ]
+
+
+@pytest.mark.parametrize('advances', [0, 1, 2])
+def test_all_modules_are_back_after_the_stream(advances, each_toy, batches):
+    """Whether it ran to its end or not."""
+    before = places(each_toy)
+    expected = run_float(each_toy, batches[0])
+    driven = Driven(each_toy, batches)
+    modules = {unit.name: unit.module for unit in driven.units}
+    with driven.stream() as stream:
+        assert places(each_toy) != before
+        arrived = stream.advance() if advances else None
+        for _ in range(advances - 1):
+            name, calls = arrived
+            arrived = stream.advance(
+                [modules[name](*a, **k) for a, k in calls]
+            )
+
+    assert places(each_toy) == before
+    assert driven.holder.network is each_toy
+    assert torch.equal(run_float(each_toy, batches[0]), expected)
+
+
+@pytest.mark.parametrize('where', ['unit', 'glue'])
+def test_all_modules_are_back_after_an_exception(where, toy, batches):
+    network = toy('residual')
+    driven = Driven(network, batches)
+    before = places(network)
+
+    def fail(module, args):
+        raise FloatingPointError(where)
+
+    target = network.blocks[1] if where == 'unit' else network.blocks
+    handle = target.register_forward_pre_hook(fail)
+    with pytest.raises(FloatingPointError, match=where):
+        driven.run()
+    handle.remove()
+
+    assert places(network) == before
+    driven.visits.clear(), driven.outputs.clear()
+    assert len(driven.run().visits) == 4
+
+
+class Weird(nn.Module):
+    """Glue of every kind between two units."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Conv2d(3, 3, 1) for _ in range(5)])
+        self.table = dict(last=lambda x: self.blocks[4](x))
+
+    def steps(self, x):
+        for block in self.blocks[:2]:
+            x = block(x)
+            yield x
+
+    @contextlib.contextmanager
+    def quietly(self):
+        try:
+            yield
+        finally:
+            self.quiet = True
+
+    def forward(self, x):
+        *_, x = self.steps(x)
+        with self.quietly(), torch.enable_grad():
+            x = self.blocks[2](x)
+        try:
+            x = self.blocks[3](x.sigmoid())
+            raise KeyError('caught')
+        except KeyError:
+            x = x[:, torch.randperm(3)]
+        x = self.table['last'](x.relu_()) if x.shape[1] == 3 else x
+        return dict(out=[x, x.flatten(1)], count=len(x))
+
+
+def test_any_python_may_stand_between_the_units(batches):
+    network = Weird().eval()
+    driven = Driven(network, batches)
+    torch.manual_seed(0)
+    driven.run()
+
+    torch.manual_seed(0)
+    assert driven.visits == [f'blocks.{i}' for i in range(5)]
+    for out, x in zip(driven.outputs, batches):
+        plain = network(x)
+        assert torch.equal(out['out'][0], plain['out'][0])
+        assert out['count'] == len(x)
+
+
+def test_the_callers_grad_mode_is_its_own(batches):
+    """A unit inside ``no_grad`` or ``enable_grad`` of the network."""
+    network = Weird().eval()
+    driven = Driven(network, batches)
+    modules = {unit.name: unit.module for unit in driven.units}
+    for mode in True, False:
+        with driven.stream() as stream, torch.set_grad_enabled(mode):
+            arrived = stream.advance()
+            while arrived is not None:
+                assert torch.is_grad_enabled() is mode
+                name, calls = arrived
+                for args, _ in calls:
+                    assert not args[0].requires_grad
+                with torch.no_grad():
+                    outs = [modules[name](*a, **k) for a, k in calls]
+                arrived = stream.advance(outs)
+            assert torch.is_grad_enabled() is mode
+
+
+class Picky(nn.Module):
+    """Its way depends on its data."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 1)
+        self.left = nn.Conv2d(3, 3, 1)
+        self.right = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        way = self.left if x.mean() > 0 else self.right
+        return way(self.stem(x))
+
+
+class Short(Picky):
+    def forward(self, x):
+        x = self.stem(x)
+        return self.left(x) if len(x) > 4 else x
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'), [(Picky, 'left.*right'), (Short, 'several batches')]
+)
+def test_a_way_that_depends_on_the_data_is_refused(kind, message, batches):
+    network = kind().eval()
+    batches = [x.abs() if len(x) == 5 else -x.abs() for x in batches]
+    units = LayerPartition()(network, record(network, batches[0]))
+    driven = Driven(network, batches, LayerPartition())
+    assert units == driven.units
+    # All layers have to be known, also those that the first batch misses.
+    driven.units += LayerPartition()(network, record(network, batches[1]))
+    with pytest.raises(RuntimeError, match=message):
+        driven.run()
+    assert isinstance(network.stem, nn.Conv2d)
+
+
+def test_a_parked_unit_shows_the_attributes_of_its_module(batches):
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.conv(x) * self.conv.out_channels
+
+    driven = Driven(Asks().eval(), batches).run()
+    with torch.no_grad():
+        assert torch.equal(driven.outputs[0], driven.network(batches[0]))
+
+
+def test_a_unit_that_has_several_places_is_parked_in_all(batches):
+    shared = nn.Conv2d(3, 3, 1)
+    network = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared))
+    partition = PatternPartition(['0'])
+    driven = Driven(network.eval(), batches, partition).run()
+
+    assert driven.visits == ['0', '0']
+    assert network[2][0] is shared and network[0] is shared
