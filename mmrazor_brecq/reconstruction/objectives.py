@@ -18,9 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..functional import weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
-from .rows import tensors
-
-Gradients = dict[str, list[Tensor]]
+from .rows import Rows, tensors
 
 
 @TASK_UTILS.register_module()
@@ -91,12 +89,18 @@ def teacher_gradients(
         likelihood (callable): From outputs and generator to a loss.
         generator (torch.Generator): Source of what the likelihood draws.
         collect (callable): Takes a unit's name, the place of an output
-            tensor in the unit, and the loss's gradient there.
+            tensor in the unit, and the loss's gradient there. Of a unit
+            that is called several times only the first call counts, which
+            is the one that is reconstructed.
     """
+    seen: set[str] = set()
 
     def watch(name: str) -> Callable:
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if name in seen:
+                return
+            seen.add(name)
             for i, out in enumerate(tensors(output)):
                 if out.requires_grad:
                     out.register_hook(
@@ -115,6 +119,7 @@ def teacher_gradients(
         with torch.enable_grad():
             for batch in batches:
                 for part in batch.split(32):
+                    seen.clear()
                     # What is in front of the first unit needs no gradient,
                     # but its output has to ask for one.
                     out = run_float(teacher, part.detach().requires_grad_())
@@ -189,7 +194,9 @@ class _Fisher(MSE):
         self.likelihood = TASK_UTILS.build(
             likelihood or dict(type='Categorical')
         )
-        self.weights: Gradients = {}
+        #: By name of the unit and place of the output tensor; those on
+        #: which the loss does not depend are missing, and count evenly.
+        self.weights: dict[tuple[str, int], Rows] = {}
 
 
 @TASK_UTILS.register_module()
@@ -237,26 +244,22 @@ class FisherDiag(_Fisher):
         teacher_gradients(
             teacher, units, batches, self.likelihood, generator, collect
         )
+        images = sum(map(len, batches))
         self.weights = {}
-        for (name, _), weight in sorted(found.items()):
+        for place, weight in found.items():
             if self.per_sample:
                 weight = torch.cat(weight)
             weight = weight.pow(self.temper)
             mean = weight.mean()
-            if not mean > 0:  # Nothing depends on it: all count the same.
-                weight, mean = torch.ones_like(weight), 1
-            self.weights.setdefault(name, []).append(weight / mean)
+            if mean > 0:
+                self.weights[place] = Rows([weight / mean], [images])
 
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
         """See :func:`mmrazor_brecq.functional.weighted_squared_error`."""
-        weights = self.weights.get(unit.name)
-        if weights is None:
-            return weighted_squared_error(output, target)
-        weight = weights[i]
-        if self.per_sample:
-            weight = weight.index_select(0, index)
+        weights = self.weights.get((unit.name, i))
+        weight = None if weights is None else weights.take(index)
         return weighted_squared_error(output, target, weight)
 
 
@@ -289,19 +292,22 @@ class FisherFull(_Fisher):
             generator,
             lambda name, i, grad: found.setdefault((name, i), []).append(grad),
         )
+        images = sum(map(len, batches))
         self.weights = {}
-        for (name, _), grads in sorted(found.items()):
-            grad = torch.cat(grads).flatten(1)
+        for place, grads in found.items():
+            grad = torch.cat(grads).reshape(images, -1)
             norm = grad.square().sum(1).mean().sqrt()
-            self.weights.setdefault(name, []).append(
-                grad / norm.clamp(min=1e-30)
-            )
+            if norm > 0:
+                self.weights[place] = Rows([grad / norm], [images])
 
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
         """Mean over images of the squared inner product."""
-        grad = self.weights[unit.name][i].index_select(0, index)
+        grads = self.weights.get((unit.name, i))
+        if grads is None:
+            return weighted_squared_error(output, target)
+        grad = grads.take(index)
         change = (output - target).reshape(len(index), -1)
         return (grad * change).sum(1).square().mean()
 
@@ -334,7 +340,12 @@ class OfficialFisher(MSE):
         weights: list[list[Tensor]] = []
         for batch, output in zip(self.batches, outputs):
             flat, spec = tree_flatten(output)
-            leaves = [x.detach().requires_grad_() for x in flat]
+            leaves = [
+                x.detach().requires_grad_(x.is_floating_point())
+                if isinstance(x, Tensor)
+                else x
+                for x in flat
+            ]
             with torch.no_grad():
                 goal = tensors(run_float(self.teacher, batch))[0].softmax(-1)
             hook = module.register_forward_hook(
@@ -348,15 +359,22 @@ class OfficialFisher(MSE):
                     ).backward()
             finally:
                 hook.remove()
-            weights.append([(x.grad.abs() + 1).square() for x in leaves])
-        self.weights = [torch.cat(column) for column in zip(*weights)]
+            weights.append(
+                [
+                    torch.ones_like(x)
+                    if x.grad is None
+                    else (x.grad.abs() + 1).square()
+                    for x in tensors(leaves)
+                ]
+            )
+        self.weights = Rows(weights, [len(batch) for batch in self.batches])
 
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
         """Squared error under the weights of this unit."""
         return weighted_squared_error(
-            output, target, self.weights[i].index_select(0, index)
+            output, target, self.weights.take(index)[i]
         )
 
 

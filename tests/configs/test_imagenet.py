@@ -38,11 +38,8 @@ def imagenet(tmp_path):
 @pytest.mark.parametrize(
     'name',
     [
-        'resnet/brecq_resnet18_w4a4_in1k.py',
-        'resnet/brecq_resnet50_w2a4_in1k.py',
         'mobilenet_v2/brecq_mobilenet-v2_w4a32_in1k.py',
         'regnet/brecq_regnetx-600mf_w2a4_in1k.py',
-        'regnet/brecq_regnetx-3.2gf_w4a4_in1k.py',
     ],
 )
 def test_quantizes(imagenet, name):

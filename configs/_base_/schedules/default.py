@@ -1,4 +1,4 @@
-# Seconds to a minute a unit: most of what the longest one gives.
+# 200 iterations a unit give most of what 1000 do.
 schedule = dict(
     type='BlockReconstructor',
     iterations=200,

@@ -1,0 +1,43 @@
+"""The demo's ResNet-18 on a few of its images, a few iterations a unit."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from mmrazor_brecq.engine.launch import load_config
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(
+    ROOT / 'configs/brecq/resnet/brecq_resnet18_w4a4_fashion-mnist.py'
+)
+FLOAT = str(ROOT / 'demo/resnet18_fashion-mnist.pth')
+QUICK = {
+    'model.reconstructor.iterations': 2,
+    'model.reconstructor.batch_size': 8,
+    'test_cfg.calibration.num_images': 24,
+    'test_cfg.calibration.dataloader.batch_size': 12,
+    'test_dataloader.batch_size': 32,
+    'test_dataloader.dataset.indices': 64,
+    'test_dataloader.dataset.pipeline.0.scale': 32,
+    'test_cfg.calibration.dataloader.dataset.pipeline.0.scale': 32,
+}
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Makes a config of a run of seconds."""
+    monkeypatch.setenv('MMRAZOR_BRECQ_DEMO', str(ROOT / 'demo'))
+
+    def make(work_dir='run', **options):
+        changes = {k.replace('__', '.'): v for k, v in options.items()}
+        cfg = load_config(
+            CONFIG, {**QUICK, **changes}, str(tmp_path / work_dir)
+        )
+        # Runs of one second must not share a visualizer.
+        cfg.experiment_name = uuid.uuid4().hex
+        return cfg
+
+    return make

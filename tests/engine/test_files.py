@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from mmrazor_brecq.engine.files import (
+    check_writable,
+    keep_older,
+    written_whole,
+)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'file'
+    path.write_text('old')
+    with pytest.raises(RuntimeError), written_whole(str(path)) as name:
+        open(name, 'w').write('half')
+        raise RuntimeError
+    assert path.read_text() == 'old'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_older_files_get_the_next_number(tmp_path):
+    for content in 'abc':
+        keep_older(str(tmp_path / 'f.pth'))
+        (tmp_path / 'f.pth').write_text(content)
+    read = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert read == {'f.1.pth': 'a', 'f.2.pth': 'b', 'f.pth': 'c'}
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(PermissionError, match='--work-dir'):
+        check_writable(str(tmp_path / 'file' / 'run'))

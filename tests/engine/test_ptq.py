@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from mmrazor_brecq.engine.launch import ptq, test
+from mmrazor_brecq.engine.progress import Progress
+from mmrazor_brecq.functional import integer_range
+
+from .conftest import CONFIG, FLOAT, QUICK, ROOT
+
+evaluate = test
+del test  # or pytest takes it for a test
+
+
+def frozen(path):
+    return torch.load(path)['state_dict']
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def finished(quick, tmp_path):
+    metrics = ptq(quick(), FLOAT)
+    return tmp_path / 'run', metrics
+
+
+def test_leaves_a_report_a_checkpoint_and_curves(finished):
+    folder, metrics = finished
+    report = json.loads((folder / 'report.json').read_text())
+    for model in ('float', 'nearest', 'quantized'):
+        assert 0 <= report[model]['accuracy/top1'] <= 100
+    assert report['quantized'] == metrics
+    assert set(report['seconds']) == {
+        'prepare',
+        'capture',
+        'reconstruct',
+        'evaluate',
+        'total',
+    }
+    assert report['peak_memory_mb'] > 0
+    assert report['weight_bytes']['quantized'] < (
+        report['weight_bytes']['float'] / 6
+    )
+    assert len(report['units']) == 10
+    layers = [name for unit in report['units'] for name in unit['layers']]
+    assert len(layers) == len(set(layers)) == 21
+    for unit in report['units']:
+        assert set(unit['bits']) == set(unit['layers'])
+        assert unit['accepted'] or unit['after'] >= unit['before']
+    (scalars,) = folder.glob('*/vis_data/scalars.json')
+    curves = [
+        key
+        for line in scalars.read_text().splitlines()
+        for key in json.loads(line)
+        if key.startswith('loss/')
+    ]
+    assert {f'loss/{unit["name"]}' for unit in report['units']} == set(curves)
+    assert not (folder / 'progress').exists()
+
+
+def test_checkpoint_holds_integers_within_their_bits(finished):
+    folder, _ = finished
+    content = torch.load(folder / 'quantized.pth', weights_only=True)
+    state = content['state_dict']
+    weights = [k for k in state if k.endswith('weight_quantizer.bits')]
+    assert len(weights) == 21
+    for key in weights:
+        weight = state[key.replace('_quantizer.bits', '')]
+        low, high = integer_range(int(state[key]), signed=True)
+        assert weight.dtype == torch.int8
+        assert low <= weight.min() and weight.max() <= high
+    assert content['meta']['classes'][0] == 'T-shirt/top'
+
+
+def test_quantized_checkpoint_gives_the_same_metrics(finished, quick):
+    folder, metrics = finished
+    again = evaluate(quick('again'), str(folder / 'quantized.pth'))
+    assert again == metrics
+
+
+def test_same_seed_same_bits_other_seed_others(finished, quick, tmp_path):
+    folder, _ = finished
+    ptq(quick('same'), FLOAT)
+    ptq(quick('other', randomness__seed=1), FLOAT)
+    first = frozen(folder / 'quantized.pth')
+    assert same(first, frozen(tmp_path / 'same/quantized.pth'))
+    assert not same(first, frozen(tmp_path / 'other/quantized.pth'))
+
+
+@pytest.mark.parametrize('finished_units', [0, 1, 9])
+def test_resumes_with_the_same_bits(
+    finished, quick, tmp_path, monkeypatch, finished_units
+):
+    folder, metrics = finished
+    add_unit = Progress.add_unit
+
+    def interrupted(self, *args):
+        if len(self.reports) == finished_units:
+            raise KeyboardInterrupt
+        add_unit(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Progress, 'add_unit', interrupted)
+        ptq(quick('killed'), FLOAT)
+    assert not (tmp_path / 'killed/quantized.pth').exists()
+    assert ptq(quick('killed'), FLOAT, resume=True) == metrics
+    assert same(
+        frozen(folder / 'quantized.pth'),
+        frozen(tmp_path / 'killed/quantized.pth'),
+    )
+    report = json.loads((tmp_path / 'killed/report.json').read_text())
+    assert len(report['units']) == 10
+
+
+@pytest.mark.parametrize(
+    'change', [dict(model__quantization__weight__bits=3), dict(seed=1), None]
+)
+def test_resume_refuses_another_run(quick, tmp_path, monkeypatch, change):
+    def interrupted(self, *args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Progress, 'add_unit', interrupted)
+        ptq(quick(), FLOAT)
+    checkpoint, what = FLOAT, 'config'
+    if change is None:
+        state = torch.load(FLOAT)
+        state['head.fc.bias'] += 1
+        checkpoint, what = str(tmp_path / 'other.pth'), 'checkpoint'
+        torch.save(state, checkpoint)
+    elif 'seed' in change:
+        change = dict(randomness__seed=1)
+    before = (tmp_path / 'run/progress/run.json').read_text()
+    with pytest.raises(ValueError, match=f'--resume.*another {what}'):
+        ptq(quick(**change or {}), checkpoint, resume=True)
+    assert (tmp_path / 'run/progress/run.json').read_text() == before
+
+
+def test_a_second_run_overwrites_nothing(finished, quick):
+    folder, _ = finished
+    before = frozen(folder / 'quantized.pth')
+    ptq(quick(randomness__seed=1), FLOAT)
+    assert same(before, frozen(folder / 'quantized.1.pth'))
+    assert not same(before, frozen(folder / 'quantized.pth'))
+    assert (folder / 'report.1.json').exists()
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(model__quantization__weight__bits=9), '9 bits.*2 to 8'),
+        (dict(model__quantization__activation__bits=1), '1 bits.*2 to 8'),
+        (
+            dict(model__quantization__bit_overrides={'backbone.conv9': 4}),
+            "'backbone.conv9' in `bit_overrides` matches no layer",
+        ),
+        (
+            dict(test_cfg__calibration__num_images=8),
+            'num_images=8, expected 9 or more',
+        ),
+        (
+            dict(test_cfg__calibration__num_images=0),
+            'num_images=0, expected 9 or more',
+        ),
+        (
+            dict(test_cfg__calibration__num_images=2000),
+            'num_images=2000, but the data set .* gives 1024',
+        ),
+        (dict(model__held_out=0), 'held_out=0'),
+    ],
+)
+def test_refuses_before_any_work(quick, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        ptq(quick(**options), FLOAT)
+    assert not (tmp_path / 'run/progress/run.json').exists()
+
+
+def test_refuses_images_with_nan(quick):
+    cfg = quick(
+        model__data_preprocessor=dict(
+            type='mmcls.ClsDataPreprocessor',
+            mean=[0.0] * 3,
+            std=[float('nan')] * 3,
+        )
+    )
+    cfg.model.architecture.data_preprocessor = cfg.model.pop(
+        'data_preprocessor'
+    )
+    cfg.data_preprocessor = None
+    with pytest.raises(ValueError, match='image 0 holds NaN'):
+        ptq(cfg, FLOAT)
+
+
+def test_warns_of_calibrating_on_test_images(quick, caplog, tmp_path):
+    cfg = quick()
+    cfg.test_cfg.calibration.dataloader.dataset.update(
+        images='t10k-images-idx3-ubyte.gz', labels='t10k-labels-idx1-ubyte.gz'
+    )
+    ptq(cfg, FLOAT)
+    (log,) = (tmp_path / 'run').glob('*/*.log')
+    assert '24 of the 24 calibration images are test images' in (
+        log.read_text()
+    )
+
+
+def test_says_nothing_where_calibration_is_apart(finished):
+    folder, _ = finished
+    (log,) = folder.glob('*/*.log')
+    assert 'are test images' not in log.read_text()
+
+
+@pytest.mark.slow
+def test_survives_being_killed(finished, tmp_path):
+    folder, _ = finished
+    options = [f'{key}={value}' for key, value in QUICK.items()]
+    command = [
+        *(sys.executable, str(ROOT / 'tools/ptq.py'), CONFIG, FLOAT),
+        *('--work-dir', str(tmp_path / 'killed')),
+        *('--cfg-options', *options),
+    ]
+    env = dict(os.environ, MMRAZOR_BRECQ_DEMO=str(ROOT / 'demo'))
+    progress = tmp_path / 'killed/progress'
+    run = subprocess.Popen(command, env=env)
+    while not (progress / '0003.pth').exists():
+        assert run.poll() is None, 'ended before it could be killed'
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert len(Progress(str(progress), {}, True).reports) in (3, 4)
+    subprocess.run([*command, '--resume'], env=env, check=True)
+    assert same(
+        frozen(folder / 'quantized.pth'),
+        frozen(tmp_path / 'killed/quantized.pth'),
+    )

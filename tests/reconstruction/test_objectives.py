@@ -1,0 +1,506 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmrazor_brecq.graph import (
+    BlockPartition,
+    LayerPartition,
+    NetworkPartition,
+    record,
+    run_float,
+)
+from mmrazor_brecq.reconstruction import (
+    MSE,
+    FisherDiag,
+    FisherFull,
+    OfficialFisher,
+)
+from mmrazor_brecq.reconstruction.objectives import Categorical, Gaussian
+from mmrazor_brecq.reconstruction.rows import tensors
+from mmrazor_brecq.registry import TASK_UTILS
+
+OBJECTIVES = dict(
+    mse=MSE,
+    diag=FisherDiag,
+    per_sample=lambda: FisherDiag(per_sample=True),
+    full=FisherFull,
+    official=OfficialFisher,
+)
+
+
+def units_of(network, batches, partition=None):
+    trace = record(network, batches[0])
+    return (partition or BlockPartition())(network, trace)
+
+
+def watched(objective, network, batches, partition=None, seed=0):
+    """Show the network to an objective; gives units and their outputs.
+
+    Of a unit that is called twice only the first call counts.
+    """
+    network.requires_grad_(False)
+    units = units_of(network, batches, partition)
+    generator = torch.Generator().manual_seed(seed)
+    objective.watch(network, units, batches, generator)
+    return units, first_outputs(network, units, batches)
+
+
+def first_outputs(network, units, batches):
+    """What each unit gives on its first call, batch by batch."""
+    outputs = {unit.name: [] for unit in units}
+    for batch in batches:
+        found = {}
+        hooks = [
+            unit.module.register_forward_hook(
+                lambda m, args, out, name=unit.name: found.setdefault(
+                    name, out
+                )
+                is None
+                or None
+            )
+            for unit in units
+        ]
+        with torch.no_grad():
+            run_float(network, batch)
+        for hook in hooks:
+            hook.remove()
+        for name, out in found.items():
+            outputs[name].append(out)
+    return outputs
+
+
+def gradients(network, unit, batches, likelihood, seed=0):
+    """Each image's own gradient at a unit's first output, as defined."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for batch in batches:
+        kept = []
+        hook = unit.module.register_forward_hook(
+            lambda m, args, out: kept.append(tensors(out))
+        )
+        with torch.enable_grad():
+            out = run_float(network, batch.clone().requires_grad_())
+            loss = likelihood(tensors(out), generator)
+            found.append(torch.autograd.grad(loss, kept[0]))
+        hook.remove()
+    return [torch.cat(column) for column in zip(*found)]
+
+
+def disturbed(structure, generator, size=0.1):
+    """The structure with noise on its tensors."""
+    noise = [
+        size * torch.randn(x.shape, generator=generator)
+        for x in tensors(structure)
+    ]
+    if isinstance(structure, torch.Tensor):
+        return structure + noise[0]
+    return [x + n for x, n in zip(tensors(structure), noise)]
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_no_error_costs_nothing_and_a_larger_one_more(
+    name, each_toy, batches, generator
+):
+    objective = OBJECTIVES[name]()
+    units, outputs = watched(objective, each_toy, batches)
+    index = torch.arange(len(batches[0]))
+    for unit in units:
+        objective.begin(
+            unit,
+            [
+                disturbed(out, torch.Generator().manual_seed(1))
+                for out in outputs[unit.name]
+            ],
+        )
+        target = outputs[unit.name][0]
+        noise = torch.Generator().manual_seed(2)
+        near, far = (
+            disturbed(target, noise.manual_seed(2), s) for s in (0.01, 0.1)
+        )
+        assert objective.loss(unit, target, target, index) == 0
+        losses = [
+            objective.loss(unit, out, target, index) for out in (near, far)
+        ]
+        assert losses[0].shape == ()
+        torch.testing.assert_close(losses[1], losses[0] * 100, rtol=1e-2,
+                                   atol=0)
+        assert losses[0] > 0
+
+
+def test_the_squared_errors_of_all_outputs_add_up(generator):
+    a, b, c, d = torch.randn(4, 3, 2, generator=generator)
+    index = torch.arange(3)
+    unit = units_of(nn.Sequential(nn.Linear(2, 2)), [a])[0]
+
+    single = MSE().loss(unit, a, b, index)
+    torch.testing.assert_close(single, F.mse_loss(a, b))
+    double = MSE().loss(unit, dict(x=[a, c]), dict(x=[b, d]), index)
+    torch.testing.assert_close(double, single + F.mse_loss(c, d))
+
+
+def test_labels_are_drawn_from_the_networks_own_softmax(generator):
+    """The mean gradient is nought, the mean of its square the Fisher's."""
+    logits = torch.tensor([[2.0, 0.0, -1.0, 0.5]]).expand(20_000, -1)
+    logits = logits.clone().requires_grad_()
+    Categorical()([logits], generator).backward()
+
+    p = logits[0].detach().softmax(-1)
+    torch.testing.assert_close(
+        logits.grad.mean(0), torch.zeros(4), atol=0.02, rtol=0
+    )
+    torch.testing.assert_close(
+        logits.grad.square().mean(0), p * (1 - p), atol=0.02, rtol=0
+    )
+
+
+def test_labels_are_drawn_for_every_position(generator):
+    """Logits of many places an image, and of several heads."""
+    logits = [
+        torch.randn(3, 7, 5, generator=generator, requires_grad=True),
+        torch.randn(3, 4, generator=generator, requires_grad=True),
+    ]
+    Categorical()(logits, generator).backward()
+
+    for x in logits:
+        # softmax minus one-hot: rows add up to nought, one entry is below.
+        torch.testing.assert_close(
+            x.grad.sum(-1), torch.zeros(x.shape[:-1]), atol=1e-6, rtol=0
+        )
+        assert ((x.grad < 0).sum(-1) == 1).all()
+
+
+def test_regression_measures_the_jacobian(generator):
+    weight = torch.randn(6, 4, generator=generator)
+    x = torch.randn(20_000, 4, generator=generator, requires_grad=True)
+    Gaussian()([F.linear(x, weight)], generator).backward()
+
+    torch.testing.assert_close(
+        x.grad.square().mean(0), weight.square().sum(0), rtol=0.05, atol=0
+    )
+
+
+@pytest.mark.parametrize('temper', [1.0, 0.5])
+def test_diagonal_weights_are_the_mean_squared_gradients(
+    temper, toy, batches
+):
+    network = toy('residual')
+    objective = FisherDiag(temper=temper)
+    units, outputs = watched(objective, network, batches)
+    for unit in units:
+        (grad,) = gradients(network, unit, batches, Categorical())
+        weight = grad.square().mean(0).pow(temper)
+        weight = weight / weight.mean()
+        target = outputs[unit.name][1]
+        error = torch.randn_like(target)
+
+        found = objective.loss(unit, target + error, target, torch.arange(4))
+        torch.testing.assert_close(
+            found, (error.square() * weight).mean(), rtol=1e-3, atol=0
+        )
+
+
+def test_weights_a_sample_are_those_of_the_images_at_hand(toy, batches):
+    network = toy('residual')
+    objective = FisherDiag(per_sample=True, temper=1.0)
+    units, outputs = watched(objective, network, batches)
+    index = torch.tensor([7, 0, 7, 11])
+    for unit in units:
+        (grad,) = gradients(network, unit, batches, Categorical())
+        weight = grad.square() / grad.square().mean()
+        target = torch.cat(outputs[unit.name])[index]
+        error = torch.randn_like(target)
+
+        found = objective.loss(unit, target + error, target, index)
+        torch.testing.assert_close(
+            found, (error.square() * weight[index]).mean(), rtol=1e-3, atol=0
+        )
+
+
+@pytest.mark.parametrize('per_sample', [False, True])
+def test_a_constant_error_costs_its_square(per_sample, each_toy, batches):
+    """The weights of every tensor have mean 1."""
+    objective = FisherDiag(per_sample=per_sample, temper=1.0)
+    units, outputs = watched(objective, each_toy, batches)
+    everything = torch.arange(12)
+    for unit in units:
+        columns = zip(*(tensors(out) for out in outputs[unit.name]))
+        target = [torch.cat(column) for column in columns]
+        moved = [x + 0.1 for x in target]
+
+        found = objective.loss(unit, moved, target, everything)
+        expected = torch.tensor(0.01 * len(target))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize('per_sample', [False, True])
+def test_without_temper_the_diagonal_is_the_plain_error(
+    per_sample, toy, batches, generator
+):
+    objective = FisherDiag(per_sample=per_sample, temper=0.0)
+    units, outputs = watched(objective, toy('nested'), batches)
+    index = torch.arange(5)
+    for unit in units:
+        target = outputs[unit.name][0]
+        out = disturbed(target, generator)
+        torch.testing.assert_close(
+            objective.loss(unit, out, target, index),
+            MSE().loss(unit, out, target, index),
+        )
+
+
+def test_the_full_matrix_is_the_squared_change_of_the_loss(toy, batches):
+    network = toy('residual')
+    objective = FisherFull()
+    units, outputs = watched(objective, network, batches)
+    index = torch.tensor([3, 9, 3])
+    for unit in units:
+        (grad,) = gradients(network, unit, batches, Categorical())
+        grad = grad.flatten(1)
+        scale = grad.square().sum(1).mean()
+        target = torch.cat(outputs[unit.name])[index]
+        error = torch.randn_like(target)
+
+        found = objective.loss(unit, target + error, target, index)
+        change = (grad[index] * error.flatten(1)).sum(1).square()
+        torch.testing.assert_close(
+            found, change.mean() / scale, rtol=1e-3, atol=1e-7
+        )
+
+
+def test_the_full_matrix_forgives_what_the_loss_does_not_see(toy, batches):
+    network = toy('residual')
+    objective = FisherFull()
+    units, outputs = watched(objective, network, batches)
+    unit = units[1]
+    index = torch.arange(5)
+    (grad,) = gradients(network, unit, batches, Categorical())
+    grad = grad[index].flatten(1)
+    target = outputs[unit.name][0]
+    error = torch.randn_like(target).flatten(1)
+    along = grad * (error * grad).sum(1, True) / grad.square().sum(1, True)
+
+    def loss(change):
+        out = target + change.view(target.shape)
+        return objective.loss(unit, out, target, index)
+
+    assert loss(error - along) < 1e-4 * loss(error)
+    torch.testing.assert_close(loss(along), loss(error), rtol=1e-3, atol=0)
+
+
+class Windows(nn.Module):
+    """Its units see four windows an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 2, 2)
+        self.inner = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.embed(x).unflatten(2, (2, 2)).flatten(3, 4)
+        n = len(x)
+        x = x.permute(0, 2, 3, 1).reshape(n * 2, 8, 6)
+        x = self.inner(x).view(n, 2, 8, 6)
+        return self.head(x.mean((1, 2)).relu())
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_windows_of_an_image_go_with_the_image(name, batches, generator):
+    network = Windows().eval()
+    objective = OBJECTIVES[name]()
+    units, outputs = watched(objective, network, batches, LayerPartition())
+    unit = units[1]
+    assert unit.name == 'inner'
+    objective.begin(
+        unit, [disturbed(out, generator) for out in outputs['inner']]
+    )
+    index = torch.tensor([6, 2])
+    whole = torch.cat(outputs['inner']).unflatten(0, (12, 2))
+    target = whole[index].flatten(0, 1)
+    error = torch.randn(target.shape, generator=generator)
+    found = objective.loss(unit, target + error, target, index)
+
+    if name in ('per_sample', 'full'):
+        (grad,) = gradients(network, unit, batches, Categorical())
+        grad = grad.reshape(12, -1)
+        error = error.reshape(2, -1)
+        if name == 'full':
+            change = (grad[index] * error).sum(1).square().mean()
+            expected = change / grad.square().sum(1).mean()
+        else:  # the default temper is the square root
+            weight = grad.abs() / grad.abs().mean()
+            expected = (weight[index] * error.square()).mean()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+    else:
+        assert found > 0
+
+
+@pytest.mark.parametrize('name', ['diag', 'per_sample', 'full'])
+def test_of_a_unit_that_is_called_twice_the_first_call_counts(
+    name, toy, batches
+):
+    """The levels of a pyramid differ in size."""
+    network = toy('shared')
+    objective = OBJECTIVES[name]()
+    units, outputs = watched(objective, network, batches, LayerPartition())
+    unit = next(u for u in units if u.name == 'head.0.conv')
+    (grad,) = gradients(network, unit, batches, Categorical())
+    target = torch.cat(outputs[unit.name])
+    assert grad.shape == target.shape == (12, 8, 8, 8)
+    index = torch.tensor([8, 1, 4])
+    error = torch.randn(3, 8, 8, 8)
+    target = target[index]
+
+    found = objective.loss(unit, target + error, target, index)
+    if name == 'diag':
+        weight = grad.square().mean(0, keepdim=True).sqrt()
+        weight = (weight / weight.mean()).expand_as(grad)[index]
+        expected = (weight * error.square()).mean()
+    elif name == 'per_sample':
+        weight = (grad.abs() / grad.abs().mean())[index]
+        expected = (weight * error.square()).mean()
+    else:
+        change = (grad[index] * error).flatten(1).sum(1).square().mean()
+        expected = change / grad.square().flatten(1).sum(1).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+
+
+class Forgets(nn.Module):
+    """Of two outputs of its unit only the second reaches the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Pair()])
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        _, x = self.blocks[0](x)
+        return self.head(x.mean((2, 3)))
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 1)
+        self.b = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.a(x), self.b(x)
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_an_output_that_nothing_depends_on_counts_evenly(
+    name, batches, generator
+):
+    network = Forgets().eval()
+    objective = OBJECTIVES[name]()
+    units, outputs = watched(objective, network, batches)
+    unit = units[0]
+    objective.begin(
+        unit, [disturbed(out, generator) for out in outputs[unit.name]]
+    )
+    unused, used = target = outputs[unit.name][0]
+    index = torch.arange(5)
+    error = torch.randn(unused.shape, generator=generator)
+
+    found = objective.loss(unit, [unused + error, used], target, index)
+    torch.testing.assert_close(found, error.square().mean())
+    assert objective.loss(unit, [unused, used + 1], target, index) > 0
+
+
+def test_the_official_weights_are_nearly_even(toy, batches, generator):
+    """``(|g| + 1)^2``, of a divergence that is flat about its minimum."""
+    network = toy('residual')
+    objective = OfficialFisher()
+    units, outputs = watched(objective, network, batches)
+    index = torch.arange(5)
+    for unit in units:
+        noisy = [
+            disturbed(out, generator, 0.01) for out in outputs[unit.name]
+        ]
+        objective.begin(unit, noisy)
+        target = outputs[unit.name][0]
+        out = disturbed(target, generator)
+        ratio = objective.loss(unit, out, target, index) / MSE().loss(
+            unit, out, target, index
+        )
+        assert 1 <= ratio < 1.05
+
+
+def test_the_official_weights_are_those_of_the_divergence(toy, batches):
+    network = toy('residual')
+    objective = OfficialFisher()
+    units, outputs = watched(objective, network, batches)
+    (unit,) = [u for u in units if u.name == 'blocks.1']
+    noisy = [out + torch.randn_like(out) for out in outputs[unit.name]]
+    objective.begin(unit, noisy)
+
+    leaf = noisy[1].clone().requires_grad_()
+    logits = network.head(leaf.mean((2, 3)))
+    goal = network(batches[1])
+    F.kl_div(
+        logits.log_softmax(-1), goal.softmax(-1), reduction='batchmean'
+    ).backward()
+    weight = (leaf.grad.abs() + 1).square()
+    target = outputs[unit.name][1]
+    error = torch.randn_like(target)
+    found = objective.loss(unit, target + error, target, torch.arange(5, 9))
+    torch.testing.assert_close(found, (weight * error.square()).mean())
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_the_teacher_is_left_as_it_was(name, toy, batches):
+    network = toy('residual')
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+    objective = OBJECTIVES[name]()
+    units, outputs = watched(objective, network, batches)
+    objective.begin(units[1], outputs[units[1].name])
+
+    for module in network.modules():
+        assert not module._forward_hooks
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, state[key])
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize('name', ['diag', 'per_sample', 'full'])
+def test_the_whole_network_may_be_one_unit(name, toy, batches):
+    objective = OBJECTIVES[name]()
+    units, outputs = watched(
+        objective, toy('residual'), batches, NetworkPartition()
+    )
+    target = outputs[''][0]
+
+    loss = objective.loss(units[0], target + 1, target, torch.arange(5))
+    assert loss.isfinite()
+
+
+def test_the_same_seed_gives_the_same_weights(toy, batches, generator):
+    network = toy('residual')
+    losses = []
+    for seed in 0, 0, 1:
+        objective = FisherDiag(temper=1.0)
+        units, outputs = watched(objective, network, batches, seed=seed)
+        target = outputs[units[1].name][0]
+        out = target + torch.linspace(0, 1, target.numel()).view_as(target)
+        losses.append(objective.loss(units[1], out, target, torch.arange(5)))
+
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_an_objective_from_outside_is_found_by_its_name():
+    @TASK_UTILS.register_module()
+    class AbsoluteForTheTest(MSE):
+        def error(self, unit, i, output, target, index):
+            return (output - target).abs().mean()
+
+    try:
+        objective = TASK_UTILS.build(dict(type='AbsoluteForTheTest'))
+        x = torch.ones(2, 3)
+        index = torch.arange(2)
+        assert objective.loss(None, [x, x * 2], [x, x * 5], index) == 3
+    finally:
+        TASK_UTILS.module_dict.pop('AbsoluteForTheTest')

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.reconstruction import UnitReport
+from mmrazor_brecq.report import UnitProgress, closing_table, weight_bytes
+
+
+def test_weight_bytes_are_what_the_bits_say():
+    model = BRECQ(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3, bias=False)),
+        quantization=dict(
+            bit_overrides={'0': dict(weight=8), '1': dict(weight=2)}
+        ),
+    ).eval()
+    model.prepare(torch.zeros(1, 3, 8, 8))
+    sizes = weight_bytes(model)
+    assert sizes['float'] == 4 * (4 * 27 + 4 + 8 * 36)
+    assert sizes['quantized'] == (
+        4 * 27 + 5 * 4 + 4 * 4 + 8 * 36 // 4 + 5 * 8
+    )
+
+
+def test_closing_table_has_all_models():
+    top = {'accuracy/top1': 90.126, 'accuracy/top5': 99.0}
+    table = closing_table(
+        dict(
+            float=top,
+            nearest={**top, 'accuracy/top1': 50.0},
+            quantized={**top, 'accuracy/top1': 89.5},
+            weight_bytes=dict(float=4000, quantized=500),
+            seconds=dict(reconstruct=3.0, total=5.0),
+            peak_memory_mb=100,
+            units=[dict(accepted=True), dict(accepted=False)],
+        )
+    )
+    for text in ('90.13', '50.00', '89.50', '4,000', '1 of', '2 units'):
+        assert text in table
+
+
+def test_a_line_a_unit(caplog):
+    logger = logging.getLogger('test_report')
+    with caplog.at_level(logging.INFO), UnitProgress(2, logger) as show:
+        show(UnitReport('a', before=2.0, after=1.0, seconds=3.0))
+        show(UnitReport('b', note='something was wrong'))
+    assert 'a: error 2 -> 1, 3.0 s' in caplog.text
+    assert 'something was wrong' in caplog.text

@@ -1,0 +1,43 @@
+"""Tools end with a status and a message, never with a trace."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs/brecq/resnet/brecq_resnet18_w4a4_fashion-mnist.py'
+
+
+def call(monkeypatch, tool, *args):
+    monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
+    with pytest.raises(SystemExit) as info:
+        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+    return info.value.code
+
+
+@pytest.mark.parametrize('tool', ['ptq.py', 'test.py'])
+def test_errors_are_one_line(monkeypatch, capsys, tmp_path, tool):
+    args = (tmp_path / 'none.py', 'none.pth', '--work-dir', tmp_path / 'run')
+    assert call(monkeypatch, tool, *args) == 1
+    error = capsys.readouterr().err
+    assert 'No config at' in error and 'Traceback' not in error
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('mmrazor_brecq.engine.launch.ptq', interrupted)
+    args = (CONFIG, 'none.pth', '--work-dir', tmp_path)
+    assert call(monkeypatch, 'ptq.py', *args) == 130
+    assert '--resume' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('tool', ['ptq.py', 'test.py', 'train.py'])
+def test_help(monkeypatch, capsys, tool):
+    assert call(monkeypatch, tool, '--help') == 0
+    assert 'config' in capsys.readouterr().out
