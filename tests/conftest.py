@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from torch import nn
+
+from mmrazor_brecq.algorithms import BRECQ
 
 #: Channels and sizes are so small that a network runs in a millisecond.
 WIDTH = 8
@@ -95,9 +100,7 @@ class Classifier(nn.Module):
 
 
 def residual():
-    return Classifier(
-        Residual(WIDTH, WIDTH), Residual(WIDTH, 12, 2), width=12
-    )
+    return Classifier(Residual(WIDTH, WIDTH), Residual(WIDTH, 12, 2), width=12)
 
 
 def inverted():
@@ -109,9 +112,7 @@ def grouped():
     block = nn.Sequential(
         conv_bn(WIDTH, WIDTH, padding=1, groups=4),
         conv_bn(WIDTH, WIDTH, padding=2, dilation=2),
-        conv_bn(
-            WIDTH, WIDTH, stride=2, padding=1, padding_mode='reflect'
-        ),
+        conv_bn(WIDTH, WIDTH, stride=2, padding=1, padding_mode='reflect'),
     )
     return Classifier(block)
 
@@ -222,18 +223,12 @@ TOYS = dict(
 
 def randomise(network, generator):
     """Norms that move every channel, weights that are of no special form."""
-    with torch.no_grad():
-        for module in network.modules():
-            for name in ('weight', 'running_var'):
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    getattr(module, name).uniform_(
-                        0.5, 1.5, generator=generator
-                    )
-            for name in ('bias', 'running_mean'):
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    getattr(module, name).normal_(
-                        0, 0.2, generator=generator
-                    )
+    for norm in network.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            for gain in norm.weight, norm.running_var:
+                gain.data.uniform_(0.5, 1.5, generator=generator)
+            for shift in norm.bias, norm.running_mean:
+                shift.data.normal_(0, 0.2, generator=generator)
     return network
 
 
@@ -276,3 +271,37 @@ def batches(generator):
     """Twelve images in batches of unequal sizes."""
     images = torch.randn(12, 3, 8, 8, generator=generator)
     return list(images.split([5, 4, 3]))
+
+
+@pytest.fixture
+def quantize(toy, batches):
+    """Builds a prepared BRECQ around a toy network; gives its teacher too."""
+
+    def build(name, bits=(4, 4), **kwargs):
+        weight, activation = bits
+        quantization = dict(
+            weight=dict(bits=weight),
+            activation=activation and dict(bits=activation),
+        )
+        quantization.update(kwargs.pop('quantization', {}))
+        network = toy(name) if isinstance(name, str) else name
+        model = BRECQ(network, quantization, **kwargs)
+        return model, model.prepare(batches[0][:1])
+
+    return build
+
+
+@pytest.fixture
+def warnings_log():
+    """Messages of the current logger."""
+    logger = MMLogger.get_current_instance()
+    messages = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    handler = Keep(logging.WARNING)
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ..functional import reuse_freed_memory
 from ..graph import (
     QuantizationScheme,
+    Trace,
     Unit,
     fold_batch_norm,
     prepare,
@@ -77,7 +78,7 @@ class BRECQ(BaseModel):
         super().__init__(init_cfg=init_cfg)
         if isinstance(architecture, BaseModel):
             self.data_preprocessor = architecture.data_preprocessor
-        self.architecture = architecture.to(memory_format=torch.channels_last)
+        self.architecture = architecture
         self.scheme = QuantizationScheme(**quantization or {})
         self.partition = TASK_UTILS.build(
             partition or dict(type='BlockPartition')
@@ -132,7 +133,7 @@ class BRECQ(BaseModel):
             )
         network = self.architecture
         network.eval()
-        trace = record(network, example)
+        trace = _record_in_fast_order(network, example)
         self._check_layers(trace)
         fold_batch_norm(network, trace)
         teacher = copy.deepcopy(network).requires_grad_(False)
@@ -177,7 +178,8 @@ class BRECQ(BaseModel):
             for name, unit in order.items()
         }
         sizes = [len(batch) for batch in batches]
-        held_out = max(1, round(sum(sizes) * self.held_out))
+        images = sum(sizes)
+        held_out = max(1, min(round(images * self.held_out), images - 1))
         reconstructor.objective.watch(
             teacher, self.units, batches, torch.Generator().manual_seed(seed)
         )
@@ -194,21 +196,23 @@ class BRECQ(BaseModel):
                 start = time.perf_counter()
                 name, calls = here
                 unit = order[name]
+                new = name not in finished and name not in done
+                if new:  # Copies, since a unit may write to its arguments.
+                    inputs, float_inputs = (
+                        Rows(x, sizes) for x in (calls, there[1])
+                    )
                 targets = _run(apart[name].module, there[1])
                 if name in done and name not in finished:
                     unit.module.load_state_dict(done[name])
-                elif name not in finished:
+                elif new:
                     data = UnitData(
-                        Rows(calls, sizes),
-                        Rows(there[1], sizes),
-                        Rows(targets, sizes),
-                        held_out,
+                        inputs, float_inputs, Rows(targets, sizes), held_out
                     )
                     generator = torch.Generator().manual_seed(
                         seed * len(order) + list(order).index(name) + 1
                     )
                     report = reconstructor(unit, data, generator)
-                    del data
+                    del data, inputs, float_inputs
                     report.bits = {n: self.bits[n] for n in unit.layers}
                     report.seconds = time.perf_counter() - start
                     yield report
@@ -273,6 +277,26 @@ class BRECQ(BaseModel):
         ):
             for key in list(state_dict):
                 state_dict[f'{prefix}architecture.{key}'] = state_dict.pop(key)
+
+
+def _record_in_fast_order(network: nn.Module, example: Tensor) -> Trace:
+    """Record, with channels last in memory where the network can take it.
+
+    That is the faster order, but code such as ``x.view(len(x), -1)`` only
+    works in the usual one.
+    """
+
+    def reorder(order: torch.memory_format) -> None:
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.to(memory_format=order)
+
+    reorder(torch.channels_last)
+    try:
+        return record(network, example)
+    except RuntimeError:
+        reorder(torch.contiguous_format)
+        return record(network, example)
 
 
 @torch.no_grad()

@@ -65,6 +65,9 @@ def load_config(
             "'mmrazor_brecq.BRECQ', inherit one of configs/brecq"
         )
     cfg.launcher = launcher
+    if cfg.get('randomness', {}).get('seed') is None:
+        # A run without a seed could not be resumed.
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=0)
     cfg.work_dir = (
         work_dir
         or cfg.get('work_dir')

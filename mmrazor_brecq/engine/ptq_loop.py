@@ -119,10 +119,9 @@ class PTQLoop(TestLoop):
         with clock('reconstruct'), self._unit_progress() as show:
             for report in progress.reports:
                 show(report)
+            modules = {unit.name: unit.module for unit in model.units}
             for report in self._reconstruct(model, teacher, batches, progress):
-                progress.add_unit(
-                    report, model.architecture.get_submodule(report.name)
-                )
+                progress.add_unit(report, modules[report.name])
                 self._plot(report)
                 show(report)
         with clock('evaluate'):

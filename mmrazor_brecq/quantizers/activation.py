@@ -115,6 +115,7 @@ class ActivationQuantizer(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
     ) -> None:
+        self.grid.check_width(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.active = bool(self.scale.isfinite())
 

@@ -37,6 +37,24 @@ class Grid:
         """Smallest and largest integer."""
         return integer_range(self.bits, self.signed)
 
+    def check_width(self, state_dict: dict, prefix: str) -> None:
+        """Refuse the state of a quantizer of another width.
+
+        Args:
+            state_dict (dict): A state.
+            prefix (str): Of the quantizer's keys in it.
+
+        Raises:
+            ValueError: If the widths differ.
+        """
+        bits = state_dict.get(prefix + 'bits')
+        if bits is not None and int(bits) != self.bits:
+            raise ValueError(
+                f'{prefix[:-1]} in the checkpoint has {int(bits)} bits, the '
+                f'config asks for {self.bits}: use the config that the '
+                'checkpoint was made with'
+            )
+
     def fit(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point that cover ``[low, high]`` and zero.
 

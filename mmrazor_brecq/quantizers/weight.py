@@ -129,13 +129,7 @@ class WeightQuantizer(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
     ) -> None:
-        bits = state_dict.get(prefix + 'bits')
-        if bits is not None and int(bits) != self.grid.bits:
-            raise ValueError(
-                f'{prefix[:-1]} holds weights of {int(bits)} bits, the '
-                f'config asks for {self.grid.bits}: use the config that the '
-                'checkpoint was made with'
-            )
+        self.grid.check_width(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

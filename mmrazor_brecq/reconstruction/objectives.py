@@ -6,7 +6,7 @@ network's task loss makes of an error (BRECQ, Sec. 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Callable, Optional
 
@@ -122,7 +122,8 @@ def teacher_gradients(
                     seen.clear()
                     # What is in front of the first unit needs no gradient,
                     # but its output has to ask for one.
-                    out = run_float(teacher, part.detach().requires_grad_())
+                    images = part.detach().requires_grad_().clone()
+                    out = run_float(teacher, images)
                     likelihood(tensors(out), generator).backward()
     finally:
         for hook in hooks:
@@ -149,12 +150,13 @@ class MSE:
             generator (torch.Generator): Source of randomness.
         """
 
-    def begin(self, unit: Unit, outputs: list[Any]) -> None:
+    def begin(self, unit: Unit, outputs: Iterable[Any]) -> None:
         """See a unit's outputs under nearest rounding before it learns.
 
         Args:
             unit (Unit): The unit.
-            outputs (list): Its outputs, batch by batch.
+            outputs (iterable): Its outputs, batch by batch, each computed
+                as it is asked for.
         """
 
     def loss(
@@ -334,7 +336,7 @@ class OfficialFisher(MSE):
         self.teacher = teacher
         self.batches = batches
 
-    def begin(self, unit: Unit, outputs: list[Any]) -> None:
+    def begin(self, unit: Unit, outputs: Iterable[Any]) -> None:
         """Find this unit's weights."""
         module = self.teacher.get_submodule(unit.name)
         weights: list[list[Tensor]] = []
@@ -349,7 +351,7 @@ class OfficialFisher(MSE):
             with torch.no_grad():
                 goal = tensors(run_float(self.teacher, batch))[0].softmax(-1)
             hook = module.register_forward_hook(
-                partial(_replace, tree_unflatten(leaves, spec))
+                partial(_replace, leaves, spec)
             )
             try:
                 with torch.enable_grad():
@@ -378,5 +380,10 @@ class OfficialFisher(MSE):
         )
 
 
-def _replace(output: Any, module: nn.Module, args: Any, old: Any) -> Any:
-    return output
+def _replace(
+    leaves: list[Any], spec: Any, module: nn.Module, args: Any, old: Any
+) -> Any:
+    # Copies, since what follows may write to them.
+    return tree_unflatten(
+        [x.clone() if isinstance(x, Tensor) else x for x in leaves], spec
+    )

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
@@ -76,23 +76,26 @@ class NearestRounding:
         Args:
             unit (Unit): The unit, its quantizers new.
             data (UnitData): Its activations.
+
+        Raises:
+            NonFinite: If an activation is no finite number.
         """
-        for layer in quant_layers(unit.module).values():
+        for layer in _open_layers(unit.module):
             layer.weight_quantizer.fit(layer.weight)
         index = torch.arange(min(self.fit_images, len(data.inputs)))
         args, kwargs = data.inputs.take(index)
-        with _fitting(unit.module):
-            unit.module(*args, **kwargs)
+        try:
+            with _fitting(unit.module):
+                unit.module(*args, **kwargs)
+        except NonFinite as error:
+            raise NonFinite(f'{error} of {unit.name!r}') from None
 
     @torch.no_grad()
-    def outputs(self, unit: Unit, data: UnitData) -> list[Any]:
+    def outputs(self, unit: Unit, data: UnitData) -> Iterator[Any]:
         """What the unit gives for all images, batch by batch as captured."""
-        return [
-            unit.module(*args, **kwargs)
-            for args, kwargs in data.inputs.split()
-        ]
+        for args, kwargs in data.inputs.split():
+            yield unit.module(*args, **kwargs)
 
-    @torch.no_grad()
     def judge(self, unit: Unit, data: UnitData) -> float:
         """Error on the held-out images, with all weights whole.
 
@@ -100,18 +103,40 @@ class NearestRounding:
             NonFinite: If it is no finite number.
         """
         unit.module.eval()
-        total = 0.0
-        for index in data.judges(self.batch_size):
+
+        def output(index: Tensor) -> Any:
             args, kwargs = data.inputs.take(index)
-            loss = self.objective.loss(
-                unit,
-                unit.module(*args, **kwargs),
-                data.targets.take(index),
-                index,
-            )
-            total += float(loss) * len(index)
-        if not math.isfinite(total):
+            return unit.module(*args, **kwargs)
+
+        error = self._held_out(unit, data, output)
+        if not math.isfinite(error):
             raise NonFinite('NaN or infinity in the output')
+        return error
+
+    def energy(self, unit: Unit, data: UnitData) -> float:
+        """The error of an output that is nought, on the held-out images."""
+        return self._held_out(
+            unit,
+            data,
+            lambda index: tree_map(
+                lambda x: torch.zeros_like(x) if isinstance(x, Tensor) else x,
+                data.targets.take(index),
+            ),
+        )
+
+    @torch.no_grad()
+    def _held_out(
+        self, unit: Unit, data: UnitData, output: Callable[[Tensor], Any]
+    ) -> float:
+        total = sum(
+            len(index)
+            * float(
+                self.objective.loss(
+                    unit, output(index), data.targets.take(index), index
+                )
+            )
+            for index in data.judges(self.batch_size)
+        )
         return total / max(data.held_out, 1)
 
     def __call__(
@@ -130,6 +155,7 @@ class NearestRounding:
         start = time.perf_counter()
         report = UnitReport(unit.name, list(unit.layers))
         self.fit(unit, data)
+        self.objective.begin(unit, self.outputs(unit, data))
         try:
             report.before = report.after = self.judge(unit, data)
             self.learn(unit, data, generator, report)
@@ -138,9 +164,9 @@ class NearestRounding:
         if not report.accepted:
             for quantizer in _quantizers(unit.module):
                 quantizer.forget()
-        for quantizer in activation_quantizers(unit.module):
+        for quantizer in _open_steps(unit.module):
             quantizer.freeze()
-        for layer in quant_layers(unit.module).values():
+        for layer in _open_layers(unit.module):
             layer.freeze()
         report.seconds = time.perf_counter() - start
         return report
@@ -170,6 +196,8 @@ class BlockReconstructor(NearestRounding):
         warmup (float): Share of the iterations without the penalty.
         beta (tuple[float, float]): Exponent of the penalty, first and
             last.
+        negligible (float): Error, as a share of the output's energy, below
+            which nearest rounding is kept as it is.
         batch_size (int): Images an iteration.
         fit_images (int): Images that the activation steps are chosen on.
         objective (dict): The error to make small.
@@ -184,6 +212,7 @@ class BlockReconstructor(NearestRounding):
         penalty: float = 0.1,
         warmup: float = 0.2,
         beta: tuple = (20.0, 2.0),
+        negligible: float = 1e-5,
         batch_size: int = 32,
         fit_images: int = 256,
         objective: Optional[dict] = None,
@@ -198,6 +227,7 @@ class BlockReconstructor(NearestRounding):
         self.penalty = penalty
         self.warmup = warmup
         self.beta = beta
+        self.negligible = negligible
 
     def learn(
         self,
@@ -208,16 +238,21 @@ class BlockReconstructor(NearestRounding):
     ) -> None:
         """Learn, and keep what was learned if held-out images agree.
 
+        Where nearest rounding errs by less than ``negligible`` of the
+        float output's energy, there is nothing to win.
+
         Raises:
             NonFinite: If the loss or the error is no finite number.
         """
-        layers = list(quant_layers(unit.module).values())
+        if report.before < self.negligible * self.energy(unit, data):
+            report.note = 'error is negligible: nearest kept'
+            return
+        layers = _open_layers(unit.module)
         for layer in layers:
             layer.weight_quantizer.learn(layer.weight)
         masks = MaskPool(generator, layers[0].weight.device)
-        for quantizer in activation_quantizers(unit.module):
+        for quantizer in _open_steps(unit.module):
             quantizer.learn(masks)
-        self.objective.begin(unit, self.outputs(unit, data))
         for quantizer in _quantizers(unit.module):
             quantizer.train()
         self._optimise(unit, layers, data, masks, generator, report)
@@ -321,7 +356,19 @@ class BlockReconstructor(NearestRounding):
         return value
 
 
+def _open_layers(module: nn.Module) -> list[QuantLayer]:
+    """The layers that no unit before this one has frozen."""
+    return [m for m in quant_layers(module).values() if not m.frozen]
+
+
+def _open_steps(module: nn.Module) -> list[ActivationQuantizer]:
+    """The activation quantizers that are not those of frozen layers."""
+    closed = {
+        m.input_quantizer for m in quant_layers(module).values() if m.frozen
+    }
+    return [q for q in activation_quantizers(module) if q not in closed]
+
+
 def _quantizers(module: nn.Module) -> list[Any]:
-    return [
-        layer.weight_quantizer for layer in quant_layers(module).values()
-    ] + activation_quantizers(module)
+    weights = [layer.weight_quantizer for layer in _open_layers(module)]
+    return weights + _open_steps(module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -94,12 +94,10 @@ class Rows:
             self.take(index) for index in torch.arange(len(self)).split(size)
         ]
 
-    def split(self) -> list[Any]:
+    def split(self) -> Iterator[Any]:
         """The structures batch by batch, as they came."""
-        return [
-            self.take(index)
-            for index in torch.arange(len(self)).split(self.sizes)
-        ]
+        for index in torch.arange(len(self)).split(self.sizes):
+            yield self.take(index)
 
 
 def _constant(column: Sequence[Tensor], fold: int) -> bool:

@@ -21,15 +21,28 @@ from ..graph import Unit, run_float
 Arguments = tuple[tuple, dict]
 
 
+class _Pass(greenlet):
+    """The forward pass of one batch."""
+
+
 class _Parked(nn.Module):
-    """Stands where a unit's module stood, and asks the hub for its output."""
+    """Stands where a unit's module stood, and asks the hub for its output.
+
+    For all but the suspended passes it is that module.
+    """
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__()
         self.__dict__.update(unit_name=name, unit_module=module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return getcurrent().parent.switch((self.unit_name, (args, kwargs)))
+        current = getcurrent()
+        if not isinstance(current, _Pass):
+            return self.unit_module(*args, **kwargs)
+        return current.parent.switch((self.unit_name, (args, kwargs)))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.unit_module.state_dict(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__['unit_module'], name)
@@ -73,7 +86,7 @@ class Stream:
                     setattr(parent, name, parked[module])
         network = getattr(self.holder, self.child)
         self._passes = [
-            greenlet(lambda x=x: run_float(network, x)) for x in self.batches
+            _Pass(lambda x=x: run_float(network, x)) for x in self.batches
         ]
         return self
 

@@ -26,18 +26,25 @@ QUICK = {
 }
 
 
+@pytest.fixture(scope='module', autouse=True)
+def demo():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('MMRAZOR_BRECQ_DEMO', str(ROOT / 'demo'))
+        yield
+
+
+def quick_config(folder, **options):
+    """Config of a run of seconds; `__` in a name stands for a dot."""
+    changes = {k.replace('__', '.'): v for k, v in options.items()}
+    cfg = load_config(CONFIG, {**QUICK, **changes}, str(folder))
+    # Runs of one second must not share a visualizer.
+    cfg.experiment_name = uuid.uuid4().hex
+    return cfg
+
+
 @pytest.fixture
-def quick(monkeypatch, tmp_path):
-    """Makes a config of a run of seconds."""
-    monkeypatch.setenv('MMRAZOR_BRECQ_DEMO', str(ROOT / 'demo'))
-
-    def make(work_dir='run', **options):
-        changes = {k.replace('__', '.'): v for k, v in options.items()}
-        cfg = load_config(
-            CONFIG, {**QUICK, **changes}, str(tmp_path / work_dir)
-        )
-        # Runs of one second must not share a visualizer.
-        cfg.experiment_name = uuid.uuid4().hex
-        return cfg
-
-    return make
+def quick(tmp_path):
+    """Makes a config of a run in a folder of its own."""
+    return lambda work_dir='run', **options: quick_config(
+        tmp_path / work_dir, **options
+    )

@@ -36,3 +36,10 @@ def test_options_reach_the_model(tmp_path):
     )
     assert cfg.model.quantization.weight.bits == 3
     assert cfg.model.quantization.activation.bits == 4
+
+
+def test_every_run_has_a_seed(tmp_path):
+    cfg = load_config(CONFIG, {'randomness.seed': None}, str(tmp_path))
+    assert cfg.randomness.seed == 0
+    cfg = load_config(CONFIG, {'randomness.seed': 3}, str(tmp_path))
+    assert cfg.randomness.seed == 3

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from mmrazor_brecq.engine.launch import ptq, test
 from mmrazor_brecq.engine.progress import Progress
 from mmrazor_brecq.functional import integer_range
 
-from .conftest import CONFIG, FLOAT, QUICK, ROOT
+from .conftest import CONFIG, FLOAT, QUICK, ROOT, quick_config
 
 evaluate = test
 del test  # or pytest takes it for a test
@@ -28,10 +29,11 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.fixture
-def finished(quick, tmp_path):
-    metrics = ptq(quick(), FLOAT)
-    return tmp_path / 'run', metrics
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, demo):
+    """Folder and metrics of a run that was left alone."""
+    folder = tmp_path_factory.mktemp('finished')
+    return folder, ptq(quick_config(folder), FLOAT)
 
 
 def test_leaves_a_report_a_checkpoint_and_curves(finished):
@@ -64,7 +66,9 @@ def test_leaves_a_report_a_checkpoint_and_curves(finished):
         for key in json.loads(line)
         if key.startswith('loss/')
     ]
-    assert {f'loss/{unit["name"]}' for unit in report['units']} == set(curves)
+    learned = [u for u in report['units'] if 'negligible' not in u['note']]
+    assert {f'loss/{unit["name"]}' for unit in learned} == set(curves)
+    assert len(learned) > 5
     assert not (folder / 'progress').exists()
 
 
@@ -97,7 +101,7 @@ def test_same_seed_same_bits_other_seed_others(finished, quick, tmp_path):
     assert not same(first, frozen(tmp_path / 'other/quantized.pth'))
 
 
-@pytest.mark.parametrize('finished_units', [0, 1, 9])
+@pytest.mark.parametrize('finished_units', [1, 9])
 def test_resumes_with_the_same_bits(
     finished, quick, tmp_path, monkeypatch, finished_units
 ):
@@ -146,8 +150,9 @@ def test_resume_refuses_another_run(quick, tmp_path, monkeypatch, change):
     assert (tmp_path / 'run/progress/run.json').read_text() == before
 
 
-def test_a_second_run_overwrites_nothing(finished, quick):
-    folder, _ = finished
+def test_a_second_run_overwrites_nothing(finished, quick, tmp_path):
+    folder = tmp_path / 'run'
+    shutil.copytree(finished[0], folder)
     before = frozen(folder / 'quantized.pth')
     ptq(quick(randomness__seed=1), FLOAT)
     assert same(before, frozen(folder / 'quantized.1.pth'))

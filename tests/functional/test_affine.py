@@ -175,8 +175,10 @@ def test_memory_order_does_not_matter(layout, upstream, generator):
     x = LAYOUTS[layout](torch.randn(2, 3, 4, 5, generator=generator))
     weight = torch.randn(2, 3, 4, 5, generator=generator)
     plain = LAYOUTS[layout](weight)
-    weight = plain if upstream == 'same' else plain.clone(
-        memory_format=torch.contiguous_format
+    weight = (
+        plain
+        if upstream == 'same'
+        else plain.clone(memory_format=torch.contiguous_format)
     )
     scale, zero_point = torch.tensor(0.3), torch.tensor(7)
     results = []

@@ -7,6 +7,7 @@ from mmrazor_brecq.functional import (
     annealed_beta,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
+    relaxed_integers,
     rounding_penalty,
 )
 
@@ -26,19 +27,36 @@ def test_the_rectified_sigmoid_reaches_both_ends_and_only_rises():
     assert (h.diff() >= 0).all()
 
 
+def penalty(h, beta):
+    alpha = inverse_rectified_sigmoid(torch.tensor(h))
+    return rounding_penalty(alpha, torch.tensor(beta))
+
+
 @pytest.mark.parametrize('beta', [2.0, 7.5, 20.0])
 def test_the_penalty_is_nought_where_all_is_rounded(beta):
-    assert rounding_penalty(torch.tensor([0.0, 1, 1, 0]), beta) == 0
-    assert rounding_penalty(torch.full((3,), 0.5), beta) == 3
-    between = rounding_penalty(torch.tensor([0.1]), beta)
-    assert 0 < between < 1
+    assert rounding_penalty(
+        torch.tensor([-9.0, 9, 9, -9]), torch.tensor(beta)
+    ) == 0
+    torch.testing.assert_close(penalty([0.5] * 3, beta), torch.tensor(3.0))
+    torch.testing.assert_close(
+        penalty([0.1, 0.7], beta), torch.tensor(2 - 0.8**beta - 0.4**beta)
+    )
 
 
 def test_the_penalty_pushes_to_the_nearer_end():
-    h = torch.tensor([0.2, 0.8], requires_grad=True)
-    rounding_penalty(h, 2.0).backward()
+    alpha = torch.tensor([-1.0, 1.0], requires_grad=True)
+    rounding_penalty(alpha, torch.tensor(2.0)).backward()
 
-    assert h.grad[0] > 0 > h.grad[1]
+    assert alpha.grad[0] > 0 > alpha.grad[1]
+
+
+def test_relaxed_integers_lie_between_two_whole_ones(generator):
+    alpha = torch.randn(3, 50, generator=generator) * 4
+    base = torch.randint(-8, 8, (3, 50), generator=generator).float()
+    relaxed = relaxed_integers(alpha, base)
+
+    torch.testing.assert_close(relaxed, base + rectified_sigmoid(alpha))
+    assert ((relaxed >= base) & (relaxed <= base + 1)).all()
 
 
 def test_the_exponent_is_flat_through_the_warmup_and_then_falls_in_a_line():

@@ -61,9 +61,7 @@ FOLDS = dict(
     dilated=dict(
         conv=nn.Conv2d(3, 4, 3, padding=2, dilation=2), bn=nn.BatchNorm2d(4)
     ),
-    reflected=dict(
-        conv=conv(padding_mode='reflect'), bn=nn.BatchNorm2d(4)
-    ),
+    reflected=dict(conv=conv(padding_mode='reflect'), bn=nn.BatchNorm2d(4)),
     no_affine=dict(conv=conv(), bn=nn.BatchNorm2d(4, affine=False)),
     large_eps=dict(conv=conv(), bn=nn.BatchNorm2d(4, eps=0.3)),
     synchronised=dict(conv=conv(), bn=nn.SyncBatchNorm(4)),
@@ -120,8 +118,14 @@ def test_a_pair_that_is_called_twice_folds_once(batches):
 @pytest.mark.parametrize(
     ('name', 'count'),
     dict(
-        residual=6, inverted=7, grouped=4, shared=3, nested=1,
-        transformer=0, uncalled=1, transposed=1,
+        residual=6,
+        inverted=7,
+        grouped=4,
+        shared=3,
+        nested=1,
+        transformer=0,
+        uncalled=1,
+        transposed=1,
     ).items(),
 )
 def test_toys_fold_with_parity(name, count, toy, batches):
@@ -263,9 +267,7 @@ def test_a_norm_over_tokens_stays(tokens):
 
 
 def test_a_norm_after_a_transposed_convolution_stays(batches):
-    network = nn.Sequential(
-        nn.ConvTranspose2d(3, 4, 2, 2), nn.BatchNorm2d(4)
-    )
+    network = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2), nn.BatchNorm2d(4))
 
     assert folded(network, batches[0]) == ([], 0)
 

@@ -76,8 +76,12 @@ def test_units_come_in_the_order_of_their_calls(partition, toy, batches):
     units = cut(Backwards(), batches, partition)
 
     assert [name for unit in units for name in unit.layers] == [
-        'a', 'blocks.1.second', 'blocks.1.first', 'blocks.0.second',
-        'blocks.0.first', 'c',
+        'a',
+        'blocks.1.second',
+        'blocks.1.first',
+        'blocks.0.second',
+        'blocks.0.first',
+        'c',
     ]
 
 
@@ -97,7 +101,11 @@ class Two(nn.Module):
         residual=['stem.0', 'blocks.0', 'blocks.1', 'head'],
         inverted=['stem.0', 'blocks.0', 'blocks.1', 'head'],
         grouped=[
-            'stem.0', 'blocks.0.0.0', 'blocks.0.1.0', 'blocks.0.2.0', 'head',
+            'stem.0',
+            'blocks.0.0.0',
+            'blocks.0.1.0',
+            'blocks.0.2.0',
+            'head',
         ],
         shared=['stem.0', 'blocks.0', 'head.0'],
         nested=['stem.0', 'fuse.0', 'fuse.1', 'head'],
@@ -127,7 +135,9 @@ def test_blocks_sit_in_the_backbone(batches):
     assert names(units) == ['backbone.block', 'head.second', 'head.first']
     units = cut(Model(), batches, BlockPartition(backbone='spine'))
     assert names(units) == [
-        'backbone.block.second', 'backbone.block.first', 'head',
+        'backbone.block.second',
+        'backbone.block.first',
+        'head',
     ]
 
 
@@ -151,7 +161,8 @@ def test_a_layer_in_two_blocks_is_in_the_unit_of_one(batches):
     units = cut(network, batches, BlockPartition())
 
     assert [unit.layers for unit in units] == [
-        ('0.second', '0.first'), ('1.first',),
+        ('0.second', '0.first'),
+        ('1.first',),
     ]
 
 
@@ -179,7 +190,11 @@ def test_patterns_name_units_and_leave_the_rest_to_others(toy, batches):
     )
     found = names(cut(network, batches, partition))
     assert found == [
-        'stem.0', 'blocks.0.conv1', 'blocks.0.conv2', 'blocks.1', 'head',
+        'stem.0',
+        'blocks.0.conv1',
+        'blocks.0.conv2',
+        'blocks.1',
+        'head',
     ]
 
 
@@ -194,7 +209,10 @@ def test_a_pattern_inside_a_block_takes_the_block_apart(toy, batches):
     found = names(cut(toy('transformer'), batches, partition))
 
     assert found[:4] == [
-        'embed', 'blocks.0.attention', 'blocks.0.fc1', 'blocks.0.fc2',
+        'embed',
+        'blocks.0.attention',
+        'blocks.0.fc1',
+        'blocks.0.fc2',
     ]
 
 

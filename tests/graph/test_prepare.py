@@ -274,9 +274,7 @@ def test_a_network_that_is_one_unit_has_its_door_at_the_image(toy, batches):
     assert without_own(network) == ['stem.0']
 
 
-def test_no_activation_is_quantized_where_none_is_asked_for(
-    each_toy, batches
-):
+def test_no_activation_is_quantized_where_none_is_asked_for(each_toy, batches):
     trace = record(each_toy, batches[0])
     units = BlockPartition()(each_toy, trace)
     scheme = QuantizationScheme(weight=dict(bits=8), activation=None)
@@ -327,7 +325,8 @@ def test_where_no_layer_gives_the_output_the_last_one_called_counts(
     bits = prepared(toy('shared'), batches)
 
     assert [n for n, b in bits.items() if b == (8, 8)] == [
-        'stem.0', 'head.0.out',
+        'stem.0',
+        'head.0.out',
     ]
 
 
@@ -410,7 +409,7 @@ def test_a_door_is_as_wide_as_its_widest_reader(toy, batches):
             dict(bit_overrides={'layer9.*': 4}),
             "'layer9.*'.*`bit_overrides`.*blocks.0.conv1",
         ),
-        (dict(bit_overrides={'head': dict(weights=4)}), "weights.*`weight`"),
+        (dict(bit_overrides={'head': dict(weights=4)}), 'weights.*`weight`'),
         (dict(bit_overrides={'head': 1}), "1 bits for the weight of 'head'"),
         (dict(bit_overrides={'head': 9}), '9 bits.*2 to 8.*`bit_overrides`'),
         (

@@ -28,9 +28,7 @@ class Glue(nn.Module):
 @pytest.fixture
 def calls(batches):
     network = Glue().eval()
-    return {
-        call.name: call for call in record(network, batches[0]).calls
-    }
+    return {call.name: call for call in record(network, batches[0]).calls}
 
 
 def test_modules_are_recorded_in_the_order_of_their_calls(calls):

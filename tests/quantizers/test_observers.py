@@ -176,6 +176,8 @@ def test_a_grid_fits_the_range_that_it_is_given(grid):
     assert ((qmax - zero_point) * scale + slack >= high).all()
     assert ((qmin - zero_point) * scale - slack <= low).all()
     # One end at least is met, so that no integers are wasted.
-    reach = torch.stack([(qmax - zero_point) * scale, (qmin - zero_point) * scale])
+    reach = torch.stack(
+        [(qmax - zero_point) * scale, (qmin - zero_point) * scale]
+    )
     ends = torch.stack([high.clamp(min=0), low.clamp(max=0)])
     assert ((reach - ends).abs().amin(0) <= slack + scale).all()

@@ -124,7 +124,9 @@ def test_learned_steps_and_roundings_are_both_kept(generator):
         quantizer.rounding.alpha.fill_(9.0)
     integers = quantizer.freeze(weight)
 
-    torch.testing.assert_close(quantizer.scale, fitted_scale * 0.5**0 * 2.718281828**0.5)
+    torch.testing.assert_close(
+        quantizer.scale, fitted_scale * 0.5**0 * 2.718281828**0.5
+    )
     assert (integers >= nearest).all() and (integers > nearest).any()
 
 
@@ -188,9 +190,7 @@ def test_a_rounding_from_outside_needs_no_change_here(weight):
         def forward(self, position):
             return position.ceil()
 
-    quantizer = fitted(
-        weight, bits=8, rounding=dict(type='UpwardsForTheTest')
-    )
+    quantizer = fitted(weight, bits=8, rounding=dict(type='UpwardsForTheTest'))
     quantizer.learn(weight)
     try:
         found = quantizer(weight) - weight

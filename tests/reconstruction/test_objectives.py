@@ -55,11 +55,9 @@ def first_outputs(network, units, batches):
         found = {}
         hooks = [
             unit.module.register_forward_hook(
-                lambda m, args, out, name=unit.name: found.setdefault(
-                    name, out
+                lambda m, args, out, name=unit.name: (
+                    found.setdefault(name, out) is None or None
                 )
-                is None
-                or None
             )
             for unit in units
         ]
@@ -125,8 +123,9 @@ def test_no_error_costs_nothing_and_a_larger_one_more(
             objective.loss(unit, out, target, index) for out in (near, far)
         ]
         assert losses[0].shape == ()
-        torch.testing.assert_close(losses[1], losses[0] * 100, rtol=1e-2,
-                                   atol=0)
+        torch.testing.assert_close(
+            losses[1], losses[0] * 100, rtol=1e-2, atol=0
+        )
         assert losses[0] > 0
 
 
@@ -183,9 +182,7 @@ def test_regression_measures_the_jacobian(generator):
 
 
 @pytest.mark.parametrize('temper', [1.0, 0.5])
-def test_diagonal_weights_are_the_mean_squared_gradients(
-    temper, toy, batches
-):
+def test_diagonal_weights_are_the_mean_squared_gradients(temper, toy, batches):
     network = toy('residual')
     objective = FisherDiag(temper=temper)
     units, outputs = watched(objective, network, batches)
@@ -217,6 +214,36 @@ def test_weights_a_sample_are_those_of_the_images_at_hand(toy, batches):
         torch.testing.assert_close(
             found, (error.square() * weight[index]).mean(), rtol=1e-3, atol=0
         )
+
+
+@pytest.mark.parametrize('name', ['diag', 'per_sample', 'full', 'official'])
+def test_what_follows_a_unit_may_write_to_its_output(name, batches, generator):
+    """The gradient is that at the output as the unit gave it."""
+    losses = []
+    for inplace in False, True:
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.ReLU(inplace),
+            nn.Conv2d(3, 4, 1),
+            nn.Hardtanh(-0.1, 0.2, inplace),
+            nn.Flatten(),
+            nn.Linear(256, 3),
+        )
+        objective = OBJECTIVES[name]()
+        network.requires_grad_(False)
+        units = units_of(network, [batches[0].clone()])
+        images = [batch.clone() for batch in batches]
+        objective.watch(
+            network, units, images, torch.Generator().manual_seed(0)
+        )
+        with torch.no_grad():
+            outputs = [network[1](x.relu()) for x in batches]
+        objective.begin(units[0], [out + 0.1 for out in outputs])
+        target = outputs[0]
+        out = target + torch.linspace(0, 1, target.numel()).view_as(target)
+        losses.append(objective.loss(units[0], out, target, torch.arange(5)))
+
+    torch.testing.assert_close(*losses)
 
 
 @pytest.mark.parametrize('per_sample', [False, True])
@@ -418,9 +445,7 @@ def test_the_official_weights_are_nearly_even(toy, batches, generator):
     units, outputs = watched(objective, network, batches)
     index = torch.arange(5)
     for unit in units:
-        noisy = [
-            disturbed(out, generator, 0.01) for out in outputs[unit.name]
-        ]
+        noisy = [disturbed(out, generator, 0.01) for out in outputs[unit.name]]
         objective.begin(unit, noisy)
         target = outputs[unit.name][0]
         out = disturbed(target, generator)

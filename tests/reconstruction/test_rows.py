@@ -43,7 +43,11 @@ def test_the_tensors_of_a_structure_come_in_order(parts):
     found = tensors(parts[0])
 
     assert [tuple(x.shape) for x in found] == [
-        (4, 3, 2), (16, 5), (4,), (6, 2), (),
+        (4, 3, 2),
+        (16, 5),
+        (4,),
+        (6, 2),
+        (),
     ]
 
 
@@ -65,9 +69,16 @@ def test_an_image_is_taken_with_all_that_belongs_to_it(parts):
     assert torch.equal(x[2], x[0])
     assert mode == 'mode' and none is None
     assert torch.equal(rest['windows'][0][:4], others['windows'][0][4:8])
-    assert torch.equal(rest['labels'], torch.stack(
-        [others['labels'][1], parts[0][1]['labels'][0], others['labels'][1]]
-    ))
+    assert torch.equal(
+        rest['labels'],
+        torch.stack(
+            [
+                others['labels'][1],
+                parts[0][1]['labels'][0],
+                others['labels'][1],
+            ]
+        ),
+    )
 
 
 def test_constants_are_the_same_for_all_images(parts):

@@ -61,9 +61,7 @@ class Driven:
 @pytest.mark.parametrize(
     'partition', PARTITIONS, ids=lambda p: type(p).__name__
 )
-def test_parked_passes_give_what_plain_ones_give(
-    partition, each_toy, batches
-):
+def test_parked_passes_give_what_plain_ones_give(partition, each_toy, batches):
     driven = Driven(each_toy, batches, partition).run()
 
     with torch.no_grad():
@@ -81,9 +79,7 @@ def test_every_module_runs_once_a_batch(partition, each_toy, batches):
     calls = record(each_toy, batches[0]).by_module()
     count = collections.Counter()
     for module in each_toy.modules():
-        module.register_forward_hook(
-            lambda module, *_: count.update([module])
-        )
+        module.register_forward_hook(lambda module, *_: count.update([module]))
     driven.run()
 
     assert count == {
@@ -93,11 +89,17 @@ def test_every_module_runs_once_a_batch(partition, each_toy, batches):
 
 def test_units_arrive_in_the_order_of_execution(toy, batches):
     assert Driven(toy('residual'), batches).run().visits == [
-        'stem.0', 'blocks.0', 'blocks.1', 'head',
+        'stem.0',
+        'blocks.0',
+        'blocks.1',
+        'head',
     ]
     # A unit that is called twice arrives twice.
     assert Driven(toy('shared'), batches).run().visits == [
-        'stem.0', 'blocks.0', 'head.0', 'head.0',
+        'stem.0',
+        'blocks.0',
+        'head.0',
+        'head.0',
     ]
 
 

@@ -20,9 +20,7 @@ def test_weight_bytes_are_what_the_bits_say():
     model.prepare(torch.zeros(1, 3, 8, 8))
     sizes = weight_bytes(model)
     assert sizes['float'] == 4 * (4 * 27 + 4 + 8 * 36)
-    assert sizes['quantized'] == (
-        4 * 27 + 5 * 4 + 4 * 4 + 8 * 36 // 4 + 5 * 8
-    )
+    assert sizes['quantized'] == (4 * 27 + 5 * 4 + 4 * 4 + 8 * 36 // 4 + 5 * 8)
 
 
 def test_closing_table_has_all_models():

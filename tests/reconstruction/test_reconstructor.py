@@ -1,0 +1,514 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mmrazor_brecq.graph import run_float
+from mmrazor_brecq.layers import activation_quantizers, quant_layers
+from mmrazor_brecq.reconstruction import (
+    MSE,
+    BlockReconstructor,
+    NearestRounding,
+    Rows,
+    Stream,
+    UnitData,
+    UnitReport,
+)
+from mmrazor_brecq.reconstruction.reconstructor import NonFinite
+
+#: Rates at which nothing of use is learned.
+RUIN = dict(rounding_lr=1e3, weight_scale_lr=3.0, activation_scale_lr=3.0)
+
+
+def learner(iterations=6, **kwargs):
+    kwargs.setdefault('objective', dict(type='MSE'))
+    return BlockReconstructor(iterations, batch_size=4, **kwargs)
+
+
+def run(model, teacher, batches, reconstructor, seed=0, done=None):
+    return list(model.reconstruct(teacher, batches, seed, reconstructor, done))
+
+
+def same_state(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def first_block(model, teacher, batches):
+    """The unit after the stem and what is captured around it."""
+    name = model.units[1].name
+    module = teacher.get_submodule(name)
+    calls = []
+    hook = module.register_forward_pre_hook(
+        lambda m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    with torch.no_grad():
+        for batch in batches:
+            run_float(teacher, batch)
+        hook.remove()
+        targets = [module(*args, **kwargs) for args, kwargs in calls]
+    sizes = [len(batch) for batch in batches]
+    rows = [Rows(x, sizes) for x in (calls, calls, targets)]
+    return model.units[1], UnitData(*rows, held_out=2)
+
+
+class Spy(MSE):
+    """Notes which images were learned from and which judged."""
+
+    def __init__(self):
+        self.learned, self.judged, self.begun = [], [], []
+
+    def begin(self, unit, outputs):
+        self.begun.append((unit.name, list(outputs)))
+
+    def loss(self, unit, output, target, index):
+        seen = self.learned if torch.is_grad_enabled() else self.judged
+        seen.append((unit.name, index.tolist()))
+        return super().loss(unit, output, target, index)
+
+
+@pytest.mark.parametrize(
+    'reconstructor',
+    [NearestRounding(), learner(3)],
+    ids=lambda r: type(r).__name__,
+)
+def test_every_unit_ends_in_integers(
+    reconstructor, each_toy, quantize, batches
+):
+    model, teacher = quantize(each_toy)
+    reports = run(model, teacher, batches, reconstructor)
+
+    assert [r.name for r in reports] == [u.name for u in model.units]
+    for report in reports:
+        assert report.before > 0 and report.after > 0
+        assert report.seconds > 0
+    for layer in quant_layers(model).values():
+        low, high = layer.weight_quantizer.grid.range
+        assert layer.frozen and layer.weight.dtype == torch.int8
+        assert low <= layer.weight.min() and layer.weight.max() <= high
+        assert layer.weight_quantizer.rounding is None
+    for quantizer in activation_quantizers(model):
+        assert quantizer.active and quantizer.log_step is None
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not any(
+        m.training
+        for m in model.architecture.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    )
+
+
+def test_eight_bits_are_close_to_float(each_toy, quantize, batches):
+    model, teacher = quantize(each_toy, (8, 8))
+    run(model, teacher, batches, NearestRounding())
+
+    with torch.no_grad():
+        x = torch.cat(batches)
+        found, expected = model(x), teacher(x)
+    assert (found - expected).norm() / expected.norm() < 0.05
+
+
+def test_nearest_rounding_takes_the_nearest_and_reports_its_error(
+    toy, quantize, batches
+):
+    model, teacher = quantize('residual', (3, 3))
+    before = {n: m.weight.clone() for n, m in quant_layers(model).items()}
+    reports = run(model, teacher, batches, NearestRounding())
+
+    for name, layer in quant_layers(model).items():
+        quantizer = layer.weight_quantizer
+        found = layer.weight.float()
+        best = copy.deepcopy(quantizer).freeze(before[name])
+        assert torch.equal(found, best.float())
+    for report in reports:
+        assert report.after == report.before and not report.accepted
+
+
+def test_the_error_is_that_on_the_held_out_images(quantize, batches):
+    model, teacher = quantize('residual', (3, 3))
+    unit, data = first_block(model, teacher, batches)
+    report = NearestRounding(batch_size=1)(unit, data, torch.Generator())
+
+    args, kwargs = data.inputs.take(torch.tensor([10, 11]))
+    target = data.targets.take(torch.tensor([10, 11]))
+    with torch.no_grad():
+        error = (unit.module(*args, **kwargs) - target).square().mean()
+    assert report.before == pytest.approx(float(error), rel=1e-4)
+
+
+def test_steps_are_chosen_on_what_the_quantized_layers_before_give(
+    quantize, batches
+):
+    """Not on the float network's: the error before is part of the data."""
+    model, teacher = quantize('inverted', (2, 2))
+    unit, data = first_block(model, teacher, batches)
+    seen = []
+    quantizer = unit.module.depthwise[0].input_quantizer
+    original = quantizer.fit
+    quantizer.fit = lambda x: (seen.append(x), original(x))
+    reconstructor = NearestRounding(fit_images=7)
+    reconstructor.fit(unit, data)
+    args, kwargs = data.inputs.take(torch.arange(7))
+    with torch.no_grad():
+        inner = unit.module.expand(unit.module.door.inputs['0'](*args))
+
+    assert len(seen) == 1 and len(seen[0]) == 7
+    torch.testing.assert_close(seen[0], inner)
+
+
+def test_learning_makes_the_error_smaller(quantize, batches):
+    nearest, teacher = quantize('residual', (2, 8))
+    learned = copy.deepcopy(nearest)
+    run(nearest, teacher, batches, NearestRounding())
+    reports = run(learned, teacher, batches, learner(60))
+
+    assert any(report.accepted for report in reports)
+    for report in reports:
+        assert report.accepted == (report.after < report.before)
+        if report.accepted:
+            assert not report.note
+    x = torch.randn(32, 3, 8, 8)
+    with torch.no_grad():
+        goal = teacher(x)
+        errors = [(m(x) - goal).norm() for m in (learned, nearest)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_the_loss_is_noted_as_it_falls(quantize, batches):
+    model, teacher = quantize('residual', (2, 8))
+    reports = run(model, teacher, batches, learner(60))
+
+    steps, losses = zip(*reports[1].losses)
+    assert steps == (0, 10, 20, 30, 40, 50)
+    assert losses[-1] < losses[0]
+    assert 'losses' not in reports[1].to_dict()
+
+
+def test_a_rejected_unit_keeps_nearest_rounding_bit_for_bit(
+    each_toy, quantize, batches
+):
+    nearest, teacher = quantize(each_toy, (4, 4))
+    ruined = copy.deepcopy(nearest)
+    run(nearest, teacher, batches, NearestRounding())
+    reports = run(ruined, teacher, batches, learner(**RUIN))
+
+    for report in reports:
+        assert not report.accepted
+        assert report.after >= report.before
+        assert 'held-out' in report.note
+    assert same_state(ruined, nearest)
+
+
+def test_nothing_learned_is_no_reason_to_change(quantize, batches):
+    nearest, teacher = quantize('residual')
+    idle = copy.deepcopy(nearest)
+    run(nearest, teacher, batches, NearestRounding())
+    reports = run(idle, teacher, batches, learner(0))
+
+    assert not any(report.accepted for report in reports)
+    assert same_state(idle, nearest)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('when', ['learning', 'judging'])
+def test_what_is_not_finite_ends_the_unit(when, value, quantize, batches):
+    """Its nearest rounding is kept, and the report says why."""
+
+    class Breaks(MSE):
+        def loss(self, unit, output, target, index):
+            loss = super().loss(unit, output, target, index)
+            learning = torch.is_grad_enabled()
+            self.learned = getattr(self, 'learned', False) or learning
+            broken = (
+                learning
+                if when == 'learning'
+                else (not learning and self.learned)
+            )
+            return (
+                loss * value if (unit.name == 'blocks.0' and broken) else loss
+            )
+
+    nearest, teacher = quantize('residual')
+    model = copy.deepcopy(nearest)
+    run(nearest, teacher, batches, NearestRounding())
+    reconstructor = learner(**RUIN)
+    reconstructor.objective = Breaks()
+    reports = {r.name: r for r in run(model, teacher, batches, reconstructor)}
+
+    report = reports['blocks.0']
+    assert not report.accepted and 'NaN or infinity' in report.note
+    assert 'nearest' in report.note
+    assert not any(
+        'NaN' in reports[n].note for n in reports if n != 'blocks.0'
+    )
+    assert same_state(model.units[1].module, nearest.units[1].module)
+
+
+def test_an_activation_that_is_not_finite_is_an_error_with_a_name(
+    quantize, batches
+):
+    """There is no step for it, and all that comes after is lost."""
+    model, teacher = quantize('residual')
+    model.architecture.blocks[1].conv1.bias[3] = float('nan')
+
+    with pytest.raises(NonFinite, match="'blocks.1'"):
+        run(model, teacher, batches, learner())
+    assert isinstance(model.architecture.blocks[1], nn.Module)
+    assert not any('Parked' in type(m).__name__ for m in model.modules())
+
+
+def test_held_out_images_are_never_learned_from(quantize, batches):
+    model, teacher = quantize('residual', held_out=0.25)
+    spy = Spy()
+    reconstructor = learner(20)
+    reconstructor.objective = spy
+    run(model, teacher, batches, reconstructor)
+
+    for unit in model.units:
+        learned = [
+            i for n, part in spy.learned for i in part if n == unit.name
+        ]
+        judged = [i for n, part in spy.judged for i in part if n == unit.name]
+        assert len(learned) == 20 * 4
+        assert set(learned) == set(range(9))
+        assert sorted(judged) == [9, 9, 10, 10, 11, 11]
+
+
+@pytest.mark.parametrize(
+    ('share', 'judges'), [(0.01, 1), (0.25, 3), (0.5, 6), (0.99, 11)]
+)
+def test_one_image_at_least_judges_and_one_at_least_is_learned_from(
+    share, judges, quantize, batches
+):
+    model, teacher = quantize('uncalled', held_out=share)
+    spy = Spy()
+    reconstructor = learner(2)
+    reconstructor.objective = spy
+    run(model, teacher, batches, reconstructor)
+
+    judged = {i for _, part in spy.judged for i in part}
+    assert judged == set(range(12 - judges, 12))
+
+
+def test_an_objective_sees_the_unit_under_nearest_rounding(quantize, batches):
+    """Before it learns; what was rejected is what it gives again."""
+    model, teacher = quantize('residual', (3, 3))
+    spy = Spy()
+    reconstructor = learner(**RUIN)
+    reconstructor.objective = spy
+    run(model, teacher, batches, reconstructor)
+
+    assert [name for name, _ in spy.begun] == [u.name for u in model.units]
+    with torch.no_grad():
+        for out, batch in zip(spy.begun[0][1], batches):
+            found = model.architecture.stem[0](batch)
+            torch.testing.assert_close(out, found)
+
+
+@pytest.mark.parametrize('name', ['residual', 'nested', 'shared'])
+@pytest.mark.parametrize(
+    'objective',
+    [
+        dict(type='FisherDiag'),
+        dict(type='FisherDiag', per_sample=True),
+        dict(type='FisherFull'),
+        dict(type='OfficialFisher'),
+    ],
+    ids=lambda cfg: '-'.join(map(str, cfg.values())),
+)
+def test_every_objective_drives_a_run(name, objective, quantize, batches):
+    model, teacher = quantize(name, (3, 8))
+    reports = run(model, teacher, batches, learner(objective=objective))
+
+    assert all(report.before > 0 for report in reports)
+    assert all(layer.frozen for layer in quant_layers(model).values())
+
+
+def test_the_same_seed_gives_the_same_bits(quantize, batches):
+    models = [quantize('residual', (2, 4)) for _ in range(3)]
+    for seed, (model, teacher) in zip((5, 5, 6), models):
+        torch.manual_seed(seed + 100 * len(models))
+        run(model, teacher, batches, learner(objective=None), seed=seed)
+        torch.rand(seed)
+
+    assert same_state(models[0][0], models[1][0])
+    assert not same_state(models[0][0], models[2][0])
+
+
+@pytest.mark.parametrize('finished', [1, 2, 4])
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
+    finished, quantize, batches
+):
+    whole, teacher = quantize('residual', (2, 4))
+    run(whole, teacher, batches, learner(), seed=3)
+
+    killed, teacher = quantize('residual', (2, 4))
+    done = {}
+    for report in killed.reconstruct(teacher, batches, 3, learner()):
+        unit = killed.architecture.get_submodule(report.name)
+        done[report.name] = copy.deepcopy(unit.state_dict())
+        if len(done) == finished:
+            break
+    resumed, teacher = quantize('residual', (2, 4))
+    reports = run(resumed, teacher, batches, learner(), 3, done)
+
+    assert len(done) == finished
+    assert [r.name for r in reports] == [
+        unit.name for unit in whole.units[finished:]
+    ]
+    assert same_state(resumed, whole)
+
+
+def test_the_memory_format_of_the_images_changes_nothing_much(
+    quantize, batches
+):
+    outs = []
+    for order in torch.contiguous_format, torch.channels_last:
+        model, teacher = quantize('residual', (8, 8))
+        ordered = [x.to(memory_format=order) for x in batches]
+        run(model, teacher, ordered, learner())
+        with torch.no_grad():
+            outs.append(model(batches[0]) - teacher(batches[0]))
+
+    assert (outs[0] - outs[1]).norm() < 0.05 * teacher(batches[0]).norm()
+
+
+class Preactivated(nn.Module):
+    """Writes to its argument, or not, and gives the same."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.relu = nn.ReLU(inplace)
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = self.relu(x)
+        return x + self.b(self.a(x).relu())
+
+
+@pytest.mark.parametrize(
+    'objective', [dict(type='MSE'), dict(type='OfficialFisher')]
+)
+def test_a_unit_that_writes_to_its_argument_is_captured_before(
+    objective, quantize, batches
+):
+    models = []
+    for inplace in False, True:
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 8, 1),
+            nn.Sequential(Preactivated(inplace), Preactivated(inplace)),
+            nn.Flatten(),
+            nn.Linear(512, 3),
+        ).eval()
+        model, teacher = quantize(network, (2, 3))
+        run(model, teacher, batches, learner(12, objective=objective))
+        models.append(model)
+
+    assert same_state(*models)
+
+
+class Twice(nn.Module):
+    """Two blocks that hold one layer together."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Preactivated(False), Preactivated(False))
+        self.blocks[1].a = self.blocks[0].a
+        self.stem = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x):
+        return self.blocks(self.stem(x)).mean((2, 3))
+
+
+def test_a_layer_of_two_blocks_is_frozen_with_the_first(quantize, batches):
+    model, teacher = quantize(Twice().eval(), (3, 4))
+    shared = model.architecture.blocks[0].a
+    states = []
+    for report in model.reconstruct(teacher, batches, 0, learner()):
+        if report.name.startswith('blocks'):
+            states.append(copy.deepcopy(shared.state_dict()))
+
+    assert len(states) == 2
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    with torch.no_grad():
+        assert model(batches[0]).isfinite().all()
+
+
+@pytest.mark.parametrize(('drop', 'share'), [(0.0, 0), (0.5, 0.5), (1.0, 1)])
+def test_inputs_are_mixed_with_those_of_the_float_network(
+    drop, share, quantize, batches
+):
+    model, teacher = quantize(
+        'residual',
+        quantization=dict(activation=dict(bits=4, drop_prob=drop)),
+    )
+    unit, data = first_block(model, teacher, batches)
+    (inner,), kwargs = data.inputs.take(torch.arange(12))
+    sizes = data.inputs.sizes
+    parts = [((part,), kwargs) for part in (inner + 1000).split(sizes)]
+    data = replace(data, float_inputs=Rows(parts, sizes))
+    seen = []
+
+    def keep(module, args):
+        if torch.is_grad_enabled():
+            seen.append(args[0])
+
+    unit.module.register_forward_pre_hook(keep, prepend=True)
+    learner(10)(unit, data, torch.Generator().manual_seed(0))
+
+    seen = torch.cat(seen)
+    assert len(seen) == 40
+    assert ((seen > 900).float().mean() - share).abs() < 0.05
+
+
+def test_a_run_without_activation_quantizers(each_toy, quantize, batches):
+    model, teacher = quantize(each_toy, (8, None))
+    run(model, teacher, batches, learner(4))
+
+    with torch.no_grad():
+        found, expected = model(batches[0]), teacher(batches[0])
+    assert (found - expected).norm() / expected.norm() < 0.03
+
+
+def test_the_teacher_is_left_as_it_was(quantize, batches):
+    model, teacher = quantize('residual')
+    before = copy.deepcopy(teacher)
+    run(model, teacher, batches, learner(objective=None))
+
+    assert same_state(teacher, before)
+    x = batches[0]
+    assert torch.equal(teacher(x), before(x))
+
+
+def test_a_report_is_plain_python():
+    report = UnitReport('a', ['a.b'], {'a.b': (4, 8)}, 0.5, 0.25, True)
+    plain = report.to_dict()
+
+    assert plain['name'] == 'a' and plain['layers'] == ['a.b']
+    assert plain['accepted'] is True and plain['after'] == 0.25
+
+
+def test_a_parked_unit_can_be_run_and_read_as_if_it_stood_there(
+    quantize, batches
+):
+    """While the passes wait: for its state, or for another forward pass."""
+    model, teacher = quantize('residual')
+    expected = teacher(batches[0])
+    holder = nn.ModuleDict(dict(teacher=teacher))
+    units = [
+        replace(unit, module=teacher.get_submodule(unit.name))
+        for unit in model.units
+    ]
+    state = dict(teacher.state_dict())
+    with Stream(holder, 'teacher', units, batches) as stream:
+        stream.advance()
+        assert torch.equal(teacher(batches[0]), expected)
+        parked = teacher.state_dict()
+        assert parked.keys() == state.keys()
+        assert all(torch.equal(parked[key], state[key]) for key in state)
