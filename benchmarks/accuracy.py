@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py --seeds 0 1 2 --jobs 2
 
 Runs tools/ptq.py once for every model, setting and seed, and prints one
-table a model: mean and spread of the top-1 accuracy, and median seconds.
+table: mean and spread of the top-1 accuracy, and the median seconds of the
+reconstruction on one core.
 What is measured already, in --out, is not measured again.
 """
 
@@ -19,8 +20,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from mmengine.analysis import get_model_complexity_info
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
-MODELS = {'resnet18': 'resnet', 'mobilenet-v2': 'mobilenet_v2'}
+FOLDERS = {'resnet18': 'resnet', 'mobilenet-v2': 'mobilenet_v2'}
 SETTINGS = ['w8a8', 'w4a4', 'w3a3', 'w2a4', 'w2a2', 'w4a32', 'w2a32']
 
 
@@ -29,7 +34,7 @@ def measure(model: str, setting: str, seed: int, out: str, more: list) -> dict:
     folder = osp.join(out, f'{model}_{setting}_seed{seed}')
     report = osp.join(folder, 'report.json')
     if not osp.exists(report):
-        config = f'configs/brecq/{MODELS[model]}/brecq_{model}_{setting}'
+        config = f'configs/brecq/{FOLDERS[model]}/brecq_{model}_{setting}'
         subprocess.run(
             [
                 *(sys.executable, 'tools/ptq.py'),
@@ -47,29 +52,43 @@ def measure(model: str, setting: str, seed: int, out: str, more: list) -> dict:
         return json.load(file)
 
 
-def row(setting: str, reports: list[dict]) -> str:
+def describe(model: str) -> str:
+    """Parameters and multiply-adds of the float model, in millions."""
+    cfg = Config.fromfile(f'{ROOT}/configs/float/{model}_fashion-mnist.py')
+    init_default_scope('mmcls')
+    network = MODELS.build(cfg.model).eval()
+    info = get_model_complexity_info(network, (3, 64, 64))
+    return f'{info["params"] / 1e6:.2f} | {info["flops"] / 1e6:.0f}'
+
+
+def row(model: str, setting: str, size: str, reports: list[dict]) -> str:
     """One line of a table."""
     top1 = {
         key: [report[key]['accuracy/top1'] for report in reports]
         for key in ('float', 'nearest', 'quantized')
     }
     top5 = statistics.mean(r['quantized']['accuracy/top5'] for r in reports)
-    ours = top1['quantized']
     seconds = statistics.median(
         report['seconds']['reconstruct'] for report in reports
     )
-    size = reports[0]['weight_bytes']['quantized']
+    ours = top1['quantized']
+    spread = f' ± {statistics.pstdev(ours):.2f}' if len(ours) > 1 else ''
+    folder = f'configs/brecq/{FOLDERS[model]}'
+    config = f'{folder}/brecq_{model}_{setting}_fashion-mnist.py'
+    checkpoint = f'demo/{model}_fashion-mnist.pth'
     return (
-        f'| {setting.upper()} | {top1["float"][0]:.2f} '
+        f'| {model}, {setting.upper()} | {size} | {top1["float"][0]:.2f} '
         f'| {statistics.mean(top1["nearest"]):.2f} '
-        f'| **{statistics.mean(ours):.2f}** ± {statistics.pstdev(ours):.2f} '
-        f'| {top5:.2f} | {size / 1e6:.2f} | {seconds:.0f} |'
+        f'| **{statistics.mean(ours):.2f}**{spread} | {top5:.2f} '
+        f'| {reports[0]["weight_bytes"]["quantized"] / 1e6:.2f} '
+        f'| {seconds:.0f} | [config]({config}) | [float]({checkpoint}) |'
     )
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--models', nargs='+', default=list(MODELS))
+    parser.add_argument('--models', nargs='+', default=list(FOLDERS))
     parser.add_argument('--settings', nargs='+', default=SETTINGS)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--jobs', type=int, default=1)
@@ -89,16 +108,14 @@ def main() -> None:
                 ),
             )
         )
-    for model in args.models:
-        print(f'\n{model}, seeds {args.seeds}, one core\n')
-        print(
-            '| Bits | Float | Nearest | BRECQ | Top-5 | MB | Seconds |\n'
-            '| :-- | --: | --: | --: | --: | --: | --: |'
-        )
-        for setting in args.settings:
-            print(
-                row(setting, [reports[model, setting, s] for s in args.seeds])
-            )
+    print(
+        '| Model | Params (M) | Flops (M) | Float | Nearest | Top-1 | Top-5 '
+        '| Weights (MB) | Seconds | Config | Checkpoint |\n'
+        '| :-- | --: | --: | --: | --: | --: | --: | --: | --: | :-- | :-- |'
+    )
+    for model, setting in itertools.product(args.models, args.settings):
+        found = [reports[model, setting, seed] for seed in args.seeds]
+        print(row(model, setting, describe(model), found))
 
 
 if __name__ == '__main__':

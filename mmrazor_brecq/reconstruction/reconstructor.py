@@ -206,7 +206,7 @@ class BlockReconstructor(NearestRounding):
     def __init__(
         self,
         iterations: int = 200,
-        rounding_lr: float = 3e-2,
+        rounding_lr: float = 0.1,
         weight_scale_lr: float = 1e-3,
         activation_scale_lr: float = 1e-3,
         penalty: float = 0.1,

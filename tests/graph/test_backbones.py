@@ -1,0 +1,351 @@
+"""The rules on real architectures: all that stands between a config and a
+quantized network, on 50 backbones of mmcls with random weights.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+from typing import NamedTuple, Optional
+
+import pytest
+import torch
+from torch import nn
+
+from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.algorithms.brecq import relative_difference
+from mmrazor_brecq.graph import BlockPartition, fold_batch_norm, record
+from mmrazor_brecq.layers import (
+    activation_quantizers,
+    is_quantizable,
+    quant_layers,
+)
+from mmrazor_brecq.reconstruction import NearestRounding
+from mmrazor_brecq.reconstruction.rows import tensors
+
+pytestmark = pytest.mark.slow
+
+TINY = dict(
+    embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=192
+)
+
+
+class Case(NamedTuple):
+    """A backbone and what is known of it.
+
+    ``norms`` are the BatchNorms that fold, and all of them; ``units`` the
+    blocks, and the single layers beside them. ``end`` bounds the error of
+    the quantized network's output, relative to what it varies by; None
+    where deep stacks of BatchNorms with random weights in between blow up
+    every difference. ``double`` is False where the code of a network
+    computes in single precision at one place.
+    """
+
+    config: dict
+    size: int = 64
+    norms: Optional[tuple[int, int]] = None
+    units: Optional[tuple[int, int]] = None
+    end: Optional[float] = None
+    double: bool = True
+
+
+CASES = dict(
+    alexnet=Case(dict(type='AlexNet'), 224, (0, 0), (0, 5), 0.2),
+    beit=Case(
+        dict(type='BEiT', arch=TINY, img_size=64, patch_size=16),
+        units=(4, 1),
+        end=0.1,
+    ),
+    conformer=Case(
+        dict(type='Conformer', arch='tiny'), norms=(85, 85), units=(13, 2)
+    ),
+    convmixer=Case(
+        dict(
+            type='ConvMixer',
+            arch=dict(embed_dims=64, depth=6, patch_size=7, kernel_size=5),
+        ),
+        size=70,
+        norms=(0, 13),
+        end=0.2,
+    ),
+    convnext=Case(
+        dict(type='ConvNeXt', arch='tiny'), units=(18, 4), end=0.1
+    ),
+    csp_darknet=Case(
+        dict(type='CSPDarkNet', depth=53), norms=(67, 67), units=(23, 21)
+    ),
+    csp_resnet=Case(dict(type='CSPResNet', depth=50), norms=(55, 55)),
+    csp_resnext=Case(dict(type='CSPResNeXt', depth=50), norms=(55, 55)),
+    davit=Case(dict(type='DaViT', arch='t', pad_small_map=True), end=0.2),
+    deit=Case(
+        dict(
+            type='DistilledVisionTransformer', arch='deit-tiny', img_size=64
+        ),
+        units=(12, 1),
+        end=0.1,
+    ),
+    deit3=Case(
+        dict(type='DeiT3', arch=TINY, img_size=64), units=(4, 1), end=0.1
+    ),
+    densenet=Case(
+        dict(type='DenseNet', arch='121'), 64, (59, 121), (58, 4), 0.4
+    ),
+    edgenext=Case(
+        dict(type='EdgeNeXt', arch='xxsmall'), end=0.1, double=False
+    ),
+    efficientformer=Case(
+        dict(type='EfficientFormer', arch='l1'), 224, (33, 33), end=0.1
+    ),
+    efficientnet=Case(
+        dict(type='EfficientNet', arch='b0'), 64, (49, 49), (16, 2)
+    ),
+    efficientnet_v2=Case(
+        dict(type='EfficientNetV2', arch='b0'), norms=(59, 59)
+    ),
+    hornet=Case(dict(type='HorNet', arch='tiny'), end=0.1),
+    hrnet=Case(
+        dict(type='HRNet', arch='w18'), 64, (305, 305), (108, 84)
+    ),
+    inception_v3=Case(dict(type='InceptionV3'), 128, (94, 94), (11, 6)),
+    lenet=Case(dict(type='LeNet5'), 32, (0, 0), (0, 3), 0.1),
+    levit=Case(dict(type='LeViT', arch='128s', img_size=224), 224),
+    mlp_mixer=Case(
+        dict(type='MlpMixer', arch='b', img_size=64, patch_size=16),
+        units=(12, 1),
+        end=0.1,
+    ),
+    mobilenet_v2=Case(dict(type='MobileNetV2'), 64, (52, 52), (17, 2)),
+    mobilenet_v3=Case(
+        dict(type='MobileNetV3', arch='small'), 64, (34, 34), (11, 2)
+    ),
+    mobileone=Case(dict(type='MobileOne', arch='s0')),
+    mobilevit=Case(
+        dict(type='MobileViT', arch='xx_small'), norms=(32, 32), end=0.5
+    ),
+    mvit=Case(dict(type='MViT', arch='tiny', img_size=64), end=0.2),
+    poolformer=Case(dict(type='PoolFormer', arch='s12'), end=0.1),
+    regnet=Case(
+        dict(type='RegNet', arch='regnetx_400mf'), 64, (71, 71), (22, 1)
+    ),
+    repvgg=Case(
+        dict(type='RepVGG', arch='A0'), 64, (44, 61), (22, 0), 0.4
+    ),
+    res2net=Case(
+        dict(type='Res2Net', depth=50), norms=(87, 87), units=(16, 3)
+    ),
+    resnest=Case(
+        dict(type='ResNeSt', depth=50), norms=(71, 71), units=(16, 3)
+    ),
+    resnet18=Case(
+        dict(type='ResNet', depth=18), 64, (20, 20), (8, 1), 0.4
+    ),
+    resnet50=Case(dict(type='ResNet', depth=50), 64, (53, 53), (16, 1)),
+    resnet_cifar=Case(
+        dict(type='ResNet_CIFAR', depth=18), 32, (20, 20), (8, 1), 0.4
+    ),
+    resnext=Case(dict(type='ResNeXt', depth=50), 64, (53, 53), (16, 1)),
+    revvit=Case(
+        dict(type='RevVisionTransformer', arch=TINY, img_size=64),
+        units=(4, 1),
+        end=0.1,
+    ),
+    se_resnet=Case(dict(type='SEResNet', depth=50), 64, (53, 53), (16, 1)),
+    se_resnext=Case(
+        dict(type='SEResNeXt', depth=50), 64, (53, 53), (16, 1)
+    ),
+    shufflenet_v1=Case(dict(type='ShuffleNetV1'), 64, (49, 49), (16, 1)),
+    shufflenet_v2=Case(dict(type='ShuffleNetV2'), 64, (56, 56), (16, 2)),
+    swin=Case(
+        dict(
+            type='SwinTransformer',
+            arch='tiny',
+            img_size=64,
+            pad_small_map=True,
+        ),
+        units=(12, 4),
+        end=0.1,
+    ),
+    swin_v2=Case(
+        dict(
+            type='SwinTransformerV2',
+            arch='tiny',
+            img_size=64,
+            window_size=4,
+            pad_small_map=True,
+        ),
+        end=0.3,
+    ),
+    t2t_vit=Case(
+        dict(
+            type='T2T_ViT',
+            img_size=64,
+            embed_dims=64,
+            t2t_cfg=dict(token_dims=32, use_performer=False),
+            num_layers=4,
+            layer_cfgs=dict(num_heads=2, feedforward_channels=128),
+        ),
+        end=0.3,
+    ),
+    tinyvit=Case(
+        dict(
+            type='TinyViT',
+            arch='5m',
+            img_size=(64, 64),
+            window_size=[7, 7, 14, 7],
+        ),
+        norms=(27, 27),
+        end=0.4,
+    ),
+    tnt=Case(dict(type='TNT', arch='s', img_size=64), end=0.1),
+    twins_pcpvt=Case(dict(type='PCPVT', arch='small'), end=0.1),
+    twins_svt=Case(dict(type='SVT', arch='small'), end=0.1),
+    van=Case(dict(type='VAN', arch='tiny'), norms=(4, 30), end=0.1),
+    vgg=Case(
+        dict(type='VGG', depth=11, norm_cfg=dict(type='BN')),
+        norms=(8, 8),
+        units=(0, 8),
+        end=0.4,
+    ),
+    vit=Case(
+        dict(type='VisionTransformer', arch='deit-tiny', img_size=64),
+        units=(12, 1),
+        end=0.1,
+    ),
+    xcit=Case(
+        dict(
+            type='XCiT',
+            patch_size=16,
+            embed_dims=64,
+            depth=4,
+            num_heads=2,
+            mlp_ratio=2.0,
+            cls_attn_layers=1,
+        ),
+        norms=(4, 8),
+        end=0.2,
+        double=False,
+    ),
+)
+
+
+def norms_of(network):
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+
+
+def settle(network, images):
+    """Statistics of these images, then moved by chance.
+
+    With untouched ones the signal of a deep network fades away.
+    """
+    norms = norms_of(network)
+    for norm in norms:
+        norm.momentum = 1.0
+    network.train(bool(norms))
+    with torch.no_grad():
+        network(images)
+    network.eval()
+    for norm in norms:
+        spread = norm.running_var.sqrt()
+        norm.running_mean += 0.1 * spread * torch.randn_like(spread)
+        for gain in norm.running_var, norm.weight.data:
+            gain *= torch.empty_like(gain).uniform_(0.8, 1.25)
+        norm.bias.data += 0.1 * torch.randn_like(norm.bias)
+
+
+def relative_error(output, target):
+    """Of each tensor, relative to what the target varies by."""
+    return max(
+        float((x - y).norm() / (y - y.mean(0)).norm())
+        for x, y in zip(tensors(output), tensors(target))
+    )
+
+
+class Probe(NearestRounding):
+    """Notes how well each unit does on its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.errors = {}
+
+    @torch.no_grad()
+    def __call__(self, unit, data, generator):
+        report = super().__call__(unit, data, generator)
+        self.errors[unit.name] = max(
+            relative_error(unit.module(*args, **kwargs), target)
+            for (args, kwargs), target in zip(
+                data.float_inputs.split(), data.targets.split()
+            )
+        )
+        return report
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_the_way_from_a_config_to_eight_bits(name):
+    models = pytest.importorskip('mmcls.models')
+    case = CASES[name]
+    torch.manual_seed(0)
+    network = models.build_backbone(case.config)
+    channels = 1 if name == 'lenet' else 3
+    images = torch.randn(6, channels, case.size, case.size)
+    settle(network, images)
+    with torch.no_grad():
+        expected = network(images)
+
+    # Fold, in double precision, where there is no noise to hide in.
+    folded = copy.deepcopy(network)
+    folded = folded.double() if case.double else folded
+    original = copy.deepcopy(folded)
+    x = images[:2].to(next(folded.parameters()).dtype)
+    total = len(norms_of(folded))
+    count = len(fold_batch_norm(folded, record(folded, x)))
+    difference = relative_difference(original, folded, x)
+    assert difference <= (1e-8 if case.double else 1e-5)
+    if case.norms is not None:
+        assert (count, total) == case.norms
+    del folded, original
+
+    # Prepare: units hold every called layer once, and it is quantized.
+    observer = dict(type='MinMaxObserver')
+    quantizer = dict(bits=8, observer=observer)
+    model = BRECQ(network, dict(weight=quantizer, activation=quantizer))
+    teacher = model.prepare(images[:1])
+    trace = record(teacher, images[:1])
+    called = {c.name for c in trace.calls if is_quantizable(c.module)}
+    layers = [layer for unit in model.units for layer in unit.layers]
+    assert len(layers) == len(set(layers)) and set(layers) == called
+    assert set(quant_layers(model.architecture)) == called
+    if case.units is not None:
+        alone = sum(u.layers == (u.name,) for u in model.units)
+        assert (len(model.units) - alone, alone) == case.units
+    again = BlockPartition()(teacher, trace)
+    assert [u.layers for u in again] == [u.layers for u in model.units]
+
+    # Reconstruct: each batch passes the float network once.
+    passes = collections.Counter()
+    for module in teacher.modules():
+        module.register_forward_hook(
+            lambda module, *_: passes.update([module])
+        )
+    probe = Probe()
+    batches = [images[:4], images[4:]]
+    reports = list(model.reconstruct(teacher, batches, reconstructor=probe))
+    assert len(reports) == len(model.units)
+    assert passes == {
+        module: len(uses) * len(batches)
+        for module, uses in trace.by_module().items()
+    }
+
+    # Eight bits are close to float, unit by unit and in the end.
+    assert all(layer.frozen for layer in quant_layers(model).values())
+    assert all(q.active for q in activation_quantizers(model))
+    errors = torch.tensor(list(probe.errors.values()))
+    assert errors.median() < 0.12 and errors.max() < 0.5, probe.errors
+    with torch.no_grad():
+        output = model(images)
+    assert all(x.isfinite().all() for x in tensors(output))
+    if case.end is not None:
+        assert relative_error(output, expected) < case.end
