@@ -9,23 +9,20 @@ from dataclasses import replace
 from typing import Any, Optional
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..functional import reuse_freed_memory
 from ..graph import (
     QuantizationScheme,
     Trace,
     Unit,
+    check_layers,
     fold_batch_norm,
     prepare,
     record,
-    run_float,
 )
-from ..layers import is_quantizable
 from ..reconstruction import (
     NearestRounding,
     Rows,
@@ -134,7 +131,7 @@ class BRECQ(BaseModel):
         network = self.architecture
         network.eval()
         trace = _record_in_fast_order(network, example)
-        self._check_layers(trace)
+        check_layers(network, trace)
         fold_batch_norm(network, trace)
         teacher = copy.deepcopy(network).requires_grad_(False)
         units = self.partition(network, trace)
@@ -225,44 +222,6 @@ class BRECQ(BaseModel):
                 f'{sorted(set(order) - finished)}'
             )
 
-    def _check_layers(self, trace: Any) -> None:
-        called = [c.name for c in trace.calls if is_quantizable(c.module)]
-        if not called:
-            raise ValueError(
-                f'{type(self.architecture).__name__} calls no convolution '
-                'and no linear layer: there is nothing to quantize'
-            )
-        for name, module in self.architecture.named_modules():
-            if is_quantizable(module) and name not in called:
-                print_log(
-                    f'{name} is not called in the forward pass (its weight '
-                    'may be used without it): left in float',
-                    'current',
-                    30,
-                )
-            if isinstance(module, nn.modules.conv._ConvTransposeNd):
-                print_log(
-                    f'{name} is a transposed convolution, which is not '
-                    'supported: left in float',
-                    'current',
-                    30,
-                )
-        for name in dict.fromkeys(called):
-            weight = self.architecture.get_submodule(name).weight
-            if not weight.isfinite().all():
-                raise ValueError(
-                    f'The weight of {name!r} holds NaN or '
-                    'infinity: the checkpoint is broken'
-                )
-            empty = int((weight.flatten(1).abs().amax(1) == 0).sum())
-            if empty:
-                print_log(
-                    f'{name} has {empty} output channels of zeros only; '
-                    'their step is set to 1',
-                    'current',
-                    30,
-                )
-
     def _before_load(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any
     ) -> None:
@@ -302,20 +261,3 @@ def _record_in_fast_order(network: nn.Module, example: Tensor) -> Trace:
 @torch.no_grad()
 def _run(module: nn.Module, calls: Sequence[Any]) -> list[Any]:
     return [module(*args, **kwargs) for args, kwargs in calls]
-
-
-def relative_difference(
-    model: nn.Module, other: nn.Module, inputs: Tensor
-) -> float:
-    """Largest difference of two networks' outputs, relative to the largest
-    output of the first.
-    """
-    with torch.no_grad():
-        pairs = zip(
-            tree_leaves(run_float(model, inputs)),
-            tree_leaves(run_float(other, inputs)),
-        )
-    return max(
-        float((x - y).abs().max() / x.abs().max().clamp(min=1e-30))
-        for x, y in pairs
-    )

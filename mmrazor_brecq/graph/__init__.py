@@ -1,3 +1,5 @@
+from .check import check_layers
+from .compare import relative_difference
 from .fold import fold_batch_norm
 from .partition import (
     BlockPartition,
@@ -21,8 +23,10 @@ __all__ = [
     'StagePartition',
     'Trace',
     'Unit',
+    'check_layers',
     'fold_batch_norm',
     'prepare',
     'record',
+    'relative_difference',
     'run_float',
 ]

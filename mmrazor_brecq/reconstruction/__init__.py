@@ -1,5 +1,7 @@
-from .objectives import MSE, FisherDiag, FisherFull, OfficialFisher
-from .reconstructor import BlockReconstructor, NearestRounding
+from .nearest import NearestRounding, NonFinite
+from .objectives import MSE, FisherDiag, FisherFull
+from .official import OfficialFisher
+from .reconstructor import BlockReconstructor
 from .rows import Rows
 from .stream import Stream
 from .unit_data import UnitData, UnitReport
@@ -10,6 +12,7 @@ __all__ = [
     'FisherFull',
     'MSE',
     'NearestRounding',
+    'NonFinite',
     'OfficialFisher',
     'Rows',
     'Stream',

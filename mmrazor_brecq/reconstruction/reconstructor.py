@@ -1,184 +1,27 @@
-"""Reconstruction of one unit: fit, learn, judge, freeze."""
+"""A unit that learns how to round (BRECQ, alg. 1)."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..functional import annealed_beta
 from ..graph import Unit
-from ..layers import QuantLayer, activation_quantizers, quant_layers
-from ..quantizers import ActivationQuantizer
+from ..layers import QuantLayer, activation_quantizers
 from ..quantizers.activation import MaskPool
 from ..registry import TASK_UTILS
-from .objectives import MSE
+from .nearest import (
+    NearestRounding,
+    NonFinite,
+    open_layers,
+    open_quantizers,
+    open_steps,
+)
 from .unit_data import UnitData, UnitReport
-
-
-class NonFinite(ArithmeticError):
-    """A NaN or an infinity came up; the message says where."""
-
-
-@contextmanager
-def _fitting(module: nn.Module) -> Iterator[None]:
-    """Within it every activation quantizer is fitted to what it first sees."""
-
-    def fit(quantizer: ActivationQuantizer, args: Any) -> None:
-        if not quantizer.active:
-            if not args[0].isfinite().all():
-                raise NonFinite('NaN or infinity in an activation')
-            quantizer.fit(args[0])
-
-    hooks = [
-        quantizer.register_forward_pre_hook(fit)
-        for quantizer in activation_quantizers(module)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@TASK_UTILS.register_module()
-class NearestRounding:
-    """Chooses all steps and rounds to the nearest; learns nothing.
-
-    Args:
-        batch_size (int): Images at a time.
-        fit_images (int): Images that the activation steps are chosen on.
-        objective (dict): Measures the error that is reported.
-    """
-
-    def __init__(
-        self,
-        batch_size: int = 32,
-        fit_images: int = 256,
-        objective: Optional[dict] = None,
-    ) -> None:
-        self.batch_size = batch_size
-        self.fit_images = fit_images
-        self.objective: MSE = TASK_UTILS.build(objective or dict(type='MSE'))
-
-    @torch.no_grad()
-    def fit(self, unit: Unit, data: UnitData) -> None:
-        """Choose the steps of all the unit's quantizers.
-
-        Activations are those that the quantized layers before them give.
-
-        Args:
-            unit (Unit): The unit, its quantizers new.
-            data (UnitData): Its activations.
-
-        Raises:
-            NonFinite: If an activation is no finite number.
-        """
-        for layer in _open_layers(unit.module):
-            layer.weight_quantizer.fit(layer.weight)
-        index = torch.arange(min(self.fit_images, len(data.inputs)))
-        args, kwargs = data.inputs.take(index)
-        try:
-            with _fitting(unit.module):
-                unit.module(*args, **kwargs)
-        except NonFinite as error:
-            raise NonFinite(f'{error} of {unit.name!r}') from None
-
-    @torch.no_grad()
-    def outputs(self, unit: Unit, data: UnitData) -> Iterator[Any]:
-        """What the unit gives for all images, batch by batch as captured."""
-        for args, kwargs in data.inputs.split():
-            yield unit.module(*args, **kwargs)
-
-    def judge(self, unit: Unit, data: UnitData) -> float:
-        """Error on the held-out images, with all weights whole.
-
-        Raises:
-            NonFinite: If it is no finite number.
-        """
-        unit.module.eval()
-
-        def output(index: Tensor) -> Any:
-            args, kwargs = data.inputs.take(index)
-            return unit.module(*args, **kwargs)
-
-        error = self._held_out(unit, data, output)
-        if not math.isfinite(error):
-            raise NonFinite('NaN or infinity in the output')
-        return error
-
-    def energy(self, unit: Unit, data: UnitData) -> float:
-        """The error of an output that is nought, on the held-out images."""
-        return self._held_out(
-            unit,
-            data,
-            lambda index: tree_map(
-                lambda x: torch.zeros_like(x) if isinstance(x, Tensor) else x,
-                data.targets.take(index),
-            ),
-        )
-
-    @torch.no_grad()
-    def _held_out(
-        self, unit: Unit, data: UnitData, output: Callable[[Tensor], Any]
-    ) -> float:
-        total = sum(
-            len(index)
-            * float(
-                self.objective.loss(
-                    unit, output(index), data.targets.take(index), index
-                )
-            )
-            for index in data.judges(self.batch_size)
-        )
-        return total / max(data.held_out, 1)
-
-    def __call__(
-        self, unit: Unit, data: UnitData, generator: torch.Generator
-    ) -> UnitReport:
-        """Reconstruct one unit and freeze it to integers.
-
-        Args:
-            unit (Unit): The unit.
-            data (UnitData): Activations around it.
-            generator (torch.Generator): Source of all randomness.
-
-        Returns:
-            UnitReport: How it went.
-        """
-        start = time.perf_counter()
-        report = UnitReport(unit.name, list(unit.layers))
-        self.fit(unit, data)
-        self.objective.begin(unit, self.outputs(unit, data))
-        try:
-            report.before = report.after = self.judge(unit, data)
-            self.learn(unit, data, generator, report)
-        except NonFinite as error:
-            report.note = f'{error}: nearest rounding kept'
-        if not report.accepted:
-            for quantizer in _quantizers(unit.module):
-                quantizer.forget()
-        for quantizer in _open_steps(unit.module):
-            quantizer.freeze()
-        for layer in _open_layers(unit.module):
-            layer.freeze()
-        report.seconds = time.perf_counter() - start
-        return report
-
-    def learn(
-        self,
-        unit: Unit,
-        data: UnitData,
-        generator: torch.Generator,
-        report: UnitReport,
-    ) -> None:
-        """Nothing is learned."""
 
 
 @TASK_UTILS.register_module()
@@ -247,13 +90,13 @@ class BlockReconstructor(NearestRounding):
         if report.before < self.negligible * self.energy(unit, data):
             report.note = 'error is negligible: nearest kept'
             return
-        layers = _open_layers(unit.module)
+        layers = open_layers(unit.module)
         for layer in layers:
             layer.weight_quantizer.learn(layer.weight)
         masks = MaskPool(generator, layers[0].weight.device)
-        for quantizer in _open_steps(unit.module):
+        for quantizer in open_steps(unit.module):
             quantizer.learn(masks)
-        for quantizer in _quantizers(unit.module):
+        for quantizer in open_quantizers(unit.module):
             quantizer.train()
         self._optimise(unit, layers, data, masks, generator, report)
         report.after = self.judge(unit, data)
@@ -354,21 +197,3 @@ class BlockReconstructor(NearestRounding):
         if not math.isfinite(value):
             raise NonFinite(f'NaN or infinity in iteration {i}')
         return value
-
-
-def _open_layers(module: nn.Module) -> list[QuantLayer]:
-    """The layers that no unit before this one has frozen."""
-    return [m for m in quant_layers(module).values() if not m.frozen]
-
-
-def _open_steps(module: nn.Module) -> list[ActivationQuantizer]:
-    """The activation quantizers that are not those of frozen layers."""
-    closed = {
-        m.input_quantizer for m in quant_layers(module).values() if m.frozen
-    }
-    return [q for q in activation_quantizers(module) if q not in closed]
-
-
-def _quantizers(module: nn.Module) -> list[Any]:
-    weights = [layer.weight_quantizer for layer in _open_layers(module)]
-    return weights + _open_steps(module)

@@ -10,8 +10,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
-from mmrazor_brecq.algorithms.brecq import relative_difference
-from mmrazor_brecq.graph import record
+from mmrazor_brecq.graph import record, relative_difference
 from mmrazor_brecq.layers import activation_quantizers, quant_layers
 from mmrazor_brecq.reconstruction import BlockReconstructor, NearestRounding
 from mmrazor_brecq.registry import MODELS

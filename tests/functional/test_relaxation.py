@@ -34,9 +34,10 @@ def penalty(h, beta):
 
 @pytest.mark.parametrize('beta', [2.0, 7.5, 20.0])
 def test_the_penalty_is_nought_where_all_is_rounded(beta):
-    assert rounding_penalty(
-        torch.tensor([-9.0, 9, 9, -9]), torch.tensor(beta)
-    ) == 0
+    assert (
+        rounding_penalty(torch.tensor([-9.0, 9, 9, -9]), torch.tensor(beta))
+        == 0
+    )
     torch.testing.assert_close(penalty([0.5] * 3, beta), torch.tensor(3.0))
     torch.testing.assert_close(
         penalty([0.1, 0.7], beta), torch.tensor(2 - 0.8**beta - 0.4**beta)

@@ -13,8 +13,12 @@ import torch
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
-from mmrazor_brecq.algorithms.brecq import relative_difference
-from mmrazor_brecq.graph import BlockPartition, fold_batch_norm, record
+from mmrazor_brecq.graph import (
+    BlockPartition,
+    fold_batch_norm,
+    record,
+    relative_difference,
+)
 from mmrazor_brecq.layers import (
     activation_quantizers,
     is_quantizable,
@@ -25,9 +29,7 @@ from mmrazor_brecq.reconstruction.rows import tensors
 
 pytestmark = pytest.mark.slow
 
-TINY = dict(
-    embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=192
-)
+TINY = dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=192)
 
 
 class Case(NamedTuple):
@@ -68,9 +70,7 @@ CASES = dict(
         norms=(0, 13),
         end=0.2,
     ),
-    convnext=Case(
-        dict(type='ConvNeXt', arch='tiny'), units=(18, 4), end=0.1
-    ),
+    convnext=Case(dict(type='ConvNeXt', arch='tiny'), units=(18, 4), end=0.1),
     csp_darknet=Case(
         dict(type='CSPDarkNet', depth=53), norms=(67, 67), units=(23, 21)
     ),
@@ -78,9 +78,7 @@ CASES = dict(
     csp_resnext=Case(dict(type='CSPResNeXt', depth=50), norms=(55, 55)),
     davit=Case(dict(type='DaViT', arch='t', pad_small_map=True), end=0.2),
     deit=Case(
-        dict(
-            type='DistilledVisionTransformer', arch='deit-tiny', img_size=64
-        ),
+        dict(type='DistilledVisionTransformer', arch='deit-tiny', img_size=64),
         units=(12, 1),
         end=0.1,
     ),
@@ -103,9 +101,7 @@ CASES = dict(
         dict(type='EfficientNetV2', arch='b0'), norms=(59, 59)
     ),
     hornet=Case(dict(type='HorNet', arch='tiny'), end=0.1),
-    hrnet=Case(
-        dict(type='HRNet', arch='w18'), 64, (305, 305), (108, 84)
-    ),
+    hrnet=Case(dict(type='HRNet', arch='w18'), 64, (305, 305), (108, 84)),
     inception_v3=Case(dict(type='InceptionV3'), 128, (94, 94), (11, 6)),
     lenet=Case(dict(type='LeNet5'), 32, (0, 0), (0, 3), 0.1),
     levit=Case(dict(type='LeViT', arch='128s', img_size=224), 224),
@@ -127,18 +123,14 @@ CASES = dict(
     regnet=Case(
         dict(type='RegNet', arch='regnetx_400mf'), 64, (71, 71), (22, 1)
     ),
-    repvgg=Case(
-        dict(type='RepVGG', arch='A0'), 64, (44, 61), (22, 0), 0.4
-    ),
+    repvgg=Case(dict(type='RepVGG', arch='A0'), 64, (44, 61), (22, 0), 0.4),
     res2net=Case(
         dict(type='Res2Net', depth=50), norms=(87, 87), units=(16, 3)
     ),
     resnest=Case(
         dict(type='ResNeSt', depth=50), norms=(71, 71), units=(16, 3)
     ),
-    resnet18=Case(
-        dict(type='ResNet', depth=18), 64, (20, 20), (8, 1), 0.4
-    ),
+    resnet18=Case(dict(type='ResNet', depth=18), 64, (20, 20), (8, 1), 0.4),
     resnet50=Case(dict(type='ResNet', depth=50), 64, (53, 53), (16, 1)),
     resnet_cifar=Case(
         dict(type='ResNet_CIFAR', depth=18), 32, (20, 20), (8, 1), 0.4
@@ -150,9 +142,7 @@ CASES = dict(
         end=0.1,
     ),
     se_resnet=Case(dict(type='SEResNet', depth=50), 64, (53, 53), (16, 1)),
-    se_resnext=Case(
-        dict(type='SEResNeXt', depth=50), 64, (53, 53), (16, 1)
-    ),
+    se_resnext=Case(dict(type='SEResNeXt', depth=50), 64, (53, 53), (16, 1)),
     shufflenet_v1=Case(dict(type='ShuffleNetV1'), 64, (49, 49), (16, 1)),
     shufflenet_v2=Case(dict(type='ShuffleNetV2'), 64, (56, 56), (16, 2)),
     swin=Case(

@@ -9,7 +9,6 @@ from torch import nn
 from mmrazor_brecq.quantizers import ActivationQuantizer
 from mmrazor_brecq.quantizers.activation import MaskPool
 
-
 LAYOUTS = list(
     itertools.product(('contiguous_format', 'channels_last'), repeat=2)
 )

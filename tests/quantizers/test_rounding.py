@@ -22,9 +22,7 @@ def rounding(position):
 
 
 def test_adaround_begins_as_the_identity(rounding, position):
-    torch.testing.assert_close(
-        rounding.train()(), position, atol=2e-6, rtol=0
-    )
+    torch.testing.assert_close(rounding.train()(), position, atol=2e-6, rtol=0)
 
 
 def test_adaround_begins_at_the_nearest_in_evaluation(rounding, position):

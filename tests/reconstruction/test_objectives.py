@@ -18,7 +18,7 @@ from mmrazor_brecq.reconstruction import (
     FisherFull,
     OfficialFisher,
 )
-from mmrazor_brecq.reconstruction.objectives import Categorical, Gaussian
+from mmrazor_brecq.reconstruction.likelihoods import Categorical, Gaussian
 from mmrazor_brecq.reconstruction.rows import tensors
 from mmrazor_brecq.registry import TASK_UTILS
 

@@ -13,12 +13,12 @@ from mmrazor_brecq.reconstruction import (
     MSE,
     BlockReconstructor,
     NearestRounding,
+    NonFinite,
     Rows,
     Stream,
     UnitData,
     UnitReport,
 )
-from mmrazor_brecq.reconstruction.reconstructor import NonFinite
 
 #: Rates at which nothing of use is learned.
 RUIN = dict(rounding_lr=1e3, weight_scale_lr=3.0, activation_scale_lr=3.0)
@@ -207,9 +207,7 @@ def test_a_negligible_error_is_left_as_it_is(quantize, batches):
     models = {}
     for negligible in 0.0, 1.0:
         model, teacher = quantize('residual', (8, 8))
-        reports = run(
-            model, teacher, batches, learner(negligible=negligible)
-        )
+        reports = run(model, teacher, batches, learner(negligible=negligible))
         models[negligible] = reports
     nearest, teacher = quantize('residual', (8, 8))
     run(nearest, teacher, batches, NearestRounding())

@@ -1,0 +1,123 @@
+"""What the float network's own loss says of its units' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..graph import Unit, run_float
+from ..registry import TASK_UTILS
+from .rows import tensors
+
+
+@TASK_UTILS.register_module()
+class Categorical:
+    """Labels drawn from the network's own softmax: no true labels needed.
+
+    The expected squared gradient is then the true Fisher information.
+    """
+
+    def __call__(
+        self, outputs: list[Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """Negative log-likelihood of drawn labels, summed over images.
+
+        Args:
+            outputs (list[Tensor]): Logits, N x C each.
+            generator (torch.Generator): Source of the labels, on the CPU.
+        """
+        loss = outputs[0].new_zeros(())
+        for logits in outputs:
+            chances = logits.detach().softmax(-1).flatten(0, -2).cpu()
+            labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
+            loss = loss + F.cross_entropy(
+                logits.flatten(0, -2),
+                labels.to(logits.device),
+                reduction='sum',
+            )
+        return loss
+
+
+@TASK_UTILS.register_module()
+class Gaussian:
+    """Unit variance around each output, for networks that regress.
+
+    The expected squared gradient is the diagonal of ``J^T J``.
+    """
+
+    def __call__(
+        self, outputs: list[Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """Negative log-likelihood of drawn targets, up to a constant.
+
+        Args:
+            outputs (list[Tensor]): Outputs of any shape.
+            generator (torch.Generator): Source of the targets, on the CPU.
+        """
+        loss = outputs[0].new_zeros(())
+        for out in outputs:
+            noise = torch.randn(out.shape, generator=generator)
+            loss = loss + (out * noise.to(out)).sum()
+        return loss
+
+
+def teacher_gradients(
+    teacher: nn.Module,
+    units: Sequence[Unit],
+    batches: Sequence[Tensor],
+    likelihood: Callable[[list[Tensor], torch.Generator], Tensor],
+    generator: torch.Generator,
+    collect: Callable[[str, int, Tensor], None],
+) -> None:
+    """One forward and backward pass an image, for all units together.
+
+    Args:
+        teacher (nn.Module): The float network.
+        units (list[Unit]): Units; those of the teacher are found by name.
+        batches (list[Tensor]): Preprocessed inputs.
+        likelihood (callable): From outputs and generator to a loss.
+        generator (torch.Generator): Source of what the likelihood draws.
+        collect (callable): Takes a unit's name, the place of an output
+            tensor in the unit, and the loss's gradient there. Of a unit
+            that is called several times only the first call counts, which
+            is the one that is reconstructed.
+    """
+    seen: set[str] = set()
+
+    def watch(name: str) -> Callable:
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if name in seen:
+                return
+            seen.add(name)
+            for i, out in enumerate(tensors(output)):
+                if out.requires_grad:
+                    out.register_hook(
+                        lambda g, i=i: collect(name, i, g.detach())
+                    )
+
+        return hook
+
+    hooks = [
+        teacher.get_submodule(unit.name).register_forward_hook(
+            watch(unit.name)
+        )
+        for unit in units
+    ]
+    try:
+        with torch.enable_grad():
+            for batch in batches:
+                for part in batch.split(32):
+                    seen.clear()
+                    # What is in front of the first unit needs no gradient,
+                    # but its output has to ask for one.
+                    images = part.detach().requires_grad_().clone()
+                    out = run_float(teacher, images)
+                    likelihood(tensors(out), generator).backward()
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,93 @@
+"""The weighting of the authors' published code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..functional import weighted_squared_error
+from ..graph import Unit, run_float
+from ..registry import TASK_UTILS
+from .objectives import MSE
+from .rows import Rows, tensors
+
+
+@TASK_UTILS.register_module()
+class OfficialFisher(MSE):
+    """The weighting of the authors' published code, for comparison.
+
+    Its weight is ``(|g| + 1)^2``, each image's gradient of the divergence
+    between the float network's logits and those with the network quantized
+    up to and with this unit. That divergence is nearly flat, so this is
+    close to plain MSE. It runs the rest of the float network once a unit:
+    its cost grows with the square of the depth.
+    """
+
+    def watch(
+        self,
+        teacher: nn.Module,
+        units: Sequence[Unit],
+        batches: Sequence[Tensor],
+        generator: torch.Generator,
+    ) -> None:
+        """Keep the float network and the images."""
+        self.teacher = teacher
+        self.batches = batches
+
+    def begin(self, unit: Unit, outputs: Iterable[Any]) -> None:
+        """Find this unit's weights."""
+        module = self.teacher.get_submodule(unit.name)
+        weights: list[list[Tensor]] = []
+        for batch, output in zip(self.batches, outputs):
+            flat, spec = tree_flatten(output)
+            leaves = [
+                x.detach().requires_grad_(x.is_floating_point())
+                if isinstance(x, Tensor)
+                else x
+                for x in flat
+            ]
+            with torch.no_grad():
+                goal = tensors(run_float(self.teacher, batch))[0].softmax(-1)
+            hook = module.register_forward_hook(
+                partial(_replace, leaves, spec)
+            )
+            try:
+                with torch.enable_grad():
+                    logits = tensors(run_float(self.teacher, batch))[0]
+                    F.kl_div(
+                        logits.log_softmax(-1), goal, reduction='batchmean'
+                    ).backward()
+            finally:
+                hook.remove()
+            weights.append(
+                [
+                    torch.ones_like(x)
+                    if x.grad is None
+                    else (x.grad.abs() + 1).square()
+                    for x in tensors(leaves)
+                ]
+            )
+        self.weights = Rows(weights, [len(batch) for batch in self.batches])
+
+    def error(
+        self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
+    ) -> Tensor:
+        """Squared error under the weights of this unit."""
+        return weighted_squared_error(
+            output, target, self.weights.take(index)[i]
+        )
+
+
+def _replace(
+    leaves: list[Any], spec: Any, module: nn.Module, args: Any, old: Any
+) -> Any:
+    # Copies, since what follows may write to them.
+    return tree_unflatten(
+        [x.clone() if isinstance(x, Tensor) else x for x in leaves], spec
+    )
