@@ -13,10 +13,10 @@ import functools
 import logging
 import os
 import shutil
+import warnings
 from typing import Any, Callable, Optional, TypeVar
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
 F = TypeVar('F', bound=Callable[..., Any])
@@ -36,11 +36,9 @@ def fused(function: F) -> F:
             if compiled[0] is function:
                 raise
             # A compiler that fails costs speed, never the run.
-            print_log(
-                f'{function.__name__} runs uncompiled: '
-                f'{str(error).splitlines()[:1]}',
-                'current',
-                30,
+            reason = str(error).partition('\n')[0]
+            warnings.warn(
+                f'{function.__name__} runs uncompiled: {reason}', stacklevel=2
             )
             compiled[0] = function
             return function(*args)
