@@ -93,7 +93,7 @@ setup(
     # mmcv and mmcv-lite own the same `import mmcv`: an extra brings one of
     # them, and `mmrazor_brecq/_requirements.py` checks the one that is there.
     install_requires=[
-        'torch>=2.1',
+        'torch>=2.4',
         'torchvision',
         'numpy',
         'mmengine>=0.10.1,<1.0',

@@ -7,7 +7,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 #: Versions that we need ourselves: distribution, lowest, and first too high.
-REQUIRED = (('torch', '2.1', None), ('mmengine', '0.10.1', '1.0'))
+REQUIRED = (('torch', '2.4', None), ('mmengine', '0.10.1', '1.0'))
 
 #: Distributions that own ``import mmcv``.
 MMCV = ('mmcv', 'mmcv-lite', 'mmcv-full')

@@ -39,8 +39,8 @@ def installed(monkeypatch):
     'changes',
     [
         {},
-        dict(torch='2.1.0a0+32f93b1'),
-        dict(torch='2.1'),
+        dict(torch='2.4.0a0+32f93b1'),
+        dict(torch='2.4'),
         dict(mmengine='0.10.1'),
         dict(mmcls='1.0.0rc6'),
         dict(mmcls='1.0.0rc6', mmcv_lite='2.0.0'),
@@ -60,8 +60,8 @@ def test_accepts(installed, changes):
 @pytest.mark.parametrize(
     'changes, message',
     [
-        (dict(torch='2.0.1+cpu'), ['torch>=2.1', '2.0.1+cpu']),
-        (dict(torch=None), ['torch>=2.1', 'none']),
+        (dict(torch='2.0.1+cpu'), ['torch>=2.4', '2.0.1+cpu']),
+        (dict(torch=None), ['torch>=2.4', 'none']),
         (dict(mmengine='0.10.0'), ['mmengine>=0.10.1,<1.0', '0.10.0']),
         (dict(mmengine='1.0.0rc1'), ['mmengine>=0.10.1,<1.0', '1.0.0rc1']),
         (
