@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, Optional
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -25,24 +28,44 @@ class NonFinite(ArithmeticError):
 
 
 @contextmanager
-def _fitting(module: nn.Module) -> Iterator[None]:
-    """Within it every activation quantizer is fitted to what it first sees."""
+def _fitting(unit: Unit) -> Iterator[None]:
+    """Within it every activation quantizer is fitted to what it first sees.
 
-    def fit(quantizer: ActivationQuantizer, args: Any) -> None:
-        if not quantizer.active:
-            if not args[0].isfinite().all():
-                raise NonFinite('NaN or infinity in an activation')
-            quantizer.fit(args[0])
+    Raises:
+        NonFinite: At the end, if a value was no finite number; the steps
+            are then those for the finite ones.
+    """
+    broken: list[str] = []
+
+    def fit(name: str, quantizer: ActivationQuantizer, args: Any) -> None:
+        if quantizer.active:
+            return
+        finite = args[0].isfinite()
+        if not finite.all():
+            broken.append(name)
+        values = torch.where(finite, args[0], 0)
+        low, high = values.aminmax()
+        if low == high:
+            print_log(
+                f'{name}: the activation is {float(low):g} everywhere, on '
+                'all calibration images that were looked at',
+                'current',
+                logging.WARNING,
+            )
+        quantizer.fit(values)
 
     hooks = [
-        quantizer.register_forward_pre_hook(fit)
-        for quantizer in activation_quantizers(module)
+        quantizer.register_forward_pre_hook(partial(fit, name))
+        for name, quantizer in unit.module.named_modules(prefix=unit.name)
+        if isinstance(quantizer, ActivationQuantizer)
     ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+    if broken:
+        raise NonFinite(f'NaN or infinity at {", ".join(broken)}')
 
 
 @TASK_UTILS.register_module()
@@ -76,17 +99,15 @@ class NearestRounding:
             data (UnitData): Its activations.
 
         Raises:
-            NonFinite: If an activation is no finite number.
+            NonFinite: If an activation is no finite number; all quantizers
+                have steps nonetheless.
         """
         for layer in open_layers(unit.module):
             layer.weight_quantizer.fit(layer.weight)
         index = torch.arange(min(self.fit_images, len(data.inputs)))
         args, kwargs = data.inputs.take(index)
-        try:
-            with _fitting(unit.module):
-                unit.module(*args, **kwargs)
-        except NonFinite as error:
-            raise NonFinite(f'{error} of {unit.name!r}') from None
+        with _fitting(unit):
+            unit.module(*args, **kwargs)
 
     @torch.no_grad()
     def outputs(self, unit: Unit, data: UnitData) -> Iterator[Any]:
@@ -152,9 +173,9 @@ class NearestRounding:
         """
         start = time.perf_counter()
         report = UnitReport(unit.name, list(unit.layers))
-        self.fit(unit, data)
-        self.objective.begin(unit, self.outputs(unit, data))
         try:
+            self.fit(unit, data)
+            self.objective.begin(unit, self.outputs(unit, data))
             report.before = report.after = self.judge(unit, data)
             self.learn(unit, data, generator, report)
         except NonFinite as error:

@@ -55,7 +55,7 @@ def first_outputs(network, units, batches):
         found = {}
         hooks = [
             unit.module.register_forward_hook(
-                lambda m, args, out, name=unit.name: (
+                lambda m, args, out, name=unit.name, found=found: (
                     found.setdefault(name, out) is None or None
                 )
             )
@@ -77,7 +77,7 @@ def gradients(network, unit, batches, likelihood, seed=0):
     for batch in batches:
         kept = []
         hook = unit.module.register_forward_hook(
-            lambda m, args, out: kept.append(tensors(out))
+            lambda m, args, out, kept=kept: kept.append(tensors(out))
         )
         with torch.enable_grad():
             out = run_float(network, batch.clone().requires_grad_())

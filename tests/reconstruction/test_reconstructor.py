@@ -13,7 +13,6 @@ from mmrazor_brecq.reconstruction import (
     MSE,
     BlockReconstructor,
     NearestRounding,
-    NonFinite,
     Rows,
     Stream,
     UnitData,
@@ -263,17 +262,35 @@ def test_what_is_not_finite_ends_the_unit(when, value, quantize, batches):
     assert same_state(model.units[1].module, nearest.units[1].module)
 
 
-def test_an_activation_that_is_not_finite_is_an_error_with_a_name(
+def test_an_activation_that_is_not_finite_is_named_and_the_run_goes_on(
     quantize, batches
 ):
-    """There is no step for it, and all that comes after is lost."""
     model, teacher = quantize('residual')
     model.architecture.blocks[1].conv1.bias[3] = float('nan')
 
-    with pytest.raises(NonFinite, match="'blocks.1'"):
-        run(model, teacher, batches, learner())
-    assert isinstance(model.architecture.blocks[1], nn.Module)
-    assert not any('Parked' in type(m).__name__ for m in model.modules())
+    reports = {r.name: r for r in run(model, teacher, batches, learner())}
+    assert list(reports) == [unit.name for unit in model.units]
+    note = reports['blocks.1'].note
+    assert 'NaN or infinity at blocks.1.conv2.input_quantizer' in note
+    assert 'nearest rounding kept' in note
+    assert not reports['blocks.1'].accepted
+    assert 'NaN' not in reports['blocks.0'].note
+    for layer in quant_layers(model).values():
+        assert layer.frozen and layer.weight_quantizer.scale.isfinite().all()
+
+
+def test_an_activation_that_is_constant_is_named(
+    quantize, batches, warnings_log
+):
+    model, teacher = quantize('residual')
+    model.architecture.blocks[1].conv1.weight.zero_()
+    model.architecture.blocks[1].conv1.bias.zero_()
+
+    run(model, teacher, batches, NearestRounding())
+    assert any(
+        'blocks.1.conv2.input_quantizer: the activation is 0' in message
+        for message in warnings_log
+    )
 
 
 def test_held_out_images_are_never_learned_from(quantize, batches):
