@@ -64,6 +64,12 @@ def quantize(
         partition=partition,
         reconstructor=reconstructor,
     )
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = getattr(images, 'dtype', type(images).__name__)
+        raise ValueError(
+            f'images are {kind}, expected a floating-point tensor of '
+            'preprocessed images, N x C x H x W'
+        )
     least = brecq.reconstructor.batch_size + 1
     if len(images) < least:
         raise ValueError(
@@ -75,7 +81,9 @@ def quantize(
         raise ValueError('The images hold NaN or infinity')
     brecq.eval()
     parameter = next(brecq.parameters(), torch.empty(0))
-    batches: list[Tensor] = list(images.to(parameter.device).split(batch_size))
+    # Two batches at least: what is the same in both is of no image.
+    batch_size = min(batch_size, len(images) // 2 + 1)
+    batches = images.to(parameter.device, parameter.dtype).split(batch_size)
     teacher = brecq.prepare(batches[0][:1])
     units = [
         report.to_dict()

@@ -69,7 +69,7 @@ class BRECQ(BaseModel):
         if isinstance(architecture, dict):
             if data_preprocessor is not None:
                 architecture = dict(
-                    architecture, data_preprocessor=data_preprocessor
+                    dict(data_preprocessor=data_preprocessor), **architecture
                 )
             architecture = MMENGINE_MODELS.build(architecture)
         super().__init__(init_cfg=init_cfg)
@@ -130,6 +130,8 @@ class BRECQ(BaseModel):
             )
         network = self.architecture
         network.eval()
+        # It reads the weights of nn.TransformerEncoderLayer past the layers.
+        torch.backends.mha.set_fastpath_enabled(False)
         trace = _record_in_fast_order(network, example)
         check_layers(network, trace)
         fold_batch_norm(network, trace)

@@ -45,7 +45,7 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
             'it can run any code that its maker put in. If you trust its '
             'source, add --trust-checkpoint'
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # pickle raises whatever bytes make of it
         raise ValueError(_broken(path, error)) from error
     if isinstance(content, Mapping):
         for key in ('state_dict', 'model'):
@@ -148,6 +148,15 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
     """
     checkpoint = read_checkpoint(path)
     state = checkpoint['state_dict']
+    before = checkpoint.get('meta', {}).get('quantization')
+    own = model.scheme.to_dict()
+    other = [k for k in before or {} if before[k] != own[k]]
+    if other:
+        raise ValueError(
+            f'{path!r} was quantized with model.quantization.{other[0]} = '
+            f'{before[other[0]]}, the config says {own[other[0]]}: use the '
+            'config of its run'
+        )
     if MARK not in state:
         raise ValueError(
             f'{path!r} is a float checkpoint: quantize it with '
@@ -158,10 +167,16 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
     except RuntimeError as error:
         raise ValueError(
             f'{path!r} does not belong to this config: '
-            f'{str(error).splitlines()[1].strip()} Use the config that lies '
-            'beside the checkpoint'
+            f'{_second_line(error)} Use the config that lies beside the '
+            'checkpoint'
         ) from error
     return checkpoint.get('meta', {})
+
+
+def _second_line(error: Exception) -> str:
+    """What torch says first of the keys, cut to a readable length."""
+    lines = str(error).splitlines()
+    return lines[min(1, len(lines) - 1)].strip()[:300]
 
 
 def fingerprint(module: nn.Module) -> str:

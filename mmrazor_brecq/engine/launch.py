@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
 import os.path as osp
 from typing import Any, Optional
 
@@ -46,9 +48,11 @@ def load_config(
     cfg = Config.fromfile(path)
     for name in BUILDING_BLOCKS:
         cfg.pop(name, None)
-    for key in options or {}:
+    known = set(cfg) | set(inspect.signature(Runner.__init__).parameters)
+    options = {k: _literal(v) for k, v in (options or {}).items()}
+    for key in options:
         root = key.split('.')[0]
-        if root not in cfg:
+        if root not in known:
             close = difflib.get_close_matches(root, cfg, 1)
             hint = (
                 f', did you mean {close[0]!r}?'
@@ -58,7 +62,7 @@ def load_config(
             raise KeyError(
                 f'--cfg-options {key}: the config has no {root!r}{hint}'
             )
-    cfg.merge_from_dict(options or {})
+    cfg.merge_from_dict(options)
     if str(cfg.get('model', {}).get('type')).split('.')[-1] != 'BRECQ':
         raise ValueError(
             f'{path!r} configures no quantization: expected model.type = '
@@ -93,6 +97,17 @@ def ptq(
     Returns:
         dict: Metrics of the quantized model.
     """
+    loop = cfg.get('test_cfg') or {}
+    if not str(loop.get('type')).endswith('PTQLoop'):
+        raise ValueError(
+            f'test_cfg.type={loop.get("type")!r}, expected '
+            "'mmrazor_brecq.PTQLoop': inherit one of configs/brecq"
+        )
+    if not {'num_images', 'dataloader'} <= set(loop.get('calibration') or {}):
+        raise ValueError(
+            'test_cfg.calibration lacks `num_images` or `dataloader`: it '
+            'says which images to calibrate on'
+        )
     cfg.test_cfg.resume = resume
     runner = _runner(cfg)
     load_float(_bare(runner), checkpoint, trust)
@@ -117,7 +132,18 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
 
 def _runner(cfg: Config) -> Runner:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    return Runner.from_cfg(cfg)
+    try:
+        return Runner.from_cfg(cfg)
+    except TypeError as error:
+        # A key that no constructor knows; mmengine names the class.
+        raise ValueError(f'The config has a key too many: {error}') from error
+
+
+def _literal(value: Any) -> Any:
+    """A dict given on the command line, where DictAction leaves a string."""
+    if isinstance(value, str) and value.startswith('{'):
+        return ast.literal_eval(value)
+    return value
 
 
 def _bare(runner: Runner) -> BRECQ:

@@ -39,8 +39,14 @@ class Progress:
         if not resume:
             keep_older(folder)
         elif osp.exists(self._path('run.json')):
-            with open(self._path('run.json')) as file:
-                self.content = json.load(file)
+            try:
+                with open(self._path('run.json')) as file:
+                    self.content = json.load(file)
+            except ValueError as error:
+                raise ValueError(
+                    f'--resume: {self._path("run.json")} is broken; start a '
+                    'new run without --resume'
+                ) from error
             self._check(identity)
             print_log(
                 f'Resumes after {len(self.content["units"])} finished '

@@ -189,7 +189,11 @@ class PTQLoop(TestLoop):
         images = hashlib.sha256()
         for batch in batches:
             images.update(batch.cpu().contiguous().numpy().tobytes())
-        config = repr((cfg.model.to_dict(), self.runner.seed))
+        parts = ('model', 'test_dataloader', 'test_evaluator')
+        config = repr(
+            [cfg.to_dict()[part] for part in parts]
+            + [cfg.test_cfg.calibration.to_dict(), self.runner.seed]
+        )
         return dict(
             config=hashlib.sha256(config.encode()).hexdigest(),
             checkpoint=fingerprint(self.model.architecture),
@@ -231,6 +235,7 @@ class PTQLoop(TestLoop):
             identity=identity,
             bits={name: list(bits) for name, bits in self.model.bits.items()},
             classes=list(dataset.get('classes', [])),
+            quantization=self.model.scheme.to_dict(),
         )
         save_tensors(
             dict(state_dict=self.model.state_dict(), meta=meta), checkpoint

@@ -6,7 +6,7 @@ from .affine import (
     quantize,
 )
 from .fused import flat, fused, like, reuse_freed_memory
-from .losses import kl_to_teacher, lp_error, weighted_squared_error
+from .losses import lp_error, weighted_squared_error
 from .relaxation import (
     annealed_beta,
     inverse_rectified_sigmoid,
@@ -24,7 +24,6 @@ __all__ = [
     'fused',
     'integer_range',
     'inverse_rectified_sigmoid',
-    'kl_to_teacher',
     'like',
     'lp_error',
     'quantize',

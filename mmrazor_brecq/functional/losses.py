@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Optional
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -32,18 +30,3 @@ def weighted_squared_error(
     """
     error = (output - target).square()
     return (error if weight is None else error * weight).mean()
-
-
-def kl_to_teacher(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from the teacher, averaged over images.
-
-    Args:
-        logits (Tensor): N x C.
-        teacher (Tensor): N x C logits of the float model.
-    """
-    return F.kl_div(
-        torch.log_softmax(logits, -1),
-        torch.log_softmax(teacher, -1),
-        reduction='batchmean',
-        log_target=True,
-    )

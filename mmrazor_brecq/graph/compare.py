@@ -23,4 +23,5 @@ def relative_difference(
     return max(
         float((x - y).abs().max() / x.abs().max().clamp(min=1e-30))
         for x, y in pairs
+        if isinstance(x, Tensor)
     )

@@ -13,7 +13,7 @@ from typing import Optional
 
 from torch import nn
 
-from ..layers import QuantLayer, is_quantizable
+from ..layers import is_quantizable
 from ..registry import TASK_UTILS
 from .record import Trace
 
@@ -213,11 +213,3 @@ class PatternPartition(Partition):
         return chosen + [
             m for m in self.others.choose(model, trace) if apart(m)
         ]
-
-
-def unit_layers(model: nn.Module, unit: Unit) -> dict[str, QuantLayer]:
-    """The quantized layers of a unit, by name."""
-    return {
-        name: model.get_submodule(name)  # type: ignore[misc]
-        for name in unit.layers
-    }

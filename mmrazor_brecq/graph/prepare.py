@@ -8,7 +8,8 @@ where its tensor itself reaches a layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Optional, Union
 
@@ -78,6 +79,17 @@ class QuantizationScheme:
     activation: Optional[dict] = field(default_factory=lambda: dict(bits=8))
     first_last_bits: Optional[int] = 8
     bit_overrides: dict[str, Union[int, dict]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Keys that no quantizer knows show here, before any work.
+        self.weight_quantizer(nn.Linear(1, 1), self.weight.get('bits', 8))
+        self.activation_quantizer((self.activation or {}).get('bits', 8))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields as plain Python."""
+        # Through JSON, since a config's dictionaries are of a kind of their
+        # own, which no safe load accepts.
+        return json.loads(json.dumps(asdict(self)))
 
     def bits(self, layers: list[str], ends: list[str]) -> dict[str, Bits]:
         """Width of weight and input for every layer.
@@ -219,6 +231,7 @@ def prepare(
             width = max(bits[n][1] for n, p in places.items() if p == place)
             doors[place] = scheme.activation_quantizer(width)
         if doors and scheme.activation is not None:
-            unit.module.add_module('door', Door(doors))
+            device = next(unit.module.parameters()).device
+            unit.module.add_module('door', Door(doors).to(device))
             unit.module.register_forward_pre_hook(_enter, with_kwargs=True)
     return bits

@@ -104,8 +104,9 @@ def quantize_layer(
         layer.weight.data = layer.weight.data.contiguous()
     cls: Any = type(layer)
     layer.__class__ = _quant_class(cls)
-    layer.weight_quantizer = weight_quantizer
-    layer.input_quantizer = input_quantizer or nn.Identity()
+    device = layer.weight.device
+    layer.weight_quantizer = weight_quantizer.to(device)
+    layer.input_quantizer = (input_quantizer or nn.Identity()).to(device)
 
 
 def quant_layers(module: nn.Module, prefix: str = '') -> dict[str, QuantLayer]:

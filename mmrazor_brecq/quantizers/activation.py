@@ -68,9 +68,16 @@ class ActivationQuantizer(nn.Module):
             values (Tensor): Activations, finite, any shape.
         """
         values = values.detach().flatten()
-        ends = torch.stack([values.min(), values.max()])
-        stride = -(-values.numel() // self.sample_size)
-        sample = torch.cat([values[::stride], ends])
+        ends = torch.stack(values.aminmax())
+        if len(values) > self.sample_size:
+            # Not every n-th: that would be the same few columns of an image.
+            chosen = torch.randint(
+                len(values),
+                (self.sample_size,),
+                generator=torch.Generator().manual_seed(0),
+            )
+            values = values[chosen.to(values.device)]
+        sample = torch.cat([values, ends])
         scale, zero_point = self.observer(sample[None], self.grid)
         self.scale.copy_(scale[0])
         self.zero_point.copy_(zero_point[0])

@@ -7,7 +7,6 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ..functional import annealed_beta
 from ..graph import Unit
@@ -176,19 +175,14 @@ class BlockReconstructor(NearestRounding):
         self, unit: Unit, data: UnitData, index: Tensor, masks: MaskPool
     ) -> Any:
         """Inputs of which some elements come from the float network."""
-        inputs = data.inputs.take(index)
         quantizers = activation_quantizers(unit.module)
         drop = quantizers[0].drop_prob if quantizers else 0.0
         if not drop:
-            return inputs
-        return tree_map(
-            lambda x, y: (
-                masks.mix(x, y, 1 - drop)
-                if isinstance(x, Tensor) and x.is_floating_point()
-                else x
-            ),
-            inputs,
-            data.float_inputs.take(index),
+            return data.inputs.take(index)
+        return data.inputs.mixed(
+            data.float_inputs,
+            index,
+            lambda x, y: masks.mix(x, y, 1 - drop),
         )
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -82,8 +82,31 @@ class Rows:
             self.spec,
         )
 
+    def mixed(
+        self,
+        other: Rows,
+        index: Tensor,
+        mix: Callable[[Tensor, Tensor], Tensor],
+    ) -> Any:
+        """The structure of some images, its real tensors mixed with others.
+
+        Args:
+            other (Rows): Of the same form.
+            index (Tensor): Whole numbers below ``len(self)``.
+            mix (callable): From two tensors of images to one.
+        """
+        leaves = []
+        for x, y, fold in zip(self.leaves, other.leaves, self.folds):
+            if fold:
+                x = self._take(x, fold, index)
+                if x.is_floating_point():
+                    x = mix(x, self._take(y, fold, index))
+            leaves.append(x)
+        return tree_unflatten(leaves, self.spec)
+
     @staticmethod
     def _take(leaf: Tensor, fold: int, index: Tensor) -> Tensor:
+        index = index.to(leaf.device)
         if fold > 1:
             return leaf.unflatten(0, (-1, fold))[index].flatten(0, 1)
         return leaf.index_select(0, index)

@@ -36,6 +36,7 @@ class UnitProgress:
             TimeElapsedColumn(),
             TextColumn('left'),
             TimeRemainingColumn(),
+            speed_estimate_period=3600,
         )
         self.task = self.bar.add_task('units', total=total)
         self._streams: list[tuple[logging.StreamHandler, object]] = []

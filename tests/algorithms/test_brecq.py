@@ -516,6 +516,14 @@ def test_the_relative_difference_is_that_of_the_largest_values():
     assert relative_difference(double, double, x) == 0
 
 
+def test_outputs_that_are_no_tensors_are_not_compared():
+    class Many(nn.Module):
+        def forward(self, x):
+            return None, dict(a=x, b=[x * 2, 'c'])
+
+    assert relative_difference(Many(), Many(), torch.ones(2)) == 0
+
+
 def test_an_example_of_any_batch_size_shows_the_same(toy, batches):
     found = []
     for example in batches[0][:1], batches[0], torch.zeros(1, 3, 8, 8):

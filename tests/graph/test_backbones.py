@@ -1,5 +1,5 @@
 """The rules on real architectures: all that stands between a config and a
-quantized network, on 50 backbones of mmcls with random weights.
+quantized network, on some fifty backbones of mmcls with random weights.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Case(NamedTuple):
     blocks, and the single layers beside them. ``end`` bounds the error of
     the quantized network's output, relative to what it varies by; None
     where deep stacks of BatchNorms with random weights in between blow up
-    every difference. ``double`` is False where the code of a network
-    computes in single precision at one place.
+    every difference. ``unit`` bounds the median of the units' own errors.
+    ``double`` is False where the code of a network computes in single
+    precision at one place.
     """
 
     config: dict
@@ -48,6 +49,7 @@ class Case(NamedTuple):
     norms: Optional[tuple[int, int]] = None
     units: Optional[tuple[int, int]] = None
     end: Optional[float] = None
+    unit: float = 0.12
     double: bool = True
 
 
@@ -128,7 +130,10 @@ CASES = dict(
         dict(type='Res2Net', depth=50), norms=(87, 87), units=(16, 3)
     ),
     resnest=Case(
-        dict(type='ResNeSt', depth=50), norms=(71, 71), units=(16, 3)
+        dict(type='ResNeSt', depth=50),
+        norms=(71, 71),
+        units=(16, 3),
+        unit=0.25,
     ),
     resnet18=Case(dict(type='ResNet', depth=18), 64, (20, 20), (8, 1), 0.4),
     resnet50=Case(dict(type='ResNet', depth=50), 64, (53, 53), (16, 1)),
@@ -218,6 +223,15 @@ CASES = dict(
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads on two busy cores mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def norms_of(network):
     return [
         module
@@ -249,9 +263,21 @@ def settle(network, images):
 def relative_error(output, target):
     """Of each tensor, relative to what the target varies by."""
     return max(
-        float((x - y).norm() / (y - y.mean(0)).norm())
+        float((x - y).norm() / spread(y))
         for x, y in zip(tensors(output), tensors(target))
     )
+
+
+def spread(x):
+    """From image to image, or within what is the same for all images."""
+    images = (x - x.mean(0)).norm()
+    return images if images > 0 else (x - x.mean()).norm()
+
+
+def eight_bits():
+    """At eight bits the whole range is as good as the best one."""
+    quantizer = dict(bits=8, observer=dict(type='MinMaxObserver'))
+    return dict(weight=quantizer, activation=quantizer)
 
 
 class Probe(NearestRounding):
@@ -276,9 +302,9 @@ class Probe(NearestRounding):
 @pytest.mark.parametrize('name', CASES)
 def test_the_way_from_a_config_to_eight_bits(name):
     models = pytest.importorskip('mmcls.models')
-    case = CASES[name]
+    case, scheme = CASES[name], eight_bits()
     torch.manual_seed(0)
-    network = models.build_backbone(case.config)
+    network = models.build_backbone(copy.deepcopy(case.config))
     channels = 1 if name == 'lenet' else 3
     images = torch.randn(6, channels, case.size, case.size)
     settle(network, images)
@@ -299,9 +325,7 @@ def test_the_way_from_a_config_to_eight_bits(name):
     del folded, original
 
     # Prepare: units hold every called layer once, and it is quantized.
-    observer = dict(type='MinMaxObserver')
-    quantizer = dict(bits=8, observer=observer)
-    model = BRECQ(network, dict(weight=quantizer, activation=quantizer))
+    model = BRECQ(network, scheme)
     teacher = model.prepare(images[:1])
     trace = record(teacher, images[:1])
     called = {c.name for c in trace.calls if is_quantizable(c.module)}
@@ -329,13 +353,67 @@ def test_the_way_from_a_config_to_eight_bits(name):
         for module, uses in trace.by_module().items()
     }
 
+    # Built anew from the config, the state gives the same.
+    config = copy.deepcopy(case.config)
+    other = BRECQ(models.build_backbone(config), scheme)
+    # SwinV2 drops tables from a state when it loads it, and misses them.
+    loaded = other.load_state_dict(model.state_dict(), strict=False)
+    assert loaded.unexpected_keys == []
+    assert other.state_dict().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        output, again = model(images), other(images)
+    for x, y in zip(tensors(output), tensors(again)):
+        assert x.isfinite().all() and torch.equal(x, y)
+
     # Eight bits are close to float, unit by unit and in the end.
     assert all(layer.frozen for layer in quant_layers(model).values())
     assert all(q.active for q in activation_quantizers(model))
     errors = torch.tensor(list(probe.errors.values()))
-    assert errors.median() < 0.12 and errors.max() < 0.5, probe.errors
-    with torch.no_grad():
-        output = model(images)
-    assert all(x.isfinite().all() for x in tensors(output))
+    assert errors.median() < case.unit, probe.errors
+    assert errors.max() < 0.5, probe.errors
     if case.end is not None:
         assert relative_error(output, expected) < case.end
+
+
+def test_a_detector():
+    """A network that takes images one by one, gives lists of dicts, and
+    calls the layers of its heads once a level of its pyramid.
+    """
+    torchvision = pytest.importorskip('torchvision')
+    torch.manual_seed(0)
+    network = torchvision.models.detection.retinanet_resnet50_fpn(
+        weights=None, weights_backbone=None, min_size=64, max_size=64
+    ).eval()
+    for norm in network.modules():
+        if isinstance(norm, torchvision.ops.FrozenBatchNorm2d):
+            norm.weight.uniform_(0.3, 0.9)
+            norm.running_var.uniform_(0.5, 1.5)
+    images = torch.rand(6, 3, 64, 64)
+    folded = copy.deepcopy(network)
+    names = fold_batch_norm(folded, record(folded, images))
+    assert len(names) == 53
+    assert relative_difference(network.backbone, folded.backbone, images) < (
+        1e-5
+    )
+
+    model = BRECQ(network, eight_bits())
+    teacher = model.prepare(images[:1])
+    names = [unit.name for unit in model.units]
+    assert sum(name.startswith('backbone.body.layer') for name in names) == 16
+    heads = [name for name in names if name.startswith('head.')]
+    assert len(heads) == 10
+    calls = collections.Counter()
+    for module in teacher.modules():
+        module.register_forward_hook(lambda module, *_: calls.update([module]))
+    probe = Probe()
+    batches = [images[:4], images[4:]]
+    list(model.reconstruct(teacher, batches, reconstructor=probe))
+
+    for name in heads:
+        assert calls[teacher.get_submodule(name)] == 5 * len(batches)
+    errors = torch.tensor(list(probe.errors.values()))
+    assert errors.median() < 0.2 and errors.max() < 0.5, probe.errors
+    with torch.no_grad():
+        found, expected = model(images), teacher(images)
+    assert len(found) == len(expected) == 6
+    assert all(x.isfinite().all() for x in tensors(found))

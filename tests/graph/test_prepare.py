@@ -287,6 +287,16 @@ def test_no_activation_is_quantized_where_none_is_asked_for(each_toy, batches):
     assert (out - expected).norm() / expected.norm() < 0.03
 
 
+def test_quantizers_lie_where_the_network_does(toy, batches):
+    network = toy('residual')
+    trace = record(network, batches[0])
+    units = BlockPartition()(network, trace)
+    prepare(network.to('meta'), trace, units, QuantizationScheme())
+
+    assert {x.device.type for x in network.buffers()} == {'meta'}
+    assert len(list(network.buffers())) > 20
+
+
 def widths(network, kind):
     """Width by layer as the modules have it, the door's counted for all."""
     found = {}
