@@ -6,7 +6,7 @@ import hashlib
 import os.path as osp
 import pickle
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Union
 
 import torch
 from mmengine.logging import print_log
@@ -35,6 +35,9 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f'No checkpoint at {path!r}')
+    with open(path, 'rb') as file:
+        if not file.read(2).startswith((b'PK', b'\x80')):
+            raise ValueError(_broken(path, 'neither an archive nor a pickle'))
     try:
         content = torch.load(path, 'cpu', weights_only=not trust)
     except pickle.UnpicklingError as error:
@@ -59,7 +62,7 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
     )
 
 
-def _broken(path: str, error: Exception) -> str:
+def _broken(path: str, error: Union[Exception, str]) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     return (
         f'{path!r} is no whole checkpoint ({lines[0]}): it may be cut '

@@ -62,10 +62,11 @@ def test_truncated_file(path, left):
         read_checkpoint(path)
 
 
-def test_a_file_of_something_else(path):
+@pytest.mark.parametrize('text', ['<html>not found</html>', 'epoch: 3'])
+def test_a_file_of_something_else(path, text):
     with open(path, 'w') as file:
-        file.write('<html>not found</html>')
-    with pytest.raises(ValueError, match='checkpoint'):
+        file.write(text)
+    with pytest.raises(ValueError, match='no whole checkpoint'):
         read_checkpoint(path)
 
 

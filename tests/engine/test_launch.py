@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmrazor_brecq.engine.launch import load_config
+from mmrazor_brecq.engine.launch import load_config, ptq
 
 from .conftest import CONFIG, ROOT
 
@@ -43,3 +43,44 @@ def test_every_run_has_a_seed(tmp_path):
     assert cfg.randomness.seed == 0
     cfg = load_config(CONFIG, {'randomness.seed': 3}, str(tmp_path))
     assert cfg.randomness.seed == 3
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'model.quantisation': dict(weight=dict(bits=4))},
+        {'model.quantization.weight.bit': 3},
+        {'model.reconstructor.iteration': 3},
+    ],
+)
+def test_a_key_that_nothing_knows(tmp_path, change):
+    cfg = load_config(CONFIG, change, str(tmp_path))
+    word = next(iter(change)).split('.')[-1]
+    with pytest.raises(ValueError, match=f'a key too many.*{word}'):
+        ptq(cfg, 'none.pth')
+
+
+def test_overrides_from_the_command_line(tmp_path):
+    option = "{'backbone.layer1.*': 8}"
+    cfg = load_config(
+        CONFIG, {'model.quantization.bit_overrides': option}, str(tmp_path)
+    )
+    assert cfg.model.quantization.bit_overrides == {'backbone.layer1.*': 8}
+
+
+def test_a_key_of_the_runner_needs_no_place_in_the_config(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text("model = dict(type='mmrazor_brecq.BRECQ')\n")
+    cfg = load_config(str(path), {'randomness.seed': 3}, str(tmp_path))
+    assert cfg.randomness.seed == 3
+
+
+@pytest.mark.parametrize('calibration', [None, dict(num_images=3)])
+def test_a_loop_that_calibrates_on_nothing(tmp_path, calibration):
+    cfg = load_config(CONFIG, None, str(tmp_path))
+    cfg.test_cfg.calibration = calibration
+    with pytest.raises(ValueError, match='test_cfg.calibration'):
+        ptq(cfg, 'none.pth')
+    cfg.test_cfg = dict(type='TestLoop')
+    with pytest.raises(ValueError, match="test_cfg.type='TestLoop'"):
+        ptq(cfg, 'none.pth')

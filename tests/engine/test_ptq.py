@@ -92,6 +92,21 @@ def test_quantized_checkpoint_gives_the_same_metrics(finished, quick):
     assert again == metrics
 
 
+def test_quantized_checkpoint_refuses_another_scheme(finished, quick):
+    folder, _ = finished
+    cfg = quick('again', model__quantization__activation__symmetric=True)
+    with pytest.raises(ValueError, match='quantization.activation'):
+        evaluate(cfg, str(folder / 'quantized.pth'))
+
+
+def test_a_broken_progress_file_is_named(quick, tmp_path):
+    progress = tmp_path / 'run/progress'
+    progress.mkdir(parents=True)
+    (progress / 'run.json').write_text('{"identity"')
+    with pytest.raises(ValueError, match='run.json is broken'):
+        ptq(quick(), FLOAT, resume=True)
+
+
 def test_same_seed_same_bits_other_seed_others(finished, quick, tmp_path):
     folder, _ = finished
     ptq(quick('same'), FLOAT)
@@ -127,7 +142,13 @@ def test_resumes_with_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    'change', [dict(model__quantization__weight__bits=3), dict(seed=1), None]
+    'change',
+    [
+        dict(model__quantization__weight__bits=3),
+        dict(test_dataloader__dataset__indices=32),
+        dict(seed=1),
+        None,
+    ],
 )
 def test_resume_refuses_another_run(quick, tmp_path, monkeypatch, change):
     def interrupted(self, *args):

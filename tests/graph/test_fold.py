@@ -258,6 +258,52 @@ def test_a_norm_of_the_batch_at_hand_stays(norm, batches):
     assert folded(network, batches[0]) == ([], 0)
 
 
+class WithChild(nn.BatchNorm2d):
+    """A norm that activates as well, as some libraries have it."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+class WithFunction(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.leaky_relu(super().forward(x), 0.1)
+
+
+class OfAnotherKind(nn.Module):
+    """It has the tensors of a norm, but does something else with them."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.eps = 1e-5
+        for name in 'weight', 'bias', 'running_mean', 'running_var':
+            self.register_buffer(name, torch.ones(channels))
+
+    def forward(self, x):
+        return x / (1 + self.running_var[:, None, None] * x.abs())
+
+
+@pytest.mark.parametrize('kind', [WithChild, WithFunction, OfAnotherKind])
+def test_a_norm_that_does_more_than_normalise_stays(kind, batches):
+    network = Net(
+        lambda self, x: self.bn(self.conv(x)), conv=conv(), bn=kind(4)
+    )
+
+    assert folded(network, batches[0]) == ([], 0)
+
+
+def test_folding_draws_no_random_numbers(toy, batches):
+    network = toy('residual')
+    state = torch.get_rng_state()
+    fold_batch_norm(network, record(network, batches[0]))
+
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize('tokens', [4, 5])
 def test_a_norm_over_tokens_stays(tokens):
     """Its channels are not those of the layer before it."""

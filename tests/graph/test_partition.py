@@ -152,6 +152,22 @@ def test_a_block_has_no_other_block_in_it(batches):
     assert names(units) == ['0.before', '0.inner.0', '0.inner.1', '1']
 
 
+def test_a_module_that_is_never_called_is_no_block(batches):
+    """Another one calls its layers, and is the block itself."""
+
+    class Borrows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.store = nn.Sequential(Two())
+
+        def forward(self, x):
+            (two,) = self.store
+            return two.first(two.second(x).relu())
+
+    units = cut(nn.Sequential(Borrows()), batches, BlockPartition())
+    assert names(units) == ['0']
+
+
 def test_a_layer_in_two_blocks_is_in_the_unit_of_one(batches):
     network = nn.Sequential(Two(), Two())
     network[1].second = network[0].second

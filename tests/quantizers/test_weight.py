@@ -113,6 +113,19 @@ def test_freezing_keeps_what_evaluation_gives_bit_for_bit(
     assert not list(quantizer.parameters())
 
 
+@each_case
+def test_freezing_in_the_midst_of_learning_rounds_to_the_nearer_end(
+    case, weight, generator
+):
+    quantizer = fitted(weight, **case)
+    quantizer.learn(weight)
+    disturb(quantizer, generator)
+    other = copy.deepcopy(quantizer).eval()
+    integers = quantizer.train().freeze(weight)
+
+    assert torch.equal(integers, other.freeze(weight))
+
+
 def test_learned_steps_and_roundings_are_both_kept(generator):
     weight = torch.randn(6, 20, generator=generator)
     quantizer = fitted(weight, bits=3)
