@@ -92,12 +92,18 @@ class BlockReconstructor(NearestRounding):
         layers = open_layers(unit.module)
         for layer in layers:
             layer.weight_quantizer.learn(layer.weight)
-        masks = MaskPool(generator, layers[0].weight.device)
+        device = next(unit.module.parameters()).device
+        masks = MaskPool(generator, device)
         for quantizer in open_steps(unit.module):
             quantizer.learn(masks)
+        groups = self._parameter_groups(unit, layers)
+        if not groups:
+            report.note = 'there is nothing to learn: nearest kept'
+            return
         for quantizer in open_quantizers(unit.module):
             quantizer.train()
-        self._optimise(unit, layers, data, masks, generator, report)
+        optimizer = torch.optim.Adam(groups, fused=True)
+        self._optimise(unit, optimizer, data, masks, generator, report)
         report.after = self.judge(unit, data)
         report.accepted = report.after < report.before
         if not report.accepted:
@@ -106,13 +112,13 @@ class BlockReconstructor(NearestRounding):
     def _optimise(
         self,
         unit: Unit,
-        layers: list[QuantLayer],
+        optimizer: torch.optim.Optimizer,
         data: UnitData,
         masks: MaskPool,
         generator: torch.Generator,
         report: UnitReport,
     ) -> None:
-        optimizer = self._optimizer(unit, layers)
+        layers = open_layers(unit.module)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, self.iterations
         )
@@ -147,9 +153,9 @@ class BlockReconstructor(NearestRounding):
             if i % 10 == 0:
                 report.losses.append((i, self._finite(error, i)))
 
-    def _optimizer(
+    def _parameter_groups(
         self, unit: Unit, layers: list[QuantLayer]
-    ) -> torch.optim.Optimizer:
+    ) -> list[dict[str, Any]]:
         weights = [layer.weight_quantizer for layer in layers]
         groups = [
             ([p for q in weights for p in q.trainable()], self.rounding_lr),
@@ -166,10 +172,7 @@ class BlockReconstructor(NearestRounding):
                 self.activation_scale_lr,
             ),
         ]
-        return torch.optim.Adam(
-            [dict(params=params, lr=lr) for params, lr in groups if params],
-            fused=True,
-        )
+        return [dict(params=params, lr=lr) for params, lr in groups if params]
 
     def _mixed_inputs(
         self, unit: Unit, data: UnitData, index: Tensor, masks: MaskPool

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.graph import run_float
 from mmrazor_brecq.layers import activation_quantizers, quant_layers
 from mmrazor_brecq.reconstruction import (
@@ -546,3 +547,24 @@ def test_a_parked_unit_can_be_run_and_read_as_if_it_stood_there(
         parked = teacher.state_dict()
         assert parked.keys() == state.keys()
         assert all(torch.equal(parked[key], state[key]) for key in state)
+
+
+def test_a_unit_with_nothing_to_learn_keeps_nearest():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    model = BRECQ(
+        network,
+        quantization=dict(
+            weight=dict(
+                bits=2, rounding=dict(type='Nearest'), learn_scale=False
+            ),
+            activation=None,
+            first_last_bits=None,
+        ),
+        reconstructor=dict(
+            type='BlockReconstructor', iterations=2, batch_size=4
+        ),
+    ).eval()
+    images = torch.rand(12, 3, 8, 8)
+    teacher = model.prepare(images[:1])
+    for report in model.reconstruct(teacher, list(images.split(6))):
+        assert 'nothing to learn' in report.note and not report.accepted
