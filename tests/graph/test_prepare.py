@@ -429,10 +429,10 @@ def test_a_door_is_as_wide_as_its_widest_reader(toy, batches):
         (dict(bit_overrides={'head': 4.0}), '4.0.*head'),
         (dict(bit_overrides={'head': '4'}), '4.*head|head.*4'),
         (dict(first_last_bits=9), "9 bits.*'stem.0'.*`first_last_bits`"),
-        (dict(weight=dict(bits=1)), '1 bits.*`quantization.weight.bits`'),
+        (dict(weight=dict(bits=1)), 'bits=1,.*2 to 8.*`bits`'),
         (
             dict(activation=dict(bits=16)),
-            '16 bits.*`quantization.activation.bits`',
+            'bits=16,.*2 to 8.*`bits`',
         ),
     ],
     ids=str,
