@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import pytest
@@ -239,13 +240,24 @@ def make(name, seed=0):
     return randomise(network, torch.Generator().manual_seed(seed)).eval()
 
 
-@pytest.fixture(autouse=True)
-def eager(request):
-    """Fast tests wait for no compiler; the slow ones use it."""
-    if request.node.get_closest_marker('slow'):
+#: Of torch 2.6; older ones compile in all tests.
+stance = getattr(torch.compiler, 'set_stance', contextlib.nullcontext)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def eager():
+    """Fast tests, and fixtures of any scope, wait for no compiler."""
+    with stance('force_eager'):
         yield
-        return
-    with torch.compiler.set_stance('force_eager'):
+
+
+@pytest.fixture(autouse=True)
+def compiled(request):
+    """The slow tests use it."""
+    if request.node.get_closest_marker('slow'):
+        with stance('default'):
+            yield
+    else:
         yield
 
 
