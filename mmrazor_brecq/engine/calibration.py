@@ -13,17 +13,8 @@ from torch.utils.data import DataLoader
 from ..algorithms import BRECQ
 
 
-def raw_images(data: dict) -> list[Tensor]:
-    """The images of one batch as the pipeline gave them."""
-    return list(data['inputs'])
-
-
 class ImageSet:
-    """Remembers images by their content.
-
-    Args:
-        what (str): What to call them in a message.
-    """
+    """Remembers images by their content, as the pipeline gives them."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
@@ -33,7 +24,7 @@ class ImageSet:
         """A number for each image of a batch."""
         return [
             hash(image.contiguous().cpu().numpy().tobytes())
-            for image in raw_images(data)
+            for image in data['inputs']
         ]
 
     def add(self, data: dict) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import os.path as osp
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional, Union
 
@@ -19,7 +19,7 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..algorithms import BRECQ
@@ -109,18 +109,22 @@ class PTQLoop(TestLoop):
         del original
         with clock('capture'):
             nearest = copy.deepcopy(model)
-            for _ in self._reconstruct(
-                nearest, teacher, batches, progress, NearestRounding()
-            ):
-                pass
+            if 'nearest' not in progress.metrics:
+                for _ in nearest.reconstruct(
+                    teacher, batches, self.runner.seed, NearestRounding()
+                ):
+                    pass
         with clock('evaluate'):
             self._evaluate(nearest, 'nearest', progress)
         del nearest
-        with clock('reconstruct'), self._unit_progress() as show:
+        bar = UnitProgress(len(model.units), self.runner.logger)
+        with clock('reconstruct'), bar as show:
             for report in progress.reports:
                 show(report)
             modules = {unit.name: unit.module for unit in model.units}
-            for report in self._reconstruct(model, teacher, batches, progress):
+            for report in model.reconstruct(
+                teacher, batches, self.runner.seed, done=progress.units()
+            ):
                 progress.add_unit(report, modules[report.name])
                 self._plot(report)
                 show(report)
@@ -131,21 +135,6 @@ class PTQLoop(TestLoop):
             self._write(progress, clock, bytes_of_weights, identity)
             progress.remove()
         return metrics
-
-    def _reconstruct(
-        self,
-        model: BRECQ,
-        teacher: nn.Module,
-        batches: Sequence[Tensor],
-        progress: Progress,
-        reconstructor: Optional[NearestRounding] = None,
-    ) -> Iterator[UnitReport]:
-        if reconstructor is not None and 'nearest' in progress.metrics:
-            return iter(())
-        done = progress.units() if reconstructor is None else {}
-        return model.reconstruct(
-            teacher, batches, self.runner.seed, reconstructor, done
-        )
 
     def _evaluate(
         self,
@@ -171,11 +160,6 @@ class PTQLoop(TestLoop):
             + ', '.join(f'{key} {value:.4g}' for key, value in metrics.items())
         )
         progress.add_metrics(name, _plain(metrics))
-
-    @contextmanager
-    def _unit_progress(self) -> Iterator[UnitProgress]:
-        with UnitProgress(len(self.model.units), self.runner.logger) as show:
-            yield show
 
     def _plot(self, report: UnitReport) -> None:
         for step, loss in report.losses:

@@ -210,7 +210,7 @@ def prepare(
         dict[str, tuple]: Bits of weight and input of every layer.
     """
     calls = trace.by_module()
-    names = {name: m for m, uses in calls.items() for name in (uses[0].name,)}
+    names = {uses[0].name: module for module, uses in calls.items()}
     layers = [name for unit in units for name in unit.layers]
     bits = scheme.bits(layers, end_layers(trace))
     for unit in units:

@@ -72,10 +72,6 @@ class Trace:
     users: dict[Value, set[nn.Module]] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list, repr=False)
 
-    def of(self, module: nn.Module) -> list[Call]:
-        """The calls of one module."""
-        return [call for call in self.calls if call.module is module]
-
     def by_module(self) -> dict[nn.Module, list[Call]]:
         """The calls of every module."""
         calls: dict[nn.Module, list[Call]] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -171,7 +170,6 @@ class NearestRounding:
         Returns:
             UnitReport: How it went.
         """
-        start = time.perf_counter()
         report = UnitReport(unit.name, list(unit.layers))
         try:
             self.fit(unit, data)
@@ -187,7 +185,6 @@ class NearestRounding:
             quantizer.freeze()
         for layer in open_layers(unit.module):
             layer.freeze()
-        report.seconds = time.perf_counter() - start
         return report
 
     def learn(

@@ -111,12 +111,6 @@ class Rows:
             return leaf.unflatten(0, (-1, fold))[index].flatten(0, 1)
         return leaf.index_select(0, index)
 
-    def batches(self, size: int) -> list[Any]:
-        """The structures of all images, ``size`` at a time."""
-        return [
-            self.take(index) for index in torch.arange(len(self)).split(size)
-        ]
-
     def split(self) -> Iterator[Any]:
         """The structures batch by batch, as they came."""
         for index in torch.arange(len(self)).split(self.sizes):

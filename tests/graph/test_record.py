@@ -72,7 +72,7 @@ def test_nested_inputs_and_outputs_are_flattened(toy, batches):
 def test_a_module_may_be_called_twice_or_never(toy, batches):
     shared = toy('shared')
     trace = record(shared, batches[0])
-    assert len(trace.of(shared.head[0].conv)) == 2
+    assert len(trace.by_module()[shared.head[0].conv]) == 2
     assert len(trace.by_module()[shared.head[0]]) == 2
 
     uncalled = toy('uncalled')
