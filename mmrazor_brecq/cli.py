@@ -1,11 +1,18 @@
-"""The console command: ``mmrazor-brecq TOOL ...`` runs a script of tools/."""
+"""The console command: ``mmrazor-brecq TOOL ...`` runs a script of tools/.
+
+Beside it, what the tools that quantize and evaluate have in common.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import runpy
 import sys
 from pathlib import Path
+from typing import Any, Callable
+
+from mmengine.config import DictAction
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -46,3 +53,60 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f'{given}, choose from {choices}')
     sys.argv = [str(tools[name]), *argv[1:]]
     runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+def tool_parser(doc: str | None, config: str, checkpoint: str) -> Any:
+    """The arguments that all tools take.
+
+    Args:
+        doc (str): What the tool does.
+        config (str): What its config is.
+        checkpoint (str): What its checkpoint is.
+
+    Returns:
+        argparse.ArgumentParser: To be completed.
+    """
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument('config', help=config)
+    parser.add_argument('checkpoint', help=checkpoint)
+    parser.add_argument('--work-dir', help='folder of everything written')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='changes to the config, such as model.quantization.weight.bits=3',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def run_tool(
+    args: argparse.Namespace,
+    action: Callable[[], Any],
+    after_interrupt: str = '',
+) -> int:
+    """Run what a tool does; a user's mistake ends in one line.
+
+    Args:
+        args (argparse.Namespace): Of :func:`tool_parser`.
+        action (callable): Does it.
+        after_interrupt (str): What to say after Ctrl-C.
+
+    Returns:
+        int: The exit status: 0, 1 after a mistake, 130 after Ctrl-C.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    try:
+        action()
+    except (ValueError, KeyError, OSError) as error:
+        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f'\nInterrupted{after_interrupt}', file=sys.stderr)
+        return 130
+    return 0
