@@ -246,25 +246,28 @@ def test_says_nothing_where_calibration_is_apart(finished):
 
 
 @pytest.mark.slow
-def test_survives_being_killed(finished, tmp_path):
-    folder, _ = finished
-    options = [f'{key}={value}' for key, value in QUICK.items()]
-    command = [
-        *(sys.executable, str(ROOT / 'tools/ptq.py'), CONFIG, FLOAT),
-        *('--work-dir', str(tmp_path / 'killed')),
-        *('--cfg-options', *options),
-    ]
+def test_survives_being_killed(tmp_path):
+    """Against a run of the same command that was left alone."""
     env = dict(os.environ, MMRAZOR_BRECQ_DEMO=str(ROOT / 'demo'))
+
+    def command(work_dir):
+        return [
+            *(sys.executable, str(ROOT / 'tools/ptq.py'), CONFIG, FLOAT),
+            *('--work-dir', str(tmp_path / work_dir)),
+            *('--cfg-options', *(f'{k}={v}' for k, v in QUICK.items())),
+        ]
+
+    subprocess.run(command('alone'), env=env, check=True)
     progress = tmp_path / 'killed/progress'
-    run = subprocess.Popen(command, env=env)
+    run = subprocess.Popen(command('killed'), env=env)
     while not (progress / '0003.pth').exists():
         assert run.poll() is None, 'ended before it could be killed'
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert len(Progress(str(progress), {}, True).reports) in (3, 4)
-    subprocess.run([*command, '--resume'], env=env, check=True)
+    subprocess.run([*command('killed'), '--resume'], env=env, check=True)
     assert same(
-        frozen(folder / 'quantized.pth'),
+        frozen(tmp_path / 'alone/quantized.pth'),
         frozen(tmp_path / 'killed/quantized.pth'),
     )
