@@ -98,6 +98,7 @@ setup(
         'numpy',
         'mmengine>=0.10.1,<1.0',
         'greenlet',
+        'psutil',
         'rich',
         # mmengine needs pkg_resources, which setuptools 82 dropped.
         'setuptools>=77.0.3,<82',

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from mmengine.model import BaseModel
@@ -29,6 +29,7 @@ from ..reconstruction import (
     Stream,
     UnitData,
     UnitReport,
+    own_generator,
 )
 from ..registry import MODELS, TASK_UTILS
 
@@ -147,7 +148,7 @@ class BRECQ(BaseModel):
     def reconstruct(
         self,
         teacher: nn.Module,
-        batches: Sequence[Tensor],
+        images: Union[Rows, Sequence[Tensor]],
         seed: int = 0,
         reconstructor: Optional[NearestRounding] = None,
         done: Optional[Mapping[str, dict[str, Tensor]]] = None,
@@ -156,7 +157,9 @@ class BRECQ(BaseModel):
 
         Args:
             teacher (nn.Module): What :meth:`prepare` returned.
-            batches (list[Tensor]): Preprocessed calibration images.
+            images (Rows | list[Tensor]): Preprocessed calibration images,
+                batch by batch; activations are held where ``Rows`` are.
+                In several processes, those of this one.
             seed (int): Each unit draws from a generator of its own, so
                 that a run can go on after any unit.
             reconstructor (NearestRounding, optional): In place of the
@@ -176,48 +179,45 @@ class BRECQ(BaseModel):
             name: replace(unit, module=teacher.get_submodule(name))
             for name, unit in order.items()
         }
-        sizes = [len(batch) for batch in batches]
-        images = sum(sizes)
-        held_out = max(1, min(round(images * self.held_out), images - 1))
+        if not isinstance(images, Rows):
+            images = Rows(images, [len(batch) for batch in images])
+        held_out = round(len(images) * self.held_out)
+        held_out = max(1, min(held_out, len(images) - 1))
         reconstructor.objective.watch(
-            teacher, self.units, batches, torch.Generator().manual_seed(seed)
+            teacher, self.units, images, own_generator(seed)
         )
         holder = nn.ModuleDict(dict(teacher=teacher))
         finished = set()
         with (
-            Stream(self, 'architecture', self.units, batches) as student,
+            Stream(self, 'architecture', self.units, images) as student,
             Stream(
-                holder, 'teacher', list(apart.values()), batches
+                holder, 'teacher', list(apart.values()), images
             ) as original,
         ):
             here, there = student.advance(), original.advance()
             while here is not None and there is not None:
                 start = time.perf_counter()
-                name, calls = here
+                (name, inputs), (_, float_inputs) = here, there
                 unit = order[name]
-                new = name not in finished and name not in done
-                if new:  # Copies, since a unit may write to its arguments.
-                    inputs, float_inputs = (
-                        Rows(x, sizes) for x in (calls, there[1])
-                    )
-                targets = _run(apart[name].module, there[1])
+                targets = Rows(
+                    original.run(apart[name].module),
+                    images.sizes,
+                    images.store,
+                )
                 if name in done and name not in finished:
                     unit.module.load_state_dict(done[name])
-                elif new:
-                    data = UnitData(
-                        inputs, float_inputs, Rows(targets, sizes), held_out
-                    )
-                    generator = torch.Generator().manual_seed(
-                        seed * len(order) + list(order).index(name) + 1
-                    )
-                    report = reconstructor(unit, data, generator)
-                    del data, inputs, float_inputs
+                elif name not in finished:
+                    data = UnitData(inputs, float_inputs, targets, held_out)
+                    place = seed * len(order) + list(order).index(name) + 1
+                    report = reconstructor(unit, data, own_generator(place))
+                    del data
                     report.bits = {n: self.bits[n] for n in unit.layers}
                     report.seconds = time.perf_counter() - start
                     yield report
                 finished.add(name)
-                here = student.advance(_run(unit.module, calls))
-                there = original.advance(targets)
+                del here, there, inputs, float_inputs
+                here = student.advance(student.run(unit.module))
+                there = original.advance(targets.split())
         if finished != set(order):
             raise RuntimeError(
                 f'The forward pass never came to the units '
@@ -258,8 +258,3 @@ def _record_in_fast_order(network: nn.Module, example: Tensor) -> Trace:
     except RuntimeError:
         reorder(torch.contiguous_format)
         return record(network, example)
-
-
-@torch.no_grad()
-def _run(module: nn.Module, calls: Sequence[Any]) -> list[Any]:
-    return [module(*args, **kwargs) for args, kwargs in calls]

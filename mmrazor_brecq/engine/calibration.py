@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any, Union
 
+import psutil
 import torch
 from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
@@ -11,21 +15,34 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..algorithms import BRECQ
+from ..reconstruction import Rows, Store, share
+
+UNITS = {
+    'B': 1,
+    **{f'{c}B': 1000**i for i, c in enumerate('KMGT', 1)},
+    **{f'{c}iB': 1024**i for i, c in enumerate('KMGT', 1)},
+}
 
 
 class ImageSet:
     """Remembers images by their content, as the pipeline gives them."""
 
     def __init__(self) -> None:
-        self.seen: set[int] = set()
+        self.seen: set[bytes] = set()
 
     @staticmethod
-    def keys(data: dict) -> list[int]:
-        """A number for each image of a batch."""
+    def keys(data: dict) -> list[bytes]:
+        """A digest of each image of a batch."""
         return [
-            hash(image.contiguous().cpu().numpy().tobytes())
+            hashlib.blake2b(
+                image.contiguous().cpu().numpy().tobytes(), digest_size=16
+            ).digest()
             for image in data['inputs']
         ]
+
+    def gather(self) -> None:
+        """Remember what the other processes remember, too."""
+        self.seen.update(*all_gather_object(self.seen))
 
     def add(self, data: dict) -> None:
         """Remember the images of a batch."""
@@ -36,32 +53,77 @@ class ImageSet:
         return sum(key in self.seen for key in self.keys(data))
 
 
+def memory_budget(
+    memory: Union[str, float, None], device: torch.device
+) -> Union[int, None]:
+    """Bytes of activations that may be held on a device.
+
+    Args:
+        memory (str | float, optional): A size such as ``'1GiB'``, or a
+            share of what is free, up to 1; None for no limit.
+        device (torch.device): Where the model is.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if memory is None:
+        return None
+    if isinstance(memory, str):
+        match = re.fullmatch(r'\s*([0-9.]+)\s*([KMGT]?i?B)\s*', memory)
+        if match and match[2] in UNITS:
+            return int(float(match[1]) * UNITS[match[2]])
+    elif isinstance(memory, (int, float)) and 0 < memory <= 1:
+        if device.type == 'cpu':
+            return int(memory * psutil.virtual_memory().available)
+        free, _ = torch.get_device_module(device).mem_get_info(device)
+        return int(memory * free)
+    raise ValueError(
+        f"calibration.memory={memory!r}, expected a size such as '1GiB' or "
+        "'500MB', a share of what is free (above 0, up to 1), or None for "
+        'no limit'
+    )
+
+
 def collect_images(
-    model: BRECQ, loader: DataLoader, num_images: int, images: ImageSet
-) -> list[Tensor]:
-    """The first images of a loader, preprocessed, on the model's device.
+    model: BRECQ,
+    loader: DataLoader,
+    num_images: int,
+    images: ImageSet,
+    store: Store,
+) -> Rows:
+    """The first images of a loader, preprocessed.
 
     Args:
         model (BRECQ): Its preprocessor is applied.
-        loader (DataLoader): Where they come from.
-        num_images (int): How many.
+        loader (DataLoader): Where they come from: the share of this
+            process, as mmengine's samplers give it.
+        num_images (int): How many, in all processes together.
         images (ImageSet): Remembers them.
+        store (Store): Where they are held.
 
     Returns:
-        list[Tensor]: Batches N x C x H x W.
+        Rows: Batches N x C x H x W.
 
     Raises:
         ValueError: If there are too few, or one that is not finite.
     """
-    least = model.reconstructor.batch_size + 1
-    if num_images < least:
+    count, least = share(num_images), share(model.reconstructor.batch_size) + 1
+    if count < least:
         raise ValueError(
-            f'calibration.num_images={num_images}, expected {least} or more: '
-            'one batch to learn from (`model.reconstructor.batch_size`) and '
-            'one image to judge by'
+            f'calibration.num_images={num_images}, expected more: '
+            'each process needs a batch to learn from '
+            '(`model.reconstructor.batch_size`, shared by all) and one image '
+            f'to judge by, {least} in all, and this one has {count}'
         )
-    batches: list[Tensor] = []
-    count = 0
+    size = loader.batch_sampler.batch_size
+    sizes = [min(size, count - i) for i in range(0, count, size)]
+    return Rows(_batches(model, loader, count, images), sizes, store)
+
+
+def _batches(
+    model: BRECQ, loader: DataLoader, num_images: int, images: ImageSet
+) -> Iterator[Tensor]:
+    count, shapes = 0, set()
     for data in loader:
         images.add(data)
         batch = _preprocess(model, data)[: num_images - count]
@@ -71,39 +133,29 @@ def collect_images(
                 f'Calibration image {count + int(bad[0])} holds NaN or '
                 'infinity: mend it, or change `calibration.dataloader`'
             )
-        batches.append(batch)
+        shapes.add(tuple(batch.shape[1:]))
+        if len(shapes) > 1:
+            raise ValueError(
+                f'Calibration images have the sizes {shapes}: give '
+                'them one size in the pipeline of '
+                '`calibration.dataloader`'
+            )
+        yield batch
         count += len(batch)
         if count == num_images:
             break
     if count < num_images:
         raise ValueError(
-            f'calibration.num_images={num_images}, but the data set of '
-            f'`calibration.dataloader` gives {count} images: lower the '
+            f'calibration.num_images asks for {num_images}, but the data set '
+            f'of `calibration.dataloader` gives {count} images: lower the '
             'number, or give it more images'
         )
-    shapes = {tuple(batch.shape[1:]) for batch in batches}
-    if len(shapes) > 1:
-        raise ValueError(
-            f'Calibration images have the sizes {shapes}: give '
-            'them one size in the pipeline of '
-            '`calibration.dataloader`'
-        )
-    return batches
 
 
 def _preprocess(model: BRECQ, data: dict) -> Tensor:
     with torch.no_grad():
         inputs: Any = model.data_preprocessor(data, False)['inputs']
     return inputs.to(next(model.parameters()).device)
-
-
-def gather_images(batches: list[Tensor]) -> list[Tensor]:
-    """The batches of all processes, the same list on each."""
-    return [
-        batch.to(batches[0].device)
-        for part in all_gather_object(batches)
-        for batch in part
-    ]
 
 
 def warn_of_overlap(count: int, total: int) -> None:

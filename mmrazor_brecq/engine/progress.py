@@ -9,6 +9,7 @@ import shutil
 from typing import Any
 
 import torch
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ from .files import keep_older, save_json, save_tensors
 
 class Progress:
     """Frozen units and metrics of an unfinished run.
+
+    In several processes the first one reads and writes, and tells the
+    others what it found.
 
     Args:
         folder (str): Where they lie.
@@ -36,9 +40,25 @@ class Progress:
         self.content: dict[str, Any] = dict(
             identity=identity, metrics={}, units=[]
         )
+        found: list[Any] = [None]
+        if is_main_process():
+            try:
+                self._open(resume)
+            except ValueError as error:
+                found = [error]
+            else:
+                found = [self.content]
+        broadcast_object_list(found)
+        if isinstance(found[0], ValueError):
+            raise found[0]
+        self.content = found[0]
+
+    def _open(self, resume: bool) -> None:
+        """Find what lies there."""
         if not resume:
-            keep_older(folder)
+            keep_older(self.folder)
         elif osp.exists(self._path('run.json')):
+            identity = self.content['identity']
             try:
                 with open(self._path('run.json')) as file:
                     self.content = json.load(file)
@@ -50,12 +70,13 @@ class Progress:
             self._check(identity)
             print_log(
                 f'Resumes after {len(self.content["units"])} finished '
-                f'units in {folder}',
+                f'units in {self.folder}',
                 'current',
             )
         else:
             print_log(
-                f'Nothing to resume in {folder}: starts from the beginning',
+                f'Nothing to resume in {self.folder}: starts from the '
+                'beginning',
                 'current',
                 30,
             )
@@ -82,22 +103,33 @@ class Progress:
 
     def units(self) -> dict[str, dict[str, Tensor]]:
         """Frozen state of the finished units, by name."""
-        return {
-            unit['name']: torch.load(self._path(f'{i:04d}.pth'))
-            for i, unit in enumerate(self.content['units'])
-        }
+        found: list[Any] = [None]
+        if is_main_process():
+            found[0] = {
+                unit['name']: torch.load(
+                    self._path(f'{i:04d}.pth'), map_location='cpu'
+                )
+                for i, unit in enumerate(self.content['units'])
+            }
+        broadcast_object_list(found)
+        return found[0]
 
     def add_metrics(self, name: str, metrics: dict[str, float]) -> None:
         """Remember the metrics of one model."""
         self.metrics[name] = metrics
-        save_json(self.content, self._path('run.json'))
+        self._save()
 
     def add_unit(self, report: UnitReport, module: nn.Module) -> None:
         """Remember a frozen unit: first its state, then that it is there."""
         count = len(self.content['units'])
-        save_tensors(module.state_dict(), self._path(f'{count:04d}.pth'))
+        if is_main_process():
+            save_tensors(module.state_dict(), self._path(f'{count:04d}.pth'))
         self.content['units'].append(report.to_dict())
-        save_json(self.content, self._path('run.json'))
+        self._save()
+
+    def _save(self) -> None:
+        if is_main_process():
+            save_json(self.content, self._path('run.json'))
 
     def remove(self) -> None:
         """The run is over."""

@@ -15,22 +15,27 @@ import mmcv
 import mmengine
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    barrier,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..algorithms import BRECQ
-from ..reconstruction import NearestRounding, UnitReport
+from ..reconstruction import NearestRounding, Rows, Store, UnitReport
 from ..registry import LOOPS
 from ..report import UnitProgress, closing_table, weight_bytes
 from ..version import __version__
 from .calibration import (
     ImageSet,
     collect_images,
-    gather_images,
+    memory_budget,
     warn_of_overlap,
 )
 from .checkpoint import fingerprint
@@ -49,8 +54,11 @@ class PTQLoop(TestLoop):
         runner (Runner): Its model is a :class:`BRECQ` with float weights.
         dataloader (DataLoader | dict): Test images.
         evaluator (Evaluator | dict | list): Metrics.
-        calibration (dict): ``dataloader`` of the calibration images, and
-            ``num_images`` to take from it.
+        calibration (dict): ``dataloader`` of the calibration images,
+            ``num_images`` to take from it, and ``memory``: how much the
+            activations may take, a size such as ``'1GiB'`` or a share of
+            what is free (half of it by default); beyond it they lie in
+            files in the run's folder.
         resume (bool): Go on with an unfinished run.
         fp16 (bool): Evaluate in half precision.
     """
@@ -66,6 +74,7 @@ class PTQLoop(TestLoop):
     ) -> None:
         super().__init__(runner, dataloader, evaluator, fp16)
         self.num_images = calibration['num_images']
+        self.memory = calibration.get('memory', 0.5)
         self.calibration_dataloader = runner.build_dataloader(
             calibration['dataloader'], seed=runner.seed
         )
@@ -87,17 +96,21 @@ class PTQLoop(TestLoop):
         model = self.model
         calibration = ImageSet()
         with clock('prepare'):
-            batches = gather_images(
-                collect_images(
-                    model,
-                    self.calibration_dataloader,
-                    self.num_images,
-                    calibration,
-                )
+            device = next(model.parameters()).device
+            store = Store(
+                memory_budget(self.memory, device), self.runner.work_dir
             )
-            identity = self._identity(batches)
+            images = collect_images(
+                model,
+                self.calibration_dataloader,
+                self.num_images,
+                calibration,
+                store,
+            )
+            calibration.gather()
+            identity = self._identity(images)
             original = copy.deepcopy(model)
-            teacher = model.prepare(batches[0][:1])
+            teacher = model.prepare(images.batch(0)[:1])
             progress = Progress(
                 osp.join(self.runner.work_dir, 'progress'),
                 identity,
@@ -111,7 +124,7 @@ class PTQLoop(TestLoop):
             nearest = copy.deepcopy(model)
             if 'nearest' not in progress.metrics:
                 for _ in nearest.reconstruct(
-                    teacher, batches, self.runner.seed, NearestRounding()
+                    teacher, images, self.runner.seed, NearestRounding()
                 ):
                     pass
         with clock('evaluate'):
@@ -123,7 +136,7 @@ class PTQLoop(TestLoop):
                 show(report)
             modules = {unit.name: unit.module for unit in model.units}
             for report in model.reconstruct(
-                teacher, batches, self.runner.seed, done=progress.units()
+                teacher, images, self.runner.seed, done=progress.units()
             ):
                 progress.add_unit(report, modules[report.name])
                 self._plot(report)
@@ -132,8 +145,9 @@ class PTQLoop(TestLoop):
             metrics = super().run()
         progress.metrics['quantized'] = _plain(metrics)
         if is_main_process():
-            self._write(progress, clock, bytes_of_weights, identity)
+            self._write(progress, clock, bytes_of_weights, identity, store)
             progress.remove()
+        barrier()
         return metrics
 
     def _evaluate(
@@ -147,14 +161,15 @@ class PTQLoop(TestLoop):
         if name in progress.metrics:
             return
         model.eval()
-        overlap = 0
+        overlap = torch.zeros(())
         with torch.no_grad():
             for data in self.dataloader:
                 overlap += calibration.count(data) if calibration else 0
                 outputs = model.test_step(data)
                 self.evaluator.process(data_samples=outputs, data_batch=data)
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
-        warn_of_overlap(overlap, self.num_images)
+        all_reduce(overlap)
+        warn_of_overlap(int(overlap), self.num_images)
         self.runner.logger.info(
             f'{name}: '
             + ', '.join(f'{key} {value:.4g}' for key, value in metrics.items())
@@ -167,21 +182,24 @@ class PTQLoop(TestLoop):
                 f'loss/{report.name}', loss, step
             )
 
-    def _identity(self, batches: list[Tensor]) -> dict[str, str]:
+    def _identity(self, images: Rows) -> dict[str, str]:
         """What has to be the same for a run to go on."""
         cfg = self.runner.cfg
-        images = hashlib.sha256()
-        for batch in batches:
-            images.update(batch.cpu().contiguous().numpy().tobytes())
+        content = hashlib.sha256()
+        for batch in images.split():
+            content.update(batch.cpu().contiguous().numpy().tobytes())
+        shares = all_gather_object(content.hexdigest())
         parts = ('model', 'test_dataloader', 'test_evaluator')
+        source = cfg.test_cfg.calibration.to_dict()
+        source.pop('memory', None)  # It changes no bit of the result.
         config = repr(
             [cfg.to_dict()[part] for part in parts]
-            + [cfg.test_cfg.calibration.to_dict(), self.runner.seed]
+            + [source, self.runner.seed]
         )
         return dict(
             config=hashlib.sha256(config.encode()).hexdigest(),
             checkpoint=fingerprint(self.model.architecture),
-            calibration=images.hexdigest(),
+            calibration='-'.join(shares),
         )
 
     def _write(
@@ -190,12 +208,19 @@ class PTQLoop(TestLoop):
         clock: Clock,
         bytes_of_weights: dict[str, int],
         identity: dict[str, str],
+        store: Store,
     ) -> None:
         folder = self.runner.work_dir
         report = dict(
             **progress.metrics,
             seconds=clock.seconds,
             peak_memory_mb=round(peak_memory_mb()),
+            activations_mb=dict(
+                budget=None if store.budget is None else _mb(store.budget),
+                held=_mb(store.peak),
+                spilled=_mb(store.spilled),
+            ),
+            processes=get_world_size(),
             weight_bytes=bytes_of_weights,
             units=[unit.to_dict() for unit in progress.reports],
             versions=dict(
@@ -257,6 +282,10 @@ class Clock:
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _mb(size: int) -> int:
+    return round(size / 2**20)
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, float]:

@@ -60,6 +60,27 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer('zero_point', torch.tensor(0, dtype=torch.int16))
         self.register_buffer('bits', torch.tensor(bits, dtype=torch.uint8))
 
+    def sample(self, values: Tensor, parts: int = 1) -> Tensor:
+        """Some of many values, for :meth:`fit`.
+
+        Args:
+            values (Tensor): Activations, any shape.
+            parts (int): How many samples will be put together.
+
+        Returns:
+            Tensor: 1-dimensional, with the extremes among them.
+        """
+        values = values.detach().flatten()
+        size = self.sample_size // parts
+        if len(values) <= size:
+            return values
+        # Not every n-th: that would be the same few columns of an image.
+        chosen = torch.randint(
+            len(values), (size,), generator=torch.Generator().manual_seed(0)
+        )
+        ends = torch.stack(values.aminmax())
+        return torch.cat([values[chosen.to(values.device)], ends])
+
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
         """Choose scale and zero point, and quantize from now on.
@@ -67,17 +88,7 @@ class ActivationQuantizer(nn.Module):
         Args:
             values (Tensor): Activations, finite, any shape.
         """
-        values = values.detach().flatten()
-        ends = torch.stack(values.aminmax())
-        if len(values) > self.sample_size:
-            # Not every n-th: that would be the same few columns of an image.
-            chosen = torch.randint(
-                len(values),
-                (self.sample_size,),
-                generator=torch.Generator().manual_seed(0),
-            )
-            values = values[chosen.to(values.device)]
-        sample = torch.cat([values, ends])
+        sample = values.detach().flatten()
         scale, zero_point = self.observer(sample[None], self.grid)
         self.scale.copy_(scale[0])
         self.zero_point.copy_(zero_point[0])

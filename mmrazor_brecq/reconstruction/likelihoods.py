@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
-from .rows import tensors
+from .rows import Rows, tensors
 
 
 @TASK_UTILS.register_module()
@@ -68,25 +68,26 @@ class Gaussian:
 def teacher_gradients(
     teacher: nn.Module,
     units: Sequence[Unit],
-    batches: Sequence[Tensor],
+    images: Rows,
     likelihood: Callable[[list[Tensor], torch.Generator], Tensor],
     generator: torch.Generator,
-    collect: Callable[[str, int, Tensor], None],
+    collect: Callable[[tuple[str, int], slice, Tensor], None],
 ) -> None:
     """One forward and backward pass an image, for all units together.
 
     Args:
         teacher (nn.Module): The float network.
         units (list[Unit]): Units; those of the teacher are found by name.
-        batches (list[Tensor]): Preprocessed inputs.
+        images (Rows): Preprocessed inputs.
         likelihood (callable): From outputs and generator to a loss.
         generator (torch.Generator): Source of what the likelihood draws.
-        collect (callable): Takes a unit's name, the place of an output
-            tensor in the unit, and the loss's gradient there. Of a unit
-            that is called several times only the first call counts, which
-            is the one that is reconstructed.
+        collect (callable): Takes a unit's name and the place of an output
+            tensor in it, which images are at hand, and the loss's gradient
+            there. Of a unit that is called several times only the first
+            call counts, which is the one that is reconstructed.
     """
     seen: set[str] = set()
+    now = slice(0, 0)
 
     def watch(name: str) -> Callable:
 
@@ -97,7 +98,7 @@ def teacher_gradients(
             for i, out in enumerate(tensors(output)):
                 if out.requires_grad:
                     out.register_hook(
-                        lambda g, i=i: collect(name, i, g.detach())
+                        lambda g, i=i: collect((name, i), now, g.detach())
                     )
 
         return hook
@@ -110,9 +111,10 @@ def teacher_gradients(
     ]
     try:
         with torch.enable_grad():
-            for batch in batches:
+            for batch in images.split():
                 for part in batch.split(32):
                     seen.clear()
+                    now = slice(now.stop, now.stop + len(part))
                     # What is in front of the first unit needs no gradient,
                     # but its output has to ask for one.
                     images = part.detach().requires_grad_().clone()

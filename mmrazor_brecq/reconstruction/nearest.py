@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional
 
 import torch
@@ -19,52 +17,12 @@ from ..layers import QuantLayer, activation_quantizers, quant_layers
 from ..quantizers import ActivationQuantizer
 from ..registry import TASK_UTILS
 from .objectives import MSE
+from .processes import share, take_from_first, total
 from .unit_data import UnitData, UnitReport
 
 
 class NonFinite(ArithmeticError):
     """A NaN or an infinity came up; the message says where."""
-
-
-@contextmanager
-def _fitting(unit: Unit) -> Iterator[None]:
-    """Within it every activation quantizer is fitted to what it first sees.
-
-    Raises:
-        NonFinite: At the end, if a value was no finite number; the steps
-            are then those for the finite ones.
-    """
-    broken: list[str] = []
-
-    def fit(name: str, quantizer: ActivationQuantizer, args: Any) -> None:
-        if quantizer.active:
-            return
-        finite = args[0].isfinite()
-        if not finite.all():
-            broken.append(name)
-        values = torch.where(finite, args[0], 0)
-        low, high = values.aminmax()
-        if low == high:
-            print_log(
-                f'{name}: the activation is {float(low):g} everywhere, on '
-                'all calibration images that were looked at',
-                'current',
-                logging.WARNING,
-            )
-        quantizer.fit(values)
-
-    hooks = [
-        quantizer.register_forward_pre_hook(partial(fit, name))
-        for name, quantizer in unit.module.named_modules(prefix=unit.name)
-        if isinstance(quantizer, ActivationQuantizer)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if broken:
-        raise NonFinite(f'NaN or infinity at {", ".join(broken)}')
 
 
 @TASK_UTILS.register_module()
@@ -103,10 +61,58 @@ class NearestRounding:
         """
         for layer in open_layers(unit.module):
             layer.weight_quantizer.fit(layer.weight)
-        index = torch.arange(min(self.fit_images, len(data.inputs)))
-        args, kwargs = data.inputs.take(index)
-        with _fitting(unit):
-            unit.module(*args, **kwargs)
+        names = {
+            quantizer: name
+            for name, quantizer in unit.module.named_modules(prefix=unit.name)
+            if isinstance(quantizer, ActivationQuantizer)
+        }
+        broken = []
+        while (found := self._next_input(unit, data, list(names))) is not None:
+            quantizer, sample = found
+            finite = sample.isfinite()
+            if not finite.all():
+                broken.append(names[quantizer])
+            values = torch.where(finite, sample, 0)
+            if (values == values[0]).all():
+                print_log(
+                    f'{names[quantizer]}: the activation is '
+                    f'{float(values[0]):g} everywhere, on all calibration '
+                    'images that were looked at',
+                    'current',
+                    logging.WARNING,
+                )
+            quantizer.fit(values)
+        take_from_first(unit.module.buffers())
+        if total(torch.tensor(float(len(broken)))):
+            where = ', '.join(broken) or 'another process'
+            raise NonFinite(f'NaN or infinity at {where}')
+
+    def _next_input(
+        self,
+        unit: Unit,
+        data: UnitData,
+        quantizers: Sequence[ActivationQuantizer],
+    ) -> Optional[tuple[ActivationQuantizer, Tensor]]:
+        """The first quantizer without a step, and a sample of its input."""
+        images = torch.arange(min(share(self.fit_images), len(data.inputs)))
+        parts = images.split(self.batch_size)
+        found: list[ActivationQuantizer] = []
+        samples: list[Tensor] = []
+
+        def look(quantizer: Any, args: Any) -> None:
+            if not quantizer.active and quantizer in (found or [quantizer]):
+                found[:] = [quantizer]
+                samples.append(quantizer.sample(args[0], len(parts)))
+
+        hooks = [q.register_forward_pre_hook(look) for q in quantizers]
+        try:
+            for index in parts:
+                args, kwargs = data.inputs.take(index)
+                unit.module(*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return (found[0], torch.cat(samples)) if found else None
 
     @torch.no_grad()
     def outputs(self, unit: Unit, data: UnitData) -> Iterator[Any]:
@@ -146,16 +152,14 @@ class NearestRounding:
     def _held_out(
         self, unit: Unit, data: UnitData, output: Callable[[Tensor], Any]
     ) -> float:
-        total = sum(
-            len(index)
-            * float(
-                self.objective.loss(
-                    unit, output(index), data.targets.take(index), index
-                )
+        found = torch.zeros(2, dtype=torch.float64)
+        for index in data.judges(self.batch_size):
+            error = self.objective.loss(
+                unit, output(index), data.targets.take(index), index
             )
-            for index in data.judges(self.batch_size)
-        )
-        return total / max(data.held_out, 1)
+            found += torch.tensor([len(index) * float(error), len(index)])
+        error, images = total(found).tolist()
+        return error / max(images, 1)
 
     def __call__(
         self, unit: Unit, data: UnitData, generator: torch.Generator
@@ -185,6 +189,7 @@ class NearestRounding:
             quantizer.freeze()
         for layer in open_layers(unit.module):
             layer.freeze()
+        take_from_first(unit.module.state_dict().values())
         return report
 
     def learn(

@@ -7,7 +7,7 @@ network's task loss makes of an error (BRECQ, Sec. 3.3).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..functional import weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from .likelihoods import teacher_gradients
+from .processes import total
 from .rows import Rows, tensors
 
 
@@ -27,7 +28,7 @@ class MSE:
         self,
         teacher: nn.Module,
         units: Sequence[Unit],
-        batches: Sequence[Tensor],
+        images: Rows,
         generator: torch.Generator,
     ) -> None:
         """See the float network before the first unit is reconstructed.
@@ -35,7 +36,7 @@ class MSE:
         Args:
             teacher (nn.Module): The float network.
             units (list[Unit]): The units to come.
-            batches (list[Tensor]): Preprocessed inputs.
+            images (Rows): Preprocessed inputs, the share of this process.
             generator (torch.Generator): Source of randomness.
         """
 
@@ -78,6 +79,36 @@ class MSE:
         return weighted_squared_error(output, target)
 
 
+class PerImage:
+    """What each image says of the elements of one output tensor.
+
+    Args:
+        images (Rows): All images; the values are held where they are.
+        first (Tensor): The values of the first images.
+        count (int): How many images those are.
+    """
+
+    def __init__(self, images: Rows, first: Tensor, count: int) -> None:
+        fold = len(first) // count
+        self.column = images.store.column(len(images), first, fold)
+        self.sum = torch.zeros(2, dtype=torch.float64)
+        self.factor = 1.0
+
+    def write(self, start: int, values: Tensor) -> None:
+        """Put in the values of the images from ``start`` on."""
+        self.column.write(start, values)
+        self.sum += torch.tensor([float(values.sum()), values.numel()])
+
+    def mean(self) -> float:
+        """Over all elements of all images of all processes."""
+        values, count = total(self.sum).tolist()
+        return values / max(count, 1)
+
+    def take(self, index: Tensor) -> Tensor:
+        """The values of some images, times ``factor``."""
+        return self.column.take(index) * self.factor
+
+
 class _Fisher(MSE):
     """Shared by the objectives that weigh by the teacher's gradient."""
 
@@ -85,9 +116,15 @@ class _Fisher(MSE):
         self.likelihood = TASK_UTILS.build(
             likelihood or dict(type='Categorical')
         )
-        #: By name of the unit and place of the output tensor; those on
-        #: which the loss does not depend are missing, and count evenly.
-        self.weights: dict[tuple[str, int], Rows] = {}
+        #: By name of the unit and place of the output tensor: one tensor
+        #: for all images, or one of each. Those on which the loss does not
+        #: depend are missing, and count evenly.
+        self.weights: dict[tuple[str, int], Union[Tensor, PerImage]] = {}
+
+    def _weight(self, place: tuple[str, int], index: Tensor) -> Any:
+        """What weighs the ``i``-th output of a unit on some images."""
+        weight = self.weights.get(place)
+        return weight.take(index) if isinstance(weight, PerImage) else weight
 
 
 @TASK_UTILS.register_module()
@@ -119,38 +156,46 @@ class FisherDiag(_Fisher):
         self,
         teacher: nn.Module,
         units: Sequence[Unit],
-        batches: Sequence[Tensor],
+        images: Rows,
         generator: torch.Generator,
     ) -> None:
         """Gather the squared gradients of all units in one pass."""
-        found: dict[tuple, Any] = {}
+        found: dict[tuple[str, int], Any] = {}
 
-        def collect(name: str, i: int, grad: Tensor) -> None:
+        def collect(
+            place: tuple[str, int], which: slice, grad: Tensor
+        ) -> None:
+            weight = grad.square()
             if self.per_sample:
-                found.setdefault((name, i), []).append(grad.square())
+                weight = weight.pow(self.temper)
+                count = which.stop - which.start
+                if place not in found:
+                    found[place] = PerImage(images, weight, count)
+                found[place].write(which.start, weight)
             else:
-                mean = grad.square().sum(0, keepdim=True)
-                found[name, i] = found.get((name, i), 0) + mean
+                mean = weight.sum(0, keepdim=True)
+                found[place] = found.get(place, 0) + mean
 
         teacher_gradients(
-            teacher, units, batches, self.likelihood, generator, collect
+            teacher, units, images, self.likelihood, generator, collect
         )
-        images = sum(map(len, batches))
         self.weights = {}
         for place, weight in found.items():
-            if self.per_sample:
-                weight = torch.cat(weight)
-            weight = weight.pow(self.temper)
+            if not self.per_sample:
+                weight = total(weight).pow(self.temper)
             mean = weight.mean()
             if mean > 0:
-                self.weights[place] = Rows([weight / mean], [images])
+                if self.per_sample:
+                    weight.factor = 1 / mean
+                else:
+                    weight = weight / mean
+                self.weights[place] = weight
 
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
         """See :func:`mmrazor_brecq.functional.weighted_squared_error`."""
-        weights = self.weights.get((unit.name, i))
-        weight = None if weights is None else weights.take(index)
+        weight = self._weight((unit.name, i), index)
         return weighted_squared_error(output, target, weight)
 
 
@@ -170,34 +215,40 @@ class FisherFull(_Fisher):
         self,
         teacher: nn.Module,
         units: Sequence[Unit],
-        batches: Sequence[Tensor],
+        images: Rows,
         generator: torch.Generator,
     ) -> None:
         """Gather each image's gradient at all units in one pass."""
-        found: dict[tuple, list[Tensor]] = {}
+        found: dict[tuple[str, int], PerImage] = {}
+        norms: dict[tuple[str, int], Tensor] = {}
+
+        def collect(
+            place: tuple[str, int], which: slice, grad: Tensor
+        ) -> None:
+            grad = grad.reshape(which.stop - which.start, -1)
+            if place not in found:
+                found[place] = PerImage(images, grad, len(grad))
+            found[place].write(which.start, grad)
+            squared = grad.square().sum()
+            norms[place] = norms.get(place, 0) + squared
+
         teacher_gradients(
-            teacher,
-            units,
-            batches,
-            self.likelihood,
-            generator,
-            lambda name, i, grad: found.setdefault((name, i), []).append(grad),
+            teacher, units, images, self.likelihood, generator, collect
         )
-        images = sum(map(len, batches))
+        count = float(total(torch.tensor(float(len(images)))))
         self.weights = {}
         for place, grads in found.items():
-            grad = torch.cat(grads).reshape(images, -1)
-            norm = grad.square().sum(1).mean().sqrt()
+            norm = float(total(norms[place]) / count) ** 0.5
             if norm > 0:
-                self.weights[place] = Rows([grad / norm], [images])
+                grads.factor = 1 / norm
+                self.weights[place] = grads
 
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
         """Mean over images of the squared inner product."""
-        grads = self.weights.get((unit.name, i))
-        if grads is None:
+        grad = self._weight((unit.name, i), index)
+        if grad is None:
             return weighted_squared_error(output, target)
-        grad = grads.take(index)
         change = (output - target).reshape(len(index), -1)
         return (grad * change).sum(1).square().mean()

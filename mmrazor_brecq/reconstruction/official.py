@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,18 +33,24 @@ class OfficialFisher(MSE):
         self,
         teacher: nn.Module,
         units: Sequence[Unit],
-        batches: Sequence[Tensor],
+        images: Rows,
         generator: torch.Generator,
     ) -> None:
         """Keep the float network and the images."""
         self.teacher = teacher
-        self.batches = batches
+        self.images = images
 
     def begin(self, unit: Unit, outputs: Iterable[Any]) -> None:
         """Find this unit's weights."""
+        self.weights = Rows(
+            self._weights(unit, outputs), self.images.sizes, self.images.store
+        )
+
+    def _weights(
+        self, unit: Unit, outputs: Iterable[Any]
+    ) -> Iterator[list[Tensor]]:
         module = self.teacher.get_submodule(unit.name)
-        weights: list[list[Tensor]] = []
-        for batch, output in zip(self.batches, outputs):
+        for batch, output in zip(self.images.split(), outputs):
             flat, spec = tree_flatten(output)
             leaves = [
                 x.detach().requires_grad_(x.is_floating_point())
@@ -65,15 +71,12 @@ class OfficialFisher(MSE):
                     ).backward()
             finally:
                 hook.remove()
-            weights.append(
-                [
-                    torch.ones_like(x)
-                    if x.grad is None
-                    else (x.grad.abs() + 1).square()
-                    for x in tensors(leaves)
-                ]
-            )
-        self.weights = Rows(weights, [len(batch) for batch in self.batches])
+            yield [
+                torch.ones_like(x)
+                if x.grad is None
+                else (x.grad.abs() + 1).square()
+                for x in tensors(leaves)
+            ]
 
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor

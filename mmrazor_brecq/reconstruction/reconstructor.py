@@ -6,6 +6,7 @@ import math
 from typing import Any, Optional
 
 import torch
+from mmengine.dist import get_world_size
 from torch import Tensor
 
 from ..functional import annealed_beta
@@ -20,6 +21,7 @@ from .nearest import (
     open_quantizers,
     open_steps,
 )
+from .processes import average_gradients, share, total
 from .unit_data import UnitData, UnitReport
 
 
@@ -40,7 +42,8 @@ class BlockReconstructor(NearestRounding):
             last.
         negligible (float): Error, as a share of the output's energy, below
             which nearest rounding is kept as it is.
-        batch_size (int): Images an iteration.
+        batch_size (int): Images an iteration, those of all processes
+            together.
         fit_images (int): Images that the activation steps are chosen on.
         objective (dict): The error to make small.
     """
@@ -123,10 +126,12 @@ class BlockReconstructor(NearestRounding):
             optimizer, self.iterations
         )
         weights = sum(layer.weight.numel() for layer in layers)
+        learned = [
+            p for group in optimizer.param_groups for p in group['params']
+        ]
+        batch = share(self.batch_size)
         for i in range(self.iterations):
-            index = torch.randint(
-                data.trained, (self.batch_size,), generator=generator
-            )
+            index = torch.randint(data.trained, (batch,), generator=generator)
             args, kwargs = self._mixed_inputs(unit, data, index, masks)
             error = self.objective.loss(
                 unit,
@@ -148,6 +153,7 @@ class BlockReconstructor(NearestRounding):
                 loss = loss + self.penalty / weights * undecided
             optimizer.zero_grad()
             loss.backward()
+            average_gradients(learned)
             optimizer.step()
             schedule.step()
             if i % 10 == 0:
@@ -190,7 +196,7 @@ class BlockReconstructor(NearestRounding):
 
     @staticmethod
     def _finite(error: Tensor, i: int) -> float:
-        value = float(error.detach())
+        value = float(total(error.detach())) / get_world_size()
         if not math.isfinite(value):
             raise NonFinite(f'NaN or infinity in iteration {i}')
         return value

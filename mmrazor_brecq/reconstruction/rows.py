@@ -2,71 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Callable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain, islice
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from .store import Column, Store
 
 
 def tensors(nested: Any) -> list[Tensor]:
     """The tensors in a nested structure, in order."""
-    return [x for x in tree_flatten(nested)[0] if isinstance(x, Tensor)]
+    return [x for x in tree_leaves(nested) if isinstance(x, Tensor)]
 
 
 class Rows:
     """Structures of tensors whose first dimension runs over images.
 
-    A tensor belongs to the images if its first dimension is, in every
-    part, the same multiple of the part's number of images (a Swin block
-    sees many windows an image). All else is the same for all images, and
-    so is a table that only happens to be as long.
+    A tensor belongs to the images if its first dimension is, in the first
+    two parts, the same multiple of the part's number of images (a Swin
+    block sees many windows an image). All else is the same for all images,
+    and so is a table that only happens to be as long.
 
     Args:
-        parts (list): One structure a batch, all of the same form.
+        parts (iterable): One structure a batch, all of the same form; each
+            is asked for when those before it are held.
         sizes (list[int]): Images in each batch.
+        store (Store, optional): Where they are held.
+        after (callable, optional): Called when a part is held, with its
+            number and each of its tensors that is of images, beside the
+            column that holds it.
 
     Raises:
         ValueError: If tensors of several batches differ in their other
             dimensions.
     """
 
-    def __init__(self, parts: Sequence[Any], sizes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        parts: Iterable[Any],
+        sizes: Sequence[int],
+        store: Optional[Store] = None,
+        after: Optional[Callable[[int, list], None]] = None,
+    ) -> None:
         self.sizes = list(sizes)
-        flat = [tree_flatten(part) for part in parts]
-        self.spec = flat[0][1]
-        self.leaves: list[Any] = []
-        self.folds: list[int] = []
-        for column in zip(*(leaves for leaves, _ in flat)):
-            fold = self._images_fold(column)
-            self.folds.append(fold)
-            self.leaves.append(self._cat(column) if fold else column[0])
+        self.starts = list(accumulate(sizes, initial=0))
+        self.store = store or Store()
+        parts = iter(parts)
+        first = list(islice(parts, 2))
+        self.spec = tree_flatten(first[0])[1]
+        self.leaves = [
+            self._leaf(column) for column in zip(*map(tree_leaves, first))
+        ]
+        for k, part in enumerate(chain(first, parts)):
+            pairs = [
+                (leaf, x)
+                for leaf, x in zip(self.leaves, tree_leaves(part))
+                if isinstance(leaf, Column)
+            ]
+            for column, x in pairs:
+                column.write(self.starts[k], x)
+            if after is not None:
+                after(k, pairs)
 
-    def _images_fold(self, column: Sequence[Any]) -> int:
-        if not all(isinstance(x, Tensor) and x.dim() for x in column):
-            return 0
-        folds = {
-            divmod(x.shape[0], size) for x, size in zip(column, self.sizes)
-        }
-        fold, rest = folds.pop()
-        if folds or rest or not fold or _constant(column, fold):
-            return 0
-        return fold
-
-    @staticmethod
-    def _cat(column: Sequence[Tensor]) -> Tensor:
-        shapes = {tuple(x.shape[1:]) for x in column}
-        if len(shapes) > 1:
-            raise ValueError(
-                'Calibration images differ in size: activations of shapes '
-                f'{sorted(shapes)} cannot be held together. Use a '
-                'calibration pipeline that gives all images one size'
-            )
-        return torch.cat(list(column))
+    def _leaf(self, column: Sequence[Any]) -> Any:
+        """Room for what is of images, else what it is for all of them."""
+        fold = _images_fold(column, self.sizes)
+        if not fold:
+            return column[0]
+        return self.store.column(len(self), column[0], fold)
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return self.starts[-1]
 
     def take(self, index: Tensor) -> Any:
         """The structure of some images.
@@ -74,13 +83,15 @@ class Rows:
         Args:
             index (Tensor): Whole numbers below ``len(self)``.
         """
-        return tree_unflatten(
-            [
-                self._take(leaf, fold, index) if fold else leaf
-                for leaf, fold in zip(self.leaves, self.folds)
-            ],
-            self.spec,
-        )
+        return self._map(lambda column: column.take(index))
+
+    def batch(self, k: int) -> Any:
+        """The structure of the ``k``-th part, as it came."""
+        return self._map(lambda x: x.between(*self.starts[k : k + 2]))
+
+    def split(self) -> Iterator[Any]:
+        """The structures batch by batch, as they came."""
+        return map(self.batch, range(len(self.sizes)))
 
     def mixed(
         self,
@@ -96,25 +107,28 @@ class Rows:
             mix (callable): From two tensors of images to one.
         """
         leaves = []
-        for x, y, fold in zip(self.leaves, other.leaves, self.folds):
-            if fold:
-                x = self._take(x, fold, index)
+        for x, y in zip(self.leaves, other.leaves):
+            if isinstance(x, Column):
+                x = x.take(index)
                 if x.is_floating_point():
-                    x = mix(x, self._take(y, fold, index))
+                    x = mix(x, y.take(index))
             leaves.append(x)
         return tree_unflatten(leaves, self.spec)
 
-    @staticmethod
-    def _take(leaf: Tensor, fold: int, index: Tensor) -> Tensor:
-        index = index.to(leaf.device)
-        if fold > 1:
-            return leaf.unflatten(0, (-1, fold))[index].flatten(0, 1)
-        return leaf.index_select(0, index)
+    def _map(self, take: Callable[[Column], Tensor]) -> Any:
+        leaves = [take(x) if isinstance(x, Column) else x for x in self.leaves]
+        return tree_unflatten(leaves, self.spec)
 
-    def split(self) -> Iterator[Any]:
-        """The structures batch by batch, as they came."""
-        for index in torch.arange(len(self)).split(self.sizes):
-            yield self.take(index)
+
+def _images_fold(column: Sequence[Any], sizes: Sequence[int]) -> int:
+    """Rows an image, 0 for what is of no image."""
+    if not all(isinstance(x, Tensor) and x.dim() for x in column):
+        return 0
+    folds = {divmod(x.shape[0], size) for x, size in zip(column, sizes)}
+    fold, rest = folds.pop()
+    if folds or rest or not fold or _constant(column, fold):
+        return 0
+    return fold
 
 
 def _constant(column: Sequence[Tensor], fold: int) -> bool:

@@ -2,13 +2,15 @@
 
 Each batch runs its forward pass in a coroutine that stops at the door of
 every unit, hands over the unit's arguments, and goes on when it is given
-the unit's output. What waits at a door is all that is held of a batch, and
-whatever Python stands between the units simply runs.
+the unit's output. Whatever Python stands between the units simply runs. What
+waits at a door is all that is held of a batch, and it is held in a store: the
+memory of a suspended pass itself is given back until the pass goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Optional
 
@@ -17,6 +19,8 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from ..graph import Unit, run_float
+from .rows import Rows
+from .store import Column, Loan
 
 Arguments = tuple[tuple, dict]
 
@@ -58,7 +62,8 @@ class Stream:
             the network itself can be a unit.
         child (str): Name of that child.
         units (list[Unit]): Units of the network.
-        batches (list[Tensor]): Preprocessed inputs, N x ... each.
+        images (Rows): Preprocessed inputs; what waits is held where they
+            are.
     """
 
     def __init__(
@@ -66,12 +71,12 @@ class Stream:
         holder: nn.Module,
         child: str,
         units: Sequence[Unit],
-        batches: Sequence[Tensor],
+        images: Rows,
     ) -> None:
         self.holder = holder
         self.child = child
         self.units = {unit.module: unit.name for unit in units}
-        self.batches = batches
+        self.images = images
 
     def __enter__(self) -> Stream:
         self._places: list[tuple[nn.Module, str, nn.Module]] = []
@@ -85,9 +90,13 @@ class Stream:
                     self._places.append((parent, name, module))
                     setattr(parent, name, parked[module])
         network = getattr(self.holder, self.child)
+        batches = range(len(self.images.sizes))
         self._passes = [
-            _Pass(lambda x=x: run_float(network, x)) for x in self.batches
+            _Pass(lambda k=k: run_float(network, self.images.batch(k)))
+            for k in batches
         ]
+        self._waiting: list[Optional[Arguments]] = [None for _ in batches]
+        self._loans: list[list[Loan]] = [[] for _ in batches]
         return self
 
     def __exit__(
@@ -99,41 +108,90 @@ class Stream:
         for parent, name, module in self._places:
             setattr(parent, name, module)
         self._passes.clear()
+        self._waiting.clear()
+        self._loans.clear()
 
     def advance(
-        self, outputs: Optional[Sequence[Any]] = None
-    ) -> Optional[tuple[str, list[Arguments]]]:
-        """Let all passes run on to their next unit.
+        self, outputs: Optional[Iterable[Any]] = None
+    ) -> Optional[tuple[str, Rows]]:
+        """Let all passes run on to their next unit, one after the other.
 
         Args:
-            outputs (list, optional): The output of the unit at which they
-                wait, for each batch; none at the beginning.
+            outputs (iterable, optional): The output of the unit at which
+                they wait, for each batch; none at the beginning.
 
         Returns:
-            tuple, optional: The unit's name, and its arguments for each
-            batch; None when the passes have ended.
+            tuple, optional: The unit's name, and its arguments for all
+            images; None when the passes have ended.
 
         Raises:
             RuntimeError: If the passes arrive at different units.
         """
-        given = (
-            [()] * len(self._passes)
-            if outputs is None
-            else [(output,) for output in outputs]
+        names: list[Optional[str]] = []
+        arrivals = self._arrivals(outputs, names)
+        first = next(arrivals, None)
+        if first is None:
+            return None
+        images = self.images
+        return str(names[0]), Rows(
+            chain([first], arrivals), images.sizes, images.store, self._lend
         )
-        arrived = []
-        for suspended, value in zip(self._passes, given):
+
+    def run(self, module: nn.Module) -> Iterator[Any]:
+        """What a module gives for the arguments that wait, batch by batch.
+
+        Args:
+            module (nn.Module): Takes a unit's arguments.
+        """
+        for k, arguments in enumerate(self._waiting):
+            self._refill(k)
+            args, kwargs = arguments  # type: ignore[misc]
+            with torch.no_grad():
+                output = module(*args, **kwargs)
+            yield output
+            del output, args, kwargs, arguments
+            if k:  # An output may be the argument itself: let it be read.
+                self._drain(k - 1)
+        self._drain(len(self._waiting) - 1)
+
+    def _arrivals(
+        self, outputs: Optional[Iterable[Any]], names: list[Optional[str]]
+    ) -> Iterator[Arguments]:
+        """The arguments of each pass where it waits next, and its unit."""
+        given = repeat(()) if outputs is None else zip(outputs)
+        for k, (suspended, value) in enumerate(zip(self._passes, given)):
+            self._refill(k)
+            self._waiting[k] = None
             # Grad mode belongs to the thread, not to the coroutine.
             with torch.no_grad():
-                arrived.append(suspended.switch(*value))
-        ended = {suspended.dead for suspended in self._passes}
-        if ended == {True}:
-            return None
-        names = {arrival[0] for arrival in arrived} if len(ended) == 1 else {}
-        if len(names) != 1:
-            raise RuntimeError(
-                'The forward passes of several batches reach different '
-                f'units ({sorted(names)}): a network whose way depends on '
-                'its data cannot be reconstructed unit by unit'
-            )
-        return arrived[0][0], [arguments for _, arguments in arrived]
+                arrived = suspended.switch(*value)
+            del value
+            name, arguments = (None, None) if suspended.dead else arrived
+            names.append(name)
+            if name != names[0]:
+                raise RuntimeError(
+                    'The forward passes of several batches reach different '
+                    f'units ({sorted(map(str, {name, names[0]}))}): a '
+                    'network whose way depends on its data cannot be '
+                    'reconstructed unit by unit'
+                )
+            del arrived
+            if arguments is not None:
+                self._waiting[k] = arguments
+                yield arguments
+
+    def _lend(self, k: int, held: list[tuple[Column, Tensor]]) -> None:
+        """Part ``k`` is held: what its pass holds too can be freed."""
+        start = self.images.starts[k]
+        self._loans[k] += [Loan(column, start, x) for column, x in held]
+        self._drain(k)
+
+    def _drain(self, k: int) -> None:
+        """Free the memory of what the ``k``-th pass and its frames hold."""
+        # Only two batches tell what is of images and what of the network.
+        for loan in self._loans[k] if len(self._loans) > 1 else ():
+            loan.drain()
+
+    @torch.no_grad()
+    def _refill(self, k: int) -> None:
+        self._loans[k] = [loan for loan in self._loans[k] if loan.refill()]

@@ -38,7 +38,9 @@ def closing_table(report: dict[str, Any]) -> str:
     rejected = sum(not unit['accepted'] for unit in report['units'])
     table.caption = (
         f'{seconds["total"]:.0f} s ({parts}), peak memory '
-        f'{report["peak_memory_mb"]} MB, {rejected} of '
+        f'{report["peak_memory_mb"]} MB ({report["activations_mb"]["held"]} '
+        f'of activations, {report["activations_mb"]["spilled"]} went '
+        f'through files), {rejected} of '
         f'{len(report["units"])} units kept nearest rounding'
     )
     console = Console(file=io.StringIO(), width=100)

@@ -17,6 +17,7 @@ from mmrazor_brecq.reconstruction import (
     FisherDiag,
     FisherFull,
     OfficialFisher,
+    Rows,
 )
 from mmrazor_brecq.reconstruction.likelihoods import Categorical, Gaussian
 from mmrazor_brecq.reconstruction.rows import tensors
@@ -29,6 +30,10 @@ OBJECTIVES = dict(
     full=FisherFull,
     official=OfficialFisher,
 )
+
+
+def held(batches):
+    return Rows(batches, [len(batch) for batch in batches])
 
 
 def units_of(network, batches, partition=None):
@@ -44,7 +49,7 @@ def watched(objective, network, batches, partition=None, seed=0):
     network.requires_grad_(False)
     units = units_of(network, batches, partition)
     generator = torch.Generator().manual_seed(seed)
-    objective.watch(network, units, batches, generator)
+    objective.watch(network, units, held(batches), generator)
     return units, first_outputs(network, units, batches)
 
 
@@ -234,7 +239,7 @@ def test_what_follows_a_unit_may_write_to_its_output(name, batches, generator):
         units = units_of(network, [batches[0].clone()])
         images = [batch.clone() for batch in batches]
         objective.watch(
-            network, units, images, torch.Generator().manual_seed(0)
+            network, units, held(images), torch.Generator().manual_seed(0)
         )
         with torch.no_grad():
             outputs = [network[1](x.relu()) for x in batches]

@@ -155,8 +155,8 @@ def test_steps_are_chosen_on_what_the_quantized_layers_before_give(
     with torch.no_grad():
         inner = unit.module.expand(unit.module.door.inputs['0'](*args))
 
-    assert len(seen) == 1 and len(seen[0]) == 7
-    torch.testing.assert_close(seen[0], inner)
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], inner.flatten())
 
 
 def test_learning_makes_the_error_smaller(quantize, batches):
@@ -541,7 +541,8 @@ def test_a_parked_unit_can_be_run_and_read_as_if_it_stood_there(
         for unit in model.units
     ]
     state = dict(teacher.state_dict())
-    with Stream(holder, 'teacher', units, batches) as stream:
+    images = Rows(batches, [len(x) for x in batches])
+    with Stream(holder, 'teacher', units, images) as stream:
         stream.advance()
         assert torch.equal(teacher(batches[0]), expected)
         parked = teacher.state_dict()

@@ -15,7 +15,7 @@ from mmrazor_brecq.graph import (
     record,
     run_float,
 )
-from mmrazor_brecq.reconstruction import Stream
+from mmrazor_brecq.reconstruction import Rows, Stream
 
 PARTITIONS = [
     LayerPartition(),
@@ -38,7 +38,8 @@ class Driven:
         self.outputs = []
 
     def stream(self):
-        return Stream(self.holder, 'network', self.units, self.batches)
+        images = Rows(self.batches, [len(x) for x in self.batches])
+        return Stream(self.holder, 'network', self.units, images)
 
     def run(self):
         modules = {unit.name: unit.module for unit in self.units}
@@ -49,11 +50,9 @@ class Driven:
             arrived = stream.advance()
             while arrived is not None:
                 name, calls = arrived
-                assert len(calls) == len(self.batches)
+                assert len(calls) == sum(map(len, self.batches))
                 self.visits.append(name)
-                arrived = stream.advance(
-                    [modules[name](*a, **k) for a, k in calls]
-                )
+                arrived = stream.advance(stream.run(modules[name]))
         hook.remove()
         return self
 
@@ -110,11 +109,9 @@ def test_a_batch_waits_at_the_door_with_its_arguments(toy, batches):
     with driven.stream() as stream, torch.no_grad():
         name, calls = stream.advance()
         for expected in 'fuse.0', 'fuse.1':
-            name, calls = stream.advance(
-                [modules[name](*a, **k) for a, k in calls]
-            )
+            name, calls = stream.advance(stream.run(modules[name]))
             assert name == expected
-        (both,), kwargs = calls[1]
+        (both,), kwargs = calls.batch(1)
 
     assert set(both) == {'left', 'right'} and kwargs == dict(gain=0.5)
     assert both['left'].shape == (4, 8, 8, 8)
@@ -140,9 +137,7 @@ def test_all_modules_are_back_after_the_stream(advances, each_toy, batches):
         arrived = stream.advance() if advances else None
         for _ in range(advances - 1):
             name, calls = arrived
-            arrived = stream.advance(
-                [modules[name](*a, **k) for a, k in calls]
-            )
+            arrived = stream.advance(stream.run(modules[name]))
 
     assert places(each_toy) == before
     assert driven.holder.network is each_toy
@@ -227,11 +222,9 @@ def test_the_callers_grad_mode_is_its_own(batches):
             while arrived is not None:
                 assert torch.is_grad_enabled() is mode
                 name, calls = arrived
-                for args, _ in calls:
+                for args, _ in calls.split():
                     assert not args[0].requires_grad
-                with torch.no_grad():
-                    outs = [modules[name](*a, **k) for a, k in calls]
-                arrived = stream.advance(outs)
+                arrived = stream.advance(stream.run(modules[name]))
             assert torch.is_grad_enabled() is mode
 
 

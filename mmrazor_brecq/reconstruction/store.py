@@ -1,0 +1,196 @@
+"""Where the activations of all calibration images are held."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import tempfile
+import weakref
+from math import prod
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+
+class Store:
+    """Holds tensors in memory up to a budget, and beyond it in files.
+
+    The files are mapped into memory for as long as a piece of them is read
+    or written, and have no name: whatever ends the process, they are gone.
+
+    Args:
+        budget (int, optional): Bytes that may be held in memory; by default
+            there is no limit.
+        folder (str, optional): Where the files lie; by default where the
+            system keeps temporary ones.
+    """
+
+    def __init__(
+        self, budget: Optional[int] = None, folder: Optional[str] = None
+    ) -> None:
+        self.budget = budget
+        self.folder = folder
+        #: Bytes held in memory now, and the most there ever were.
+        self.held = self.peak = 0
+        #: Bytes that were written to files so far.
+        self.spilled = 0
+
+    def column(self, images: int, example: Tensor, fold: int = 1) -> Column:
+        """Room for a tensor of all images.
+
+        Args:
+            images (int): How many.
+            example (Tensor): Some of its rows: they tell type, device, and
+                the order of a row's elements in memory.
+            fold (int): Rows of the tensor that belong to one image.
+        """
+        column = Column(images, example, fold)
+        if self.budget is None or self.held + column.nbytes <= self.budget:
+            column.memory = torch.empty(
+                images, column.elements, dtype=column.dtype, device=column.home
+            )
+            self.held += column.nbytes
+            self.peak = max(self.peak, self.held)
+            weakref.finalize(column, self._release, column.nbytes)
+        else:
+            column.file = self._file(column.nbytes)
+            self.spilled += column.nbytes
+        return column
+
+    def _release(self, nbytes: int) -> None:
+        self.held -= nbytes
+
+    def _file(self, nbytes: int) -> tempfile._TemporaryFileWrapper:
+        folder = self.folder or tempfile.gettempdir()
+        os.makedirs(folder, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=folder)
+        try:
+            # A full disk shall be an error here, not a crash later.
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise OSError(
+                errno.ENOSPC,
+                f'No room for {nbytes / 2**30:.1f} GiB of activations in '
+                f'{folder!r}: raise `calibration.memory`, lower '
+                '`calibration.num_images`, or name another --work-dir',
+            ) from error
+        return file
+
+
+class Column:
+    """One tensor, image by image, in memory or in a file.
+
+    A row of it is one image's elements in the order of memory, so that a
+    piece comes back with the strides with which it came.
+    """
+
+    memory: Optional[Tensor] = None
+    file: Optional[tempfile._TemporaryFileWrapper] = None
+
+    def __init__(self, images: int, example: Tensor, fold: int) -> None:
+        self.images, self.fold = images, fold
+        self.shape = tuple(example.shape[1:])
+        self.dtype, self.home = example.dtype, example.device
+        stride = example.stride()[1:]
+        self.order = sorted(
+            range(len(self.shape)), key=lambda d: (-stride[d], d)
+        )
+        if example[0].is_contiguous():
+            self.order = list(range(len(self.shape)))
+        self.elements = fold * prod(self.shape)
+        self.nbytes = images * self.elements * example.element_size()
+
+    def write(self, start: int, values: Tensor) -> None:
+        """Put in the rows of some images.
+
+        Args:
+            start (int): The first image.
+            values (Tensor): ``fold`` rows for each image.
+
+        Raises:
+            ValueError: If rows of another shape came first.
+        """
+        if tuple(values.shape[1:]) != self.shape:
+            raise ValueError(
+                'Calibration images differ in size: activations of shapes '
+                f'{sorted([self.shape, tuple(values.shape[1:])])} cannot be '
+                'held together. Use a calibration pipeline that gives all '
+                'images one size'
+            )
+        images = len(values) // self.fold
+        rows = values.permute(0, *(d + 1 for d in self.order))
+        self._rows()[start : start + images] = rows.reshape(images, -1)
+
+    def take(self, index: Tensor) -> Tensor:
+        """A copy of the rows of some images.
+
+        Args:
+            index (Tensor): Numbers of images.
+        """
+        rows = self._rows()
+        return self._values(rows.index_select(0, index.to(rows.device)))
+
+    def between(self, start: int, stop: int) -> Tensor:
+        """A copy of the rows of neighbouring images."""
+        return self._values(self._rows()[start:stop].clone())
+
+    def _values(self, rows: Tensor) -> Tensor:
+        sizes = [self.shape[d] for d in self.order]
+        back = [self.order.index(d) + 1 for d in range(len(self.shape))]
+        return rows.to(self.home).view(-1, *sizes).permute(0, *back)
+
+    def _rows(self) -> Tensor:
+        if self.file is None:
+            return self.memory  # type: ignore[return-value]
+        # The tensor keeps the mapping, and the mapping goes with it.
+        mapped = mmap.mmap(self.file.fileno(), self.nbytes)
+        flat = torch.frombuffer(mapped, dtype=self.dtype)
+        return flat.view(self.images, self.elements)
+
+
+class Loan:
+    """A tensor that somebody else holds, and whose content a column has.
+
+    While nobody looks, its memory can be freed. It is left alone where it
+    shares its memory, or once it was written to.
+
+    Args:
+        column (Column): Holds the same values.
+        start (int): The tensor's first image there.
+        tensor (Tensor): The tensor.
+    """
+
+    def __init__(self, column: Column, start: int, tensor: Tensor) -> None:
+        self.column = column
+        self.start = start
+        self.tensor = weakref.ref(tensor)
+        self.version = tensor._version
+
+    def drain(self) -> None:
+        """Free the tensor's memory."""
+        tensor = self.tensor()
+        if tensor is not None and tensor._version == self.version:
+            storage = tensor.untyped_storage()
+            if storage.nbytes() == tensor.numel() * tensor.element_size():
+                storage.resize_(0)
+
+    def refill(self) -> bool:
+        """Undo :meth:`drain`.
+
+        Returns:
+            bool: Whether the tensor may be drained again.
+        """
+        tensor = self.tensor()
+        if tensor is None or tensor._version != self.version:
+            return False
+        storage = tensor.untyped_storage()
+        if not storage.nbytes():
+            storage.resize_(tensor.numel() * tensor.element_size())
+            images = len(tensor) // self.column.fold
+            tensor.copy_(self.column.between(self.start, self.start + images))
+            self.version = tensor._version
+        return True

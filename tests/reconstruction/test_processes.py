@@ -1,0 +1,134 @@
+"""Two processes, half of the images each, one result."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from mmrazor_brecq import BRECQ
+from mmrazor_brecq.reconstruction import Rows, Store
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    ).eval()
+
+
+def model(**reconstructor):
+    return BRECQ(
+        copy.deepcopy(network()),
+        quantization=dict(weight=dict(bits=2), activation=dict(bits=4)),
+        reconstructor=dict(
+            dict(
+                type='BlockReconstructor',
+                iterations=40,
+                batch_size=8,
+                negligible=0.0,
+            ),
+            **reconstructor,
+        ),
+    )
+
+
+def images():
+    return torch.randn(64, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+
+
+def reconstruct(rank, world, folder, broken):
+    """What one process does, its images the ``rank``-th of each ``world``."""
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group(
+            'gloo',
+            init_method=f'file://{folder}/rendezvous',
+            rank=rank,
+            world_size=world,
+        )
+    mine = images()[rank::world].clone()
+    if broken and rank == 1:
+        mine[3] = torch.inf
+    batches = mine.split(8)
+    store = Store()
+    brecq = model()
+    brecq.eval()
+    teacher = brecq.prepare(batches[0][:1])
+    rows = Rows(batches, [len(x) for x in batches], store)
+    counted = []
+    brecq.architecture[2].register_forward_hook(
+        lambda m, args, out: counted.append(len(out))
+    )
+    reports = [r.to_dict() for r in brecq.reconstruct(teacher, rows)]
+    torch.save(
+        dict(
+            state=brecq.state_dict(),
+            reports=reports,
+            held=store.peak,
+            images=sum(counted),
+        ),
+        f'{folder}/{world}_{rank}.pth',
+    )
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def run(world, folder, broken=False):
+    if world == 1:
+        reconstruct(0, 1, str(folder), broken)
+    else:
+        mp.spawn(reconstruct, (world, str(folder), broken), nprocs=world)
+    return [
+        torch.load(f'{folder}/{world}_{rank}.pth') for rank in range(world)
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_give_one_model(tmp_path):
+    (alone,) = run(1, tmp_path)
+    pair = run(2, tmp_path)
+
+    for key, value in pair[0]['state'].items():
+        assert torch.equal(value, pair[1]['state'][key]), key
+    x = torch.randn(256, 3, 9, 9, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        goal = network()(x)
+        errors = []
+        for found in alone, pair[0]:
+            student = model()
+            student.load_state_dict(found['state'])
+            errors.append(float((student(x) - goal).norm() / goal.norm()))
+    assert errors[1] < 1.15 * errors[0]
+    for a, b in zip(*(found['reports'] for found in pair)):
+        for key in 'before', 'after', 'accepted', 'note':
+            assert a[key] == b[key]
+
+
+@pytest.mark.slow
+def test_each_process_holds_and_runs_half(tmp_path):
+    (alone,) = run(1, tmp_path)
+    for found in run(2, tmp_path):
+        assert found['held'] == alone['held'] / 2
+        assert found['images'] == pytest.approx(alone['images'] / 2, rel=0.1)
+
+
+@pytest.mark.slow
+def test_what_is_broken_in_one_process_is_so_in_all(tmp_path):
+    """None of them waits for the others for ever."""
+    pair = run(2, tmp_path, broken=True)
+
+    for found in pair:
+        assert all('NaN or infinity' in r['note'] for r in found['reports'])
+    for key, value in pair[0]['state'].items():
+        other = pair[1]['state'][key]
+        assert torch.equal(value.nan_to_num(), other.nan_to_num()), key

@@ -1,0 +1,151 @@
+"""Activations in memory and in files, which nobody can tell apart."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from mmrazor_brecq.reconstruction import Rows, Store, Stream
+from mmrazor_brecq.reconstruction import store as store_module
+from mmrazor_brecq.reconstruction.store import Loan
+
+LAYOUTS = dict(
+    plain=lambda x: x,
+    channels_last=lambda x: x.to(memory_format=torch.channels_last),
+    turned=lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 2, 3, 1),
+    sparse=lambda x: torch.cat([x, x], 3)[..., : x.shape[3]],
+)
+
+
+@pytest.fixture(params=['memory', 'file'])
+def store(request, tmp_path):
+    return Store(None if request.param == 'memory' else 0, str(tmp_path))
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.int64])
+def test_a_column_gives_back_what_it_was_given(
+    store, layout, dtype, generator
+):
+    x = torch.randint(99, (9, 4, 5, 3), generator=generator).to(dtype)
+    x = LAYOUTS[layout](x)
+    column = store.column(9, x)
+    for start in 0, 4:
+        column.write(start, x[start : start + 5])
+    index = torch.tensor([7, 0, 7])
+
+    for found, expected in (
+        (column.take(index), x[index]),
+        (column.between(2, 6), x[2:6]),
+    ):
+        assert torch.equal(found, expected)
+        if layout == 'channels_last':
+            assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_rows_of_one_image_stay_together(store, generator):
+    x = torch.randn(12, 5, generator=generator)
+    column = store.column(4, x, fold=3)
+    column.write(0, x)
+
+    expected = x.view(4, 3, 5)[[2, 0]].flatten(0, 1)
+    assert torch.equal(column.take(torch.tensor([2, 0])), expected)
+
+
+def test_what_is_beyond_the_budget_goes_to_files(tmp_path):
+    x = torch.zeros(8, 16)  # 512 bytes
+    store = Store(1100, str(tmp_path))
+    columns = [store.column(8, x) for _ in range(3)]
+
+    assert [c.file is None for c in columns] == [True, True, False]
+    assert (store.held, store.peak, store.spilled) == (1024, 1024, 512)
+    del columns[0]
+    gc.collect()
+    assert store.held == 512
+    assert store.column(8, x).file is None
+
+
+def test_files_have_no_name(tmp_path):
+    """So that nothing is left of them, whatever ends the process."""
+    store = Store(0, str(tmp_path))
+    column = store.column(8, torch.zeros(8, 16))
+    column.write(0, torch.ones(8, 16))
+
+    assert os.listdir(tmp_path) == []
+    assert column.take(torch.arange(8)).sum() == 128
+
+
+def test_a_full_disk_says_what_to_do(monkeypatch, tmp_path):
+    def full(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(store_module.os, 'posix_fallocate', full)
+    with pytest.raises(OSError, match=r'calibration\.memory') as error:
+        Store(0, str(tmp_path)).column(8, torch.zeros(8, 16))
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_a_lent_tensor_gives_its_memory_and_gets_it_back(store, generator):
+    x = torch.randn(4, 3, 2, generator=generator)
+    expected = x.clone()
+    column = store.column(4, x)
+    column.write(0, x)
+    loan = Loan(column, 0, x)
+    for _ in range(2):
+        loan.drain()
+        assert x.untyped_storage().nbytes() == 0
+        assert loan.refill()
+        assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize('case', ['written', 'a view', 'dead'])
+def test_what_is_not_the_columns_is_left_alone(case, store, generator):
+    base = torch.randn(8, 3, generator=generator)
+    x = base[:4] if case == 'a view' else base
+    column = store.column(len(x), x)
+    column.write(0, x)
+    loan = Loan(column, 0, x)
+    if case == 'written':
+        x.add_(1)
+    expected = base.clone()
+    if case == 'dead':
+        del x, base
+    loan.drain()
+
+    assert loan.refill() == (case == 'a view')
+    if case != 'dead':
+        assert torch.equal(base, expected)
+
+
+def test_waiting_passes_hold_no_activations(toy, batches, tmp_path):
+    """Neither what waits at a door nor what frames keep of earlier ones."""
+    from mmrazor_brecq.graph import BlockPartition, record
+
+    network = toy('residual')
+    units = BlockPartition()(network, record(network, batches[0]))
+    modules = {unit.name: unit.module for unit in units}
+    images = Rows(batches, [len(x) for x in batches], Store(0, str(tmp_path)))
+    seen = []
+    for module in network.modules():
+        module.register_forward_pre_hook(
+            lambda m, args: seen.extend(args) or None
+        )
+    holder = nn.ModuleDict(dict(network=network))
+    with Stream(holder, 'network', units, images) as stream:
+        arrived = stream.advance()
+        while arrived is not None:
+            doors = [
+                x for x in seen if any(map(x.is_set_to, _waiting(stream)))
+            ]
+            assert doors
+            assert all(x.untyped_storage().nbytes() == 0 for x in doors)
+            arrived = stream.advance(stream.run(modules[arrived[0]]))
+
+
+def _waiting(stream):
+    return [x for args, _ in stream._waiting for x in args]
