@@ -48,4 +48,7 @@ def take_from_first(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors by those of the first process."""
     if get_world_size() > 1:
         for x in tensors:
-            broadcast(x.data, 0)
+            # As bytes, which every backend can send.
+            content = x.detach().contiguous().view(-1).view(torch.uint8)
+            broadcast(content, 0)
+            x.detach().copy_(content.view(x.dtype).view(x.shape))

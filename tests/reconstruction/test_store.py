@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmrazor_brecq.graph import BlockPartition, record
 from mmrazor_brecq.reconstruction import Rows, Store, Stream
 from mmrazor_brecq.reconstruction import store as store_module
 from mmrazor_brecq.reconstruction.store import Loan
@@ -124,28 +125,18 @@ def test_what_is_not_the_columns_is_left_alone(case, store, generator):
 
 def test_waiting_passes_hold_no_activations(toy, batches, tmp_path):
     """Neither what waits at a door nor what frames keep of earlier ones."""
-    from mmrazor_brecq.graph import BlockPartition, record
-
     network = toy('residual')
     units = BlockPartition()(network, record(network, batches[0]))
     modules = {unit.name: unit.module for unit in units}
     images = Rows(batches, [len(x) for x in batches], Store(0, str(tmp_path)))
-    seen = []
-    for module in network.modules():
-        module.register_forward_pre_hook(
-            lambda m, args: seen.extend(args) or None
-        )
+    entered = []
+    network.register_forward_pre_hook(lambda m, args: entered.extend(args))
     holder = nn.ModuleDict(dict(network=network))
     with Stream(holder, 'network', units, images) as stream:
         arrived = stream.advance()
         while arrived is not None:
-            doors = [
-                x for x in seen if any(map(x.is_set_to, _waiting(stream)))
-            ]
-            assert doors
-            assert all(x.untyped_storage().nbytes() == 0 for x in doors)
+            waiting = [x for args, _ in stream._waiting for x in args]
+            assert len(waiting) == len(entered) == len(batches)
+            for x in waiting + entered:
+                assert x.untyped_storage().nbytes() == 0
             arrived = stream.advance(stream.run(modules[arrived[0]]))
-
-
-def _waiting(stream):
-    return [x for args, _ in stream._waiting for x in args]
