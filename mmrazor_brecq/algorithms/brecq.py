@@ -24,6 +24,7 @@ from ..graph import (
     record,
 )
 from ..reconstruction import (
+    WHOLE,
     NearestRounding,
     Rows,
     Stream,
@@ -223,6 +224,24 @@ class BRECQ(BaseModel):
                 f'The forward pass never came to the units '
                 f'{sorted(set(order) - finished)}'
             )
+        if WHOLE in done:
+            self.architecture.load_state_dict(done[WHOLE])
+        elif reconstructor.refiner is not None:
+            yield reconstructor.refiner(
+                self.architecture, teacher, images, held_out, seed
+            )
+
+    @property
+    def steps(self) -> int:
+        """Reports that :meth:`reconstruct` will give."""
+        return len(self.units) + (self.reconstructor.refiner is not None)
+
+    def part(self, name: str) -> nn.Module:
+        """What a report of :meth:`reconstruct` is about."""
+        if name == WHOLE:
+            return self.architecture
+        # Not by its name in the network: in a stream others stand there.
+        return next(u.module for u in self.units if u.name == name)
 
     def _before_load(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any

@@ -115,7 +115,8 @@ def collect_images(
             '(`model.reconstructor.batch_size`, shared by all) and one image '
             f'to judge by, {least} in all, and this one has {count}'
         )
-    size = loader.batch_sampler.batch_size
+    sampler: Any = loader.batch_sampler
+    size = sampler.batch_size
     sizes = [min(size, count - i) for i in range(0, count, size)]
     return Rows(_batches(model, loader, count, images), sizes, store)
 

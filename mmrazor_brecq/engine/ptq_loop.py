@@ -130,15 +130,14 @@ class PTQLoop(TestLoop):
         with clock('evaluate'):
             self._evaluate(nearest, 'nearest', progress)
         del nearest
-        bar = UnitProgress(len(model.units), self.runner.logger)
+        bar = UnitProgress(model.steps, self.runner.logger)
         with clock('reconstruct'), bar as show:
             for report in progress.reports:
                 show(report)
-            modules = {unit.name: unit.module for unit in model.units}
             for report in model.reconstruct(
                 teacher, images, self.runner.seed, done=progress.units()
             ):
-                progress.add_unit(report, modules[report.name])
+                progress.add_unit(report, model.part(report.name))
                 self._plot(report)
                 show(report)
         with clock('evaluate'):

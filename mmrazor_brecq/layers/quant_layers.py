@@ -54,6 +54,15 @@ class QuantLayer(nn.Module):
         if not self.frozen:
             self._set_integers(self.weight_quantizer.freeze(self.weight))
 
+    def thaw(self, near: Tensor) -> None:
+        """Make real weights of the integers, for them to be learned anew.
+
+        Args:
+            near (Tensor): The float layer's weight.
+        """
+        weight = self.weight_quantizer.thaw(self.weight, near)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
     def _set_integers(self, integers: Tensor) -> None:
         self.weight = nn.Parameter(integers, requires_grad=False)
 

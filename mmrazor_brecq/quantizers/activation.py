@@ -94,8 +94,8 @@ class ActivationQuantizer(nn.Module):
         self.zero_point.copy_(zero_point[0])
         self.active = True
 
-    def learn(self, masks: MaskPool) -> None:
-        """Begin to learn the step, dropping by ``masks``."""
+    def learn(self, masks: Optional[MaskPool] = None) -> None:
+        """Begin to learn the step, dropping by ``masks`` if there are any."""
         self.log_step = nn.Parameter(
             torch.zeros_like(self.scale), requires_grad=self.learn_scale
         )

@@ -7,6 +7,9 @@ evaluation mode.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from ..functional import (
@@ -69,3 +72,42 @@ class AdaRound(nn.Module):
     def penalty(self, beta: Tensor) -> Tensor:
         """See :func:`mmrazor_brecq.functional.rounding_penalty`."""
         return rounding_penalty(self.alpha.view(-1), beta)
+
+
+class _Round(torch.autograd.Function):
+    """Rounding whose gradient is 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+@MODELS.register_module()
+class StraightThrough(nn.Module):
+    """Each weight moves freely, and is rounded wherever it stands.
+
+    The gradient passes the rounding as if it were not there (Bengio et
+    al., 2013), so that a weight may cross several steps.
+    """
+
+    position: nn.Parameter
+
+    def start(self, position: Tensor) -> None:
+        """Begin where the weights are.
+
+        Args:
+            position (Tensor): C x K weights in units of their step.
+        """
+        self.position = nn.Parameter(position.clone())
+
+    def forward(self) -> Tensor:
+        """The nearest whole numbers, C x K."""
+        return _Round.apply(self.position)
+
+    def penalty(self, beta: Tensor) -> Tensor:
+        """What is undecided: nothing."""
+        return beta.new_zeros(())

@@ -75,9 +75,14 @@ class WeightQuantizer(nn.Module):
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
 
-    def learn(self, weight: Tensor) -> None:
-        """Switch to the rounding that is learned."""
-        self.rounding = MODELS.build(self.rounding_cfg)
+    def learn(self, weight: Tensor, rounding: Optional[dict] = None) -> None:
+        """Switch to a rounding that is learned.
+
+        Args:
+            weight (Tensor): C x ... real weights.
+            rounding (dict, optional): In place of the configured one.
+        """
+        self.rounding = MODELS.build(rounding or self.rounding_cfg)
         self.rounding.start(_rows(weight.detach()) / self.scale[:, None])
         if self.learn_scale:
             self.log_step = nn.Parameter(torch.zeros_like(self.scale))
@@ -105,6 +110,20 @@ class WeightQuantizer(nn.Module):
             self.scale.mul_(self.log_step.exp())
         self.forget()
         return like(integers.view(-1), weight)
+
+    @torch.no_grad()
+    def thaw(self, integers: Tensor, near: Tensor) -> Tensor:
+        """Real weights that round to the integers.
+
+        Args:
+            integers (Tensor): C x ..., what :meth:`freeze` gave.
+            near (Tensor): C x ... real weights: the result is as close to
+                them as it can be without coming near a rounding's edge.
+        """
+        step = self.scale[:, None]
+        whole = self._integers(integers)
+        rest = (_rows(near, integers) / step - whole).clamp(-0.4, 0.4)
+        return like(((whole + rest) * step).view(-1), integers)
 
     def forget(self) -> None:
         """Back to nearest rounding at the steps that were fitted."""
@@ -136,6 +155,6 @@ class WeightQuantizer(nn.Module):
         return f'{self.grid}, per_channel={self.per_channel}'
 
 
-def _rows(weight: Tensor) -> Tensor:
+def _rows(weight: Tensor, order: Optional[Tensor] = None) -> Tensor:
     """A row for each output channel, in the order of memory."""
-    return flat(weight).view(weight.shape[0], -1)
+    return flat(weight, order).view(weight.shape[0], -1)

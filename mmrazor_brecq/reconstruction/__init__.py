@@ -1,8 +1,10 @@
+from .augment import CutMix, Flip, Shift
 from .nearest import NearestRounding, NonFinite
 from .objectives import MSE, FisherDiag, FisherFull
 from .official import OfficialFisher
 from .processes import own_generator, share
 from .reconstructor import BlockReconstructor
+from .refiner import WHOLE, NetworkRefiner
 from .rows import Rows
 from .store import Store
 from .stream import Stream
@@ -10,17 +12,22 @@ from .unit_data import UnitData, UnitReport
 
 __all__ = [
     'BlockReconstructor',
+    'CutMix',
     'FisherDiag',
     'FisherFull',
+    'Flip',
     'MSE',
     'NearestRounding',
+    'NetworkRefiner',
     'NonFinite',
     'OfficialFisher',
     'Rows',
+    'Shift',
     'Store',
     'Stream',
     'UnitData',
     'UnitReport',
+    'WHOLE',
     'own_generator',
     'share',
 ]

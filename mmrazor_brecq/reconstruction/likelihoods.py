@@ -117,8 +117,8 @@ def teacher_gradients(
                     now = slice(now.stop, now.stop + len(part))
                     # What is in front of the first unit needs no gradient,
                     # but its output has to ask for one.
-                    images = part.detach().requires_grad_().clone()
-                    out = run_float(teacher, images)
+                    inputs = part.detach().requires_grad_().clone()
+                    out = run_float(teacher, inputs)
                     likelihood(tensors(out), generator).backward()
     finally:
         for hook in hooks:

@@ -18,6 +18,7 @@ from ..quantizers import ActivationQuantizer
 from ..registry import TASK_UTILS
 from .objectives import MSE
 from .processes import share, take_from_first, total
+from .refiner import NetworkRefiner
 from .unit_data import UnitData, UnitReport
 
 
@@ -29,11 +30,17 @@ class NonFinite(ArithmeticError):
 class NearestRounding:
     """Chooses all steps and rounds to the nearest; learns nothing.
 
+    Attributes:
+        refiner: What refines the network when all units are done, if
+            anything does.
+
     Args:
         batch_size (int): Images at a time.
         fit_images (int): Images that the activation steps are chosen on.
         objective (dict): Measures the error that is reported.
     """
+
+    refiner: Optional[NetworkRefiner] = None
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class BlockReconstructor(NearestRounding):
             together.
         fit_images (int): Images that the activation steps are chosen on.
         objective (dict): The error to make small.
+        refiner (dict, optional): A last pass over the whole network.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class BlockReconstructor(NearestRounding):
         batch_size: int = 32,
         fit_images: int = 256,
         objective: Optional[dict] = None,
+        refiner: Optional[dict] = None,
     ) -> None:
         super().__init__(
             batch_size, fit_images, objective or dict(type='FisherDiag')
@@ -73,6 +75,8 @@ class BlockReconstructor(NearestRounding):
         self.warmup = warmup
         self.beta = beta
         self.negligible = negligible
+        if refiner is not None:
+            self.refiner = TASK_UTILS.build(refiner)
 
     def learn(
         self,

@@ -8,7 +8,7 @@ import os
 import tempfile
 import weakref
 from math import prod
-from typing import Optional
+from typing import IO, Optional
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class Store:
     def _release(self, nbytes: int) -> None:
         self.held -= nbytes
 
-    def _file(self, nbytes: int) -> tempfile._TemporaryFileWrapper:
+    def _file(self, nbytes: int) -> IO[bytes]:
         folder = self.folder or tempfile.gettempdir()
         os.makedirs(folder, exist_ok=True)
         file = tempfile.TemporaryFile(dir=folder)
@@ -89,7 +89,7 @@ class Column:
     """
 
     memory: Optional[Tensor] = None
-    file: Optional[tempfile._TemporaryFileWrapper] = None
+    file: Optional[IO[bytes]] = None
 
     def __init__(self, images: int, example: Tensor, fold: int) -> None:
         self.images, self.fold = images, fold

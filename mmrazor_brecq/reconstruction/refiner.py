@@ -1,0 +1,198 @@
+"""The whole network once more, when all its units are integers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import weighted_squared_error
+from ..graph import run_float
+from ..layers import activation_quantizers, quant_layers
+from ..registry import TASK_UTILS
+from .processes import (
+    average_gradients,
+    own_generator,
+    share,
+    take_from_first,
+    total,
+)
+from .rows import Rows, tensors
+from .unit_data import UnitReport
+
+#: What a report calls the whole network.
+WHOLE = 'all units together'
+
+
+@TASK_UTILS.register_module()
+class NetworkRefiner:
+    """Fits all roundings, steps and biases to the float network's output.
+
+    Units are reconstructed one by one, and none knows what those after it
+    make of its error. A short pass over all of them does: rounding passes
+    gradients straight through (Bengio et al., 2013), and begins where the
+    units left it. Images are varied anew in every iteration, for there are
+    few of them and many weights.
+
+    Args:
+        iterations (int): Steps of the optimiser.
+        rounding_lr (float): Learning rate of the weights, in their steps.
+        weight_scale_lr (float): Of the logarithm of the weight steps.
+        activation_scale_lr (float): Of the logarithm of the activation
+            steps.
+        bias_lr (float): Of the biases.
+        batch_size (int): Images an iteration, those of all processes
+            together.
+        augment (list[dict]): How images are varied.
+    """
+
+    def __init__(
+        self,
+        iterations: int = 800,
+        rounding_lr: float = 1e-2,
+        weight_scale_lr: float = 2e-3,
+        activation_scale_lr: float = 5e-3,
+        bias_lr: float = 1e-3,
+        batch_size: int = 32,
+        augment: Optional[Sequence[dict]] = None,
+    ) -> None:
+        self.iterations = iterations
+        self.rounding_lr = rounding_lr
+        self.weight_scale_lr = weight_scale_lr
+        self.activation_scale_lr = activation_scale_lr
+        self.bias_lr = bias_lr
+        self.batch_size = batch_size
+        if augment is None:
+            augment = [dict(type=name) for name in ('Flip', 'Shift', 'CutMix')]
+        self.augment = [TASK_UTILS.build(cfg) for cfg in augment]
+
+    def __call__(
+        self,
+        network: nn.Module,
+        teacher: nn.Module,
+        images: Rows,
+        held_out: int,
+        seed: int,
+    ) -> UnitReport:
+        """Refine a network of integers; integers it is again afterwards.
+
+        Args:
+            network (nn.Module): Every layer frozen.
+            teacher (nn.Module): The float network.
+            images (Rows): Preprocessed inputs, the share of this process.
+            held_out (int): Images at the end that only judge.
+            seed (int): Of all randomness.
+
+        Returns:
+            UnitReport: How it went, the error being the mean square of the
+            output's. What did not help on the images held out is undone.
+        """
+        start = time.perf_counter()
+        report = UnitReport(WHOLE, list(quant_layers(network)))
+        before = {k: v.clone() for k, v in network.state_dict().items()}
+        trained = len(images) - held_out
+        report.before = self._judge(network, teacher, images, trained)
+        groups = self._reopen(network, teacher)
+        optimizer = torch.optim.Adam(groups, fused=True)
+        self._optimise(
+            optimizer, network, teacher, images, trained, seed, report
+        )
+        for quantizer in activation_quantizers(network):
+            quantizer.freeze()
+        for layer in quant_layers(network).values():
+            layer.freeze()
+        network.requires_grad_(False)
+        take_from_first(network.state_dict().values())
+        report.after = self._judge(network, teacher, images, trained)
+        report.accepted = report.after < report.before
+        if not report.accepted:
+            network.load_state_dict(before)
+            report.note = 'held-out error did not fall: left as it was'
+        report.seconds = time.perf_counter() - start
+        return report
+
+    def _reopen(
+        self, network: nn.Module, teacher: nn.Module
+    ) -> list[dict[str, Any]]:
+        """Make the weights real and all parameters learnable."""
+        weights: list[nn.Parameter] = []
+        steps: list[nn.Parameter] = []
+        inputs: list[nn.Parameter] = []
+        biases: list[nn.Parameter] = []
+        for name, layer in quant_layers(network).items():
+            layer.thaw(teacher.get_parameter(f'{name}.weight'))
+            quantizer = layer.weight_quantizer
+            quantizer.learn(layer.weight, dict(type='StraightThrough'))
+            weights += quantizer.trainable()
+            if quantizer.log_step is not None:
+                steps.append(quantizer.log_step)
+            if layer.bias is not None:
+                biases.append(layer.bias.requires_grad_())
+        for activation in activation_quantizers(network):
+            if activation.active:
+                activation.learn()
+                inputs += activation.trainable()
+        groups = [
+            (weights, self.rounding_lr),
+            (steps, self.weight_scale_lr),
+            (inputs, self.activation_scale_lr),
+            (biases, self.bias_lr),
+        ]
+        return [dict(params=params, lr=lr) for params, lr in groups if params]
+
+    def _optimise(
+        self,
+        optimizer: torch.optim.Optimizer,
+        network: nn.Module,
+        teacher: nn.Module,
+        images: Rows,
+        trained: int,
+        seed: int,
+        report: UnitReport,
+    ) -> None:
+        generator = own_generator(seed)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, self.iterations
+        )
+        learned = [p for g in optimizer.param_groups for p in g['params']]
+        size = share(self.batch_size)
+        for i in range(self.iterations):
+            index = torch.randint(trained, (size,), generator=generator)
+            batch = images.take(index)
+            for augment in self.augment:
+                batch = augment(batch, generator)
+            error = _error(network, teacher, batch)
+            optimizer.zero_grad()
+            error.backward()
+            average_gradients(learned)
+            optimizer.step()
+            schedule.step()
+            if i % 10 == 0:
+                report.losses.append((i, float(error.detach())))
+
+    @torch.no_grad()
+    def _judge(
+        self, network: nn.Module, teacher: nn.Module, images: Rows, first: int
+    ) -> float:
+        """Error on the images from ``first`` on."""
+        network.eval()
+        found = torch.zeros(2, dtype=torch.float64)
+        for index in torch.arange(first, len(images)).split(self.batch_size):
+            error = _error(network, teacher, images.take(index))
+            found += torch.tensor([len(index) * float(error), len(index)])
+        error, count = total(found).tolist()
+        return error / max(count, 1)
+
+
+def _error(network: nn.Module, teacher: nn.Module, images: Tensor) -> Tensor:
+    """How far the network's outputs are from the float network's."""
+    with torch.no_grad():
+        goals = tensors(run_float(teacher, images))
+    outputs = tensors(run_float(network, images))
+    return sum(
+        (weighted_squared_error(*pair) for pair in zip(outputs, goals)),
+        start=torch.zeros((), device=images.device),
+    )

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from mmrazor_brecq.layers import activation_quantizers, quant_layers
+from mmrazor_brecq.reconstruction import (
+    WHOLE,
+    BlockReconstructor,
+    NearestRounding,
+    NetworkRefiner,
+    Rows,
+)
+
+
+def refiner(iterations=40, **kwargs):
+    return NetworkRefiner(iterations, batch_size=6, augment=[], **kwargs)
+
+
+@pytest.fixture
+def rounded(quantize, batches):
+    """A network of integers, its teacher and the images."""
+    model, teacher = quantize('residual', (2, 4))
+    list(model.reconstruct(teacher, batches, 0, NearestRounding()))
+    images = Rows(batches, [len(batch) for batch in batches])
+    return model, teacher, images
+
+
+def states(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_output_comes_nearer_to_the_float_networks(rounded):
+    model, teacher, images = rounded
+    report = refiner()(model.architecture, teacher, images, 3, seed=0)
+
+    assert report.accepted and report.after < 0.9 * report.before
+    assert report.name == WHOLE
+    assert report.layers == list(quant_layers(model.architecture))
+
+
+def test_all_weights_are_integers_again(rounded):
+    model, teacher, images = rounded
+    before = states(model)
+    refiner()(model.architecture, teacher, images, 3, seed=0)
+    after = states(model)
+
+    assert before.keys() == after.keys()
+    for key in before:
+        assert before[key].dtype == after[key].dtype
+        assert before[key].shape == after[key].shape
+    for layer in quant_layers(model.architecture).values():
+        low, high = layer.weight_quantizer.grid.range
+        assert layer.frozen and not layer.weight_quantizer.trainable()
+        assert low <= int(layer.weight.min()) <= int(layer.weight.max())
+        assert int(layer.weight.max()) <= high
+    for quantizer in activation_quantizers(model.architecture):
+        assert not quantizer.trainable()
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_nothing_is_lost_by_thawing(rounded):
+    """Without a step the network is what it was, to the bit."""
+    model, teacher, images = rounded
+    before = states(model)
+    for name, layer in quant_layers(model.architecture).items():
+        layer.thaw(teacher.get_submodule(name).weight)
+        layer.weight_quantizer.learn(
+            layer.weight, dict(type='StraightThrough')
+        )
+        layer.freeze()
+
+    assert equal(states(model), before)
+
+
+def test_what_does_not_help_is_undone(rounded):
+    model, teacher, images = rounded
+    before = states(model)
+    report = refiner(rounding_lr=1e3, bias_lr=1e3)(
+        model.architecture, teacher, images, 3, seed=0
+    )
+
+    assert not report.accepted and 'left as it was' in report.note
+    assert equal(states(model), before)
+
+
+def test_the_same_seed_gives_the_same_bits(rounded):
+    model, teacher, images = rounded
+    other = copy.deepcopy(model)
+    for each in model, other:
+        refiner(5)(each.architecture, teacher, images, 3, seed=4)
+
+    assert equal(states(model), states(other))
+
+
+def test_it_follows_the_units_and_is_resumed_like_one(quantize, batches):
+    def learner():
+        return BlockReconstructor(
+            4, batch_size=4, refiner=dict(type='NetworkRefiner', iterations=4)
+        )
+
+    model, teacher = quantize('residual', (2, 4))
+    fresh = copy.deepcopy(model)
+    done = {}
+    for report in model.reconstruct(teacher, batches, 0, learner()):
+        done[report.name] = {
+            k: v.clone()
+            for k, v in model.part(report.name).state_dict().items()
+        }
+
+    assert list(done) == [*(unit.name for unit in model.units), WHOLE]
+    reports = list(
+        fresh.reconstruct(teacher, batches, 0, learner(), done=done)
+    )
+    assert not reports and equal(states(fresh), states(model))
