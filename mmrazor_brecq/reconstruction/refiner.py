@@ -123,8 +123,8 @@ class NetworkRefiner:
         inputs: list[nn.Parameter] = []
         biases: list[nn.Parameter] = []
         for name, layer in quant_layers(network).items():
+            quantizer: Any = layer.weight_quantizer
             layer.thaw(teacher.get_parameter(f'{name}.weight'))
-            quantizer = layer.weight_quantizer
             quantizer.learn(layer.weight, dict(type='StraightThrough'))
             weights += quantizer.trainable()
             if quantizer.log_step is not None:
