@@ -121,7 +121,7 @@ class NetworkRefiner:
         weights: list[nn.Parameter] = []
         steps: list[nn.Parameter] = []
         inputs: list[nn.Parameter] = []
-        biases: list[nn.Parameter] = []
+        biases: list[Any] = []
         for name, layer in quant_layers(network).items():
             quantizer: Any = layer.weight_quantizer
             layer.thaw(teacher.get_parameter(f'{name}.weight'))
