@@ -4,9 +4,10 @@ from .affine import (
     fake_quantize,
     integer_range,
     quantize,
+    rounding_error,
 )
 from .fused import flat, fused, like, reuse_freed_memory
-from .losses import lp_error, weighted_squared_error
+from .losses import weighted_squared_error
 from .relaxation import (
     annealed_beta,
     inverse_rectified_sigmoid,
@@ -25,11 +26,11 @@ __all__ = [
     'integer_range',
     'inverse_rectified_sigmoid',
     'like',
-    'lp_error',
     'quantize',
     'rectified_sigmoid',
     'relaxed_integers',
     'reuse_freed_memory',
+    'rounding_error',
     'rounding_penalty',
     'weighted_squared_error',
 ]

@@ -7,11 +7,6 @@ from typing import Optional
 from torch import Tensor
 
 
-def lp_error(x: Tensor, y: Tensor, p: float, dim: int = -1) -> Tensor:
-    """Mean of ``|x - y|^p`` along ``dim``."""
-    return (x - y).abs().pow(p).mean(dim)
-
-
 def weighted_squared_error(
     output: Tensor, target: Tensor, weight: Optional[Tensor] = None
 ) -> Tensor:

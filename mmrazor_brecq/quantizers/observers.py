@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..functional import dequantize, integer_range, lp_error, quantize
+from ..functional import integer_range, rounding_error
 from ..registry import TASK_UTILS
 
 
@@ -150,11 +150,8 @@ class LpObserver:
         errors = []
         for part in factors.split(some, 1):
             scale, zero_point = grid.fit(*(ends[:, None] * part).unbind(2))
-            scale, zero_point = scale[..., None], zero_point[..., None]
-            x = values[:, None]
-            q = quantize(x, scale, zero_point, *grid.range)
             errors.append(
-                lp_error(dequantize(q, scale, zero_point), x, self.p)
+                rounding_error(values, scale, zero_point, *grid.range, self.p)
             )
         best = torch.cat(errors, 1).argmin(1)
         return factors[torch.arange(len(values)), best]

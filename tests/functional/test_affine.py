@@ -8,6 +8,7 @@ from mmrazor_brecq.functional import (
     fake_quantize,
     integer_range,
     quantize,
+    rounding_error,
 )
 
 GRIDS = [(2, False, 1), (3, True, 0), (4, False, 9), (8, True, -5)]
@@ -191,3 +192,17 @@ def test_memory_order_does_not_matter(layout, upstream, generator):
 
     for ours, reference in zip(*results):
         torch.testing.assert_close(ours, reference)
+
+
+@pytest.mark.parametrize('p', [2.0, 2.4])
+def test_the_error_of_rounding_is_that_of_the_grid(p, generator):
+    x = torch.randn(3, 50, generator=generator)
+    scale = 0.1 + torch.rand(3, 7, generator=generator)
+    zero_point = torch.randint(-2, 2, (3, 7), generator=generator).float()
+    found = rounding_error(x, scale, zero_point, -2, 1, p)
+
+    for i in range(7):
+        grid = scale[:, i, None], zero_point[:, i, None]
+        on_grid = dequantize(quantize(x, *grid, -2, 1), *grid)
+        expected = (x - on_grid).abs().pow(p).mean(1)
+        torch.testing.assert_close(found[:, i], expected)
