@@ -73,7 +73,6 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (q - zero_point) * scale
 
 
-@fused
 def rounding_error(
     x: Tensor,
     scale: Tensor,
@@ -95,6 +94,23 @@ def rounding_error(
     Returns:
         Tensor: C x F means of ``|x - x_on_the_grid|^p``.
     """
+    # A dimension of 1 is a shape of its own to the compiler.
+    alone = 1 in (*scale.shape, x.shape[1])
+    kernel: Any = _rounding_error
+    if alone:
+        kernel = kernel.__wrapped__
+    return kernel(x, scale, zero_point, qmin, qmax, p)
+
+
+@fused
+def _rounding_error(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    p: float,
+) -> Tensor:
     scale, zero_point = scale[..., None], zero_point[..., None]
     x = x[:, None]
     q = quantize(x, scale, zero_point, qmin, qmax)
