@@ -8,7 +8,9 @@ import inspect
 import os.path as osp
 from typing import Any, Optional
 
+import torch
 from mmengine.config import Config
+from mmengine.dist import is_distributed
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
@@ -132,6 +134,13 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
 
 def _runner(cfg: Config) -> Runner:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
+    if cfg.launcher == 'pytorch' and not torch.accelerator.is_available():
+        # mmengine's own launcher takes an accelerator for granted.
+        if not is_distributed():
+            torch.distributed.init_process_group('gloo')
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', device_ids=None
+        )
     try:
         return Runner.from_cfg(cfg)
     except TypeError as error:
