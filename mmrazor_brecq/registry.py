@@ -57,7 +57,8 @@ HOOKS = Registry(
     locations=['mmrazor_brecq.engine'],
 )
 
-#: Observers, partitions, objectives and reconstructors: plain objects.
+#: Observers, partitions, objectives, reconstructors, cost models, searchers:
+#: plain objects.
 TASK_UTILS = Registry(
     'task util',
     build_func=build_in_scope,
@@ -67,6 +68,7 @@ TASK_UTILS = Registry(
         'mmrazor_brecq.quantizers',
         'mmrazor_brecq.graph',
         'mmrazor_brecq.reconstruction',
+        'mmrazor_brecq.mixed_precision',
     ],
 )
 

@@ -159,6 +159,14 @@ def _preprocess(model: BRECQ, data: dict) -> Tensor:
     return inputs.to(next(model.parameters()).device)
 
 
+def fingerprint_images(images: Rows) -> str:
+    """Hash of all images in all processes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for batch in images.split():
+        digest.update(batch.cpu().contiguous().numpy().tobytes())
+    return '-'.join(all_gather_object(digest.hexdigest()))
+
+
 def warn_of_overlap(count: int, total: int) -> None:
     """Say so if calibration images are test images."""
     if count:

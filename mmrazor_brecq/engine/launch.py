@@ -51,6 +51,7 @@ def load_config(
     for name in BUILDING_BLOCKS:
         cfg.pop(name, None)
     known = set(cfg) | set(inspect.signature(Runner.__init__).parameters)
+    known.add('mixed_precision')
     options = {k: _literal(v) for k, v in (options or {}).items()}
     for key in options:
         root = key.split('.')[0]
@@ -111,8 +112,8 @@ def ptq(
             'says which images to calibrate on'
         )
     cfg.test_cfg.resume = resume
-    runner = _runner(cfg)
-    load_float(_bare(runner), checkpoint, trust)
+    runner = build_runner(cfg)
+    load_float(bare_model(runner), checkpoint, trust)
     return runner.test()
 
 
@@ -127,12 +128,17 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
         dict: Its metrics.
     """
     cfg.test_cfg = dict()
-    runner = _runner(cfg)
-    load_quantized(_bare(runner), checkpoint)
+    runner = build_runner(cfg)
+    load_quantized(bare_model(runner), checkpoint)
     return runner.test()
 
 
-def _runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config) -> Runner:
+    """A runner as the config says.
+
+    Raises:
+        ValueError: If the config has a key that nothing takes.
+    """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if cfg.launcher == 'pytorch' and not torch.accelerator.is_available():
         # mmengine's own launcher takes an accelerator for granted.
@@ -155,5 +161,6 @@ def _literal(value: Any) -> Any:
     return value
 
 
-def _bare(runner: Runner) -> BRECQ:
+def bare_model(runner: Runner) -> BRECQ:
+    """The runner's model without a wrapper."""
     return getattr(runner.model, 'module', runner.model)

@@ -16,7 +16,6 @@ import mmengine
 import torch
 from mmengine.device import get_device
 from mmengine.dist import (
-    all_gather_object,
     all_reduce,
     barrier,
     get_world_size,
@@ -35,6 +34,7 @@ from ..version import __version__
 from .calibration import (
     ImageSet,
     collect_images,
+    fingerprint_images,
     memory_budget,
     warn_of_overlap,
 )
@@ -184,10 +184,6 @@ class PTQLoop(TestLoop):
     def _identity(self, images: Rows) -> dict[str, str]:
         """What has to be the same for a run to go on."""
         cfg = self.runner.cfg
-        content = hashlib.sha256()
-        for batch in images.split():
-            content.update(batch.cpu().contiguous().numpy().tobytes())
-        shares = all_gather_object(content.hexdigest())
         parts = ('model', 'test_dataloader', 'test_evaluator')
         source = cfg.test_cfg.calibration.to_dict()
         source.pop('memory', None)  # It changes no bit of the result.
@@ -198,7 +194,7 @@ class PTQLoop(TestLoop):
         return dict(
             config=hashlib.sha256(config.encode()).hexdigest(),
             checkpoint=fingerprint(self.model.architecture),
-            calibration='-'.join(shares),
+            calibration=fingerprint_images(images),
         )
 
     def _write(

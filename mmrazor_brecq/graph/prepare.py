@@ -33,10 +33,16 @@ class Door(nn.Module):
     Args:
         quantizers (dict[int, nn.Module]): Quantizer of each input tensor
             that is quantized, by its place among the unit's tensors.
+        readers (dict[int, tuple[str]]): Layers that take each of them.
     """
 
-    def __init__(self, quantizers: dict[int, nn.Module]) -> None:
+    def __init__(
+        self,
+        quantizers: dict[int, nn.Module],
+        readers: dict[int, tuple[str, ...]],
+    ) -> None:
         super().__init__()
+        self.readers = readers
         self.inputs = nn.ModuleDict(
             {str(place): q for place, q in quantizers.items()}
         )
@@ -227,11 +233,13 @@ def prepare(
                 layer, scheme.weight_quantizer(layer, bits[name][0]), own
             )
         doors: dict[int, Any] = {}
+        readers: dict[int, tuple[str, ...]] = {}
         for place in sorted(set(places.values())):
-            width = max(bits[n][1] for n, p in places.items() if p == place)
+            readers[place] = tuple(n for n, p in places.items() if p == place)
+            width = max(bits[name][1] for name in readers[place])
             doors[place] = scheme.activation_quantizer(width)
         if doors and scheme.activation is not None:
             device = next(unit.module.parameters()).device
-            unit.module.add_module('door', Door(doors).to(device))
+            unit.module.add_module('door', Door(doors, readers).to(device))
             unit.module.register_forward_pre_hook(_enter, with_kwargs=True)
     return bits

@@ -2,6 +2,7 @@ from .quant_layers import (
     QuantLayer,
     activation_quantizers,
     is_quantizable,
+    packed_bytes,
     quant_layers,
     quantize_layer,
 )
@@ -10,6 +11,7 @@ __all__ = [
     'QuantLayer',
     'activation_quantizers',
     'is_quantizable',
+    'packed_bytes',
     'quant_layers',
     'quantize_layer',
 ]

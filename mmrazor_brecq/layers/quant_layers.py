@@ -7,6 +7,7 @@ hooks and its hyper-parameters stay, and so does what a subclass of
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any, Optional
 
@@ -130,3 +131,14 @@ def quant_layers(module: nn.Module, prefix: str = '') -> dict[str, QuantLayer]:
 def activation_quantizers(module: nn.Module) -> list[ActivationQuantizer]:
     """All activation quantizers in ``module``."""
     return [m for m in module.modules() if isinstance(m, ActivationQuantizer)]
+
+
+def packed_bytes(parameters: int, steps: int, bits: int) -> int:
+    """Bytes of a quantized weight.
+
+    Args:
+        parameters (int): Numbers in it, of as many bits as they have.
+        steps (int): Steps, of 5 bytes each together with the zero point.
+        bits (int): Width.
+    """
+    return math.ceil(parameters * bits / 8) + 5 * steps

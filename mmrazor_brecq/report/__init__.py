@@ -1,5 +1,12 @@
+from .bits import bits_figures, bits_table
 from .size import weight_bytes
 from .tables import closing_table
 from .terminal import UnitProgress
 
-__all__ = ['UnitProgress', 'closing_table', 'weight_bytes']
+__all__ = [
+    'UnitProgress',
+    'bits_figures',
+    'bits_table',
+    'closing_table',
+    'weight_bytes',
+]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import nn
 
-from ..layers import quant_layers
+from ..layers import packed_bytes, quant_layers
 
 
 def weight_bytes(model: nn.Module) -> dict[str, int]:
@@ -25,8 +23,11 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
     numbers = sum(p.numel() for p in model.parameters())
     own = sum(layer.weight.numel() for layer in layers)
     packed = sum(
-        math.ceil(layer.weight.numel() * layer.weight_quantizer.grid.bits / 8)
-        + 5 * layer.weight_quantizer.scale.numel()
+        packed_bytes(
+            layer.weight.numel(),
+            layer.weight_quantizer.scale.numel(),
+            layer.weight_quantizer.grid.bits,
+        )
         for layer in layers
     )
     return dict(float=4 * numbers, quantized=4 * (numbers - own) + packed)

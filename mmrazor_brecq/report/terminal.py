@@ -25,12 +25,15 @@ class UnitProgress:
     Args:
         total (int): Number of units.
         logger (logging.Logger): Takes the lines.
+        what (str): What is done to them.
     """
 
-    def __init__(self, total: int, logger: logging.Logger) -> None:
+    def __init__(
+        self, total: int, logger: logging.Logger, what: str = 'reconstruct'
+    ) -> None:
         self.logger = logger
         self.bar = Progress(
-            TextColumn('reconstruct'),
+            TextColumn(what),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -68,5 +71,9 @@ class UnitProgress:
         )
         if report.note:
             line += f' ({report.note})'
+        self.advance(line)
+
+    def advance(self, line: str) -> None:
+        """Move on, with a line about it."""
         self.logger.info(line)
         self.bar.advance(self.task)

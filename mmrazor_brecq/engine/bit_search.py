@@ -1,0 +1,296 @@
+"""From a config, a checkpoint and budgets to configs with widths."""
+
+from __future__ import annotations
+
+import os.path as osp
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..algorithms import BRECQ
+from ..mixed_precision import (
+    BitSearch,
+    Budget,
+    model_shape,
+    parse_budget,
+    parse_uniform,
+)
+from ..registry import TASK_UTILS
+from ..report import bits_figures, bits_table
+from .calibration import ImageSet, collect_images
+from .checkpoint import load_float
+from .files import keep_older, save_json, written_whole
+from .launch import bare_model, build_runner
+from .sensitivity import MixedPrecision, SensitivityFile, sensitivities
+
+#: Points of the Pareto front in the figure.
+FRONT = 10
+
+
+def search_bits(
+    cfg: Config,
+    source: str,
+    checkpoint: str,
+    budgets: Sequence[str] = (),
+    equal_to: Sequence[str] = (),
+    sensitivity: Optional[str] = None,
+    latency_table: Optional[str] = None,
+    changed: bool = False,
+    trust: bool = False,
+) -> list[str]:
+    """Search the widths of a model's layers.
+
+    Leaves in the run's folder one config for each budget, ``search.json``,
+    and figures. Sensitivities are measured if they are not known.
+
+    Args:
+        cfg (Config): From :func:`load_config`.
+        source (str): The config file that the new ones inherit.
+        checkpoint (str): The float checkpoint.
+        budgets (list[str]): Such as ``weight_bytes<=0.4MB``.
+        equal_to (list[str]): Uniform models, such as ``w3`` or ``w3a4``,
+            to be no larger than.
+        sensitivity (str, optional): File of the sensitivities; by default
+            ``sensitivity.json`` in the run's folder.
+        latency_table (str, optional): File for :class:`LatencyTable`.
+        changed (bool): Whether ``cfg`` is more than what is in ``source``:
+            the new ones then inherit a copy of it.
+        trust (bool): Whether the checkpoint may run code.
+
+    Returns:
+        list[str]: The configs.
+    """
+    if cfg.launcher != 'none':
+        raise ValueError(
+            f'--launcher {cfg.launcher}: widths are searched in one process'
+        )
+    settings = MixedPrecision.of(cfg)
+    costs = [
+        TASK_UTILS.build(dict(cost))
+        for cost in (
+            dict(type='WeightBytes'),
+            dict(type='BitOperations'),
+            *settings.costs,
+            *(
+                [dict(type='LatencyTable', path=latency_table)]
+                if latency_table
+                else []
+            ),
+        )
+    ]
+    # What was written wrong shows before any work.
+    known = {cost.name: cost for cost in costs}
+    asked = [parse_budget(text, known) for text in budgets]
+    alike = {text: parse_uniform(text) for text in equal_to}
+    if not asked and not alike:
+        raise ValueError('There is no budget: give --budget or --equal-to')
+    runner = build_runner(cfg)
+    model = bare_model(runner)
+    load_float(model, checkpoint, trust)
+    search = _prepare(runner, model, settings, costs, sensitivity)
+    asked += [_size_of(search, text, *pair) for text, pair in alike.items()]
+    results = [_solve(search, budget) for budget in asked]
+    if changed:
+        source = _write_base(cfg)
+    paths = [
+        _write(cfg, source, budget.text, result)
+        for budget, result in zip(asked, results)
+    ]
+    _report(runner, search, asked, results)
+    for path in paths:
+        runner.logger.info(f'Quantize with tools/ptq.py {path} {checkpoint}')
+    return paths
+
+
+def _prepare(
+    runner: Runner,
+    model: BRECQ,
+    settings: MixedPrecision,
+    costs: Sequence[Any],
+    path: Optional[str],
+) -> BitSearch:
+    """Measure what is not known, and set up the search."""
+    calibration = runner.cfg.test_cfg.calibration
+    loader = runner.build_dataloader(calibration['dataloader'], runner.seed)
+    batches = collect_images(
+        model, loader, calibration['num_images'], ImageSet()
+    )
+    file = SensitivityFile(
+        path or osp.join(runner.work_dir, 'sensitivity.json'),
+        settings.identity(model, runner.cfg, batches, runner.seed),
+    )
+    choices, prepared = sensitivities(
+        model, settings, batches, file, runner.seed, runner.logger
+    )
+    floats = model.scheme.activation is None
+    return BitSearch(
+        settings,
+        model_shape(prepared.architecture, batches[0][:1]),
+        {n: (w, None if floats else a) for n, (w, a) in prepared.bits.items()},
+        choices,
+        file.loss,
+        costs,
+        settings.searcher,
+    )
+
+
+def _size_of(
+    search: BitSearch, text: str, weight: int, activation: Optional[int]
+) -> Budget:
+    """The budget that a uniform model needs.
+
+    Its bytes; if activations are searched, its bit operations as well.
+    """
+    searched = {choice.kind for choice in search.choices}
+    if activation is not None and 'activation' not in searched:
+        raise ValueError(
+            f'--equal-to {text!r} names a width of activations, which are '
+            "not searched: add 'activation' to `mixed_precision.kinds`, or "
+            f'leave a{activation} out'
+        )
+    size = search.costs_of(search.uniform(weight, activation))
+    names = (
+        ['weight_bytes', 'bops']
+        if 'activation' in searched
+        else ['weight_bytes']
+    )
+    return Budget(f'equal to {text}', {name: size[name] for name in names})
+
+
+def _solve(search: BitSearch, budget: Budget) -> dict[str, Any]:
+    solution = search.solve(budget)
+    bits = search.found(solution)
+    return dict(
+        budget=budget.text,
+        limits=dict(budget.limits),
+        bits=bits,
+        loss=solution.loss,
+        gap=solution.gap,
+        seconds=round(solution.seconds, 2),
+        costs=search.costs_of(bits),
+    )
+
+
+def _front(search: BitSearch, name: str) -> list[dict[str, Any]]:
+    """Solutions between the smallest and the largest model."""
+    low = search.smallest(name)
+    high = max(
+        search.costs_of(search.uniform(b, b))[name] for b in search.space.bits
+    )
+    limits = np.geomspace(low * (1 + 1e-9), max(low, high), FRONT)
+    return [
+        _solve(search, Budget(f'{name}<={limit:.6g}', {name: float(limit)}))
+        for limit in limits
+    ]
+
+
+def _uniform(search: BitSearch) -> list[dict[str, Any]]:
+    """The uniform models, to compare with."""
+    found = []
+    for width in search.space.bits:
+        bits = search.uniform(width, width)
+        found.append(
+            dict(
+                bits=width,
+                loss=search.loss_of(bits),
+                costs=search.costs_of(bits),
+            )
+        )
+    return found
+
+
+def _report(
+    runner: Runner,
+    search: BitSearch,
+    budgets: Sequence[Budget],
+    results: Sequence[dict[str, Any]],
+) -> None:
+    name = next(iter(budgets[0].limits))
+    content = dict(
+        cost=name,
+        layers=[
+            dict(name=s.name, parameters=s.parameters)
+            for s in search.shape.layers
+        ],
+        choices=[
+            dict(
+                name=c.name,
+                kind=c.kind,
+                layers=c.layers,
+                loss=search.loss.alone[c.name],
+            )
+            for c in search.choices
+        ],
+        found=list(results),
+        front=_front(search, name),
+        uniform=_uniform(search),
+    )
+    path = osp.join(runner.work_dir, 'search.json')
+    keep_older(path)
+    save_json(content, path)
+    for result in results:
+        runner.logger.info('\n' + bits_table(content, result))
+    for figure in bits_figures(content, runner.work_dir):
+        runner.logger.info(f'Figure: {figure}')
+
+
+def _write_base(cfg: Config) -> str:
+    """Write the config itself, without what a run adds to it."""
+    base = {
+        key: value
+        for key, value in cfg.to_dict().items()
+        if key not in ('work_dir', 'launcher', 'load_from', 'resume')
+    }
+    path = osp.join(cfg.work_dir, 'bits_base.py')
+    _write_text(Config(base).pretty_text, path)
+    return path
+
+
+def _write(
+    cfg: Config, source: str, text: str, result: Mapping[str, Any]
+) -> str:
+    """Write a config that inherits ``source`` and has the widths."""
+    quantization = cfg.model.get('quantization') or {}
+    # Those of the source are among the widths below.
+    replaces = quantization.get('bit_overrides') is not None
+    lines = [
+        f'# {text}: {_costs(result["costs"])};',
+        f'# predicted loss {result["loss"]:.4g} nats an image.',
+        f'_base_ = {osp.relpath(source, cfg.work_dir)!r}',
+        'model = dict(',
+        '    quantization=dict(',
+        '        bit_overrides={',
+        *["            '_delete_': True,"] * replaces,
+        *(
+            f'            {layer!r}: {_override(*pair)},'
+            for layer, pair in result['bits'].items()
+        ),
+        '        }',
+        '    )',
+        ')',
+        '',
+    ]
+    name = re.sub(r'[^\w.]+', '_', text.replace('<=', '_')).strip('_')
+    path = osp.join(cfg.work_dir, f'bits_{name}.py')
+    _write_text('\n'.join(lines), path)
+    return path
+
+
+def _write_text(text: str, path: str) -> None:
+    keep_older(path)
+    with written_whole(path) as temporary, open(temporary, 'w') as file:
+        file.write(text)
+
+
+def _costs(costs: Mapping[str, float]) -> str:
+    return ', '.join(f'{name} {value:,.10g}' for name, value in costs.items())
+
+
+def _override(weight: int, activation: Optional[int]) -> str:
+    if activation is None:
+        return f'dict(weight={weight})'
+    return f'dict(weight={weight}, activation={activation})'

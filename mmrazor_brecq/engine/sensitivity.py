@@ -1,0 +1,281 @@
+"""Sensitivities of a run: measured once, kept in a file, gone on with."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os.path as osp
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional
+
+from mmengine.config import Config
+from torch import Tensor
+
+from ..algorithms import BRECQ
+from ..mixed_precision import (
+    Choice,
+    Pairwise,
+    SearchSpace,
+    find_choices,
+    measure,
+    uniform,
+)
+from ..registry import TASK_UTILS
+from ..report import UnitProgress
+from .calibration import fingerprint_images
+from .checkpoint import fingerprint
+from .files import save_json
+from .progress import Progress
+
+
+@dataclass
+class MixedPrecision(SearchSpace):
+    """What a config says under ``mixed_precision``.
+
+    Args:
+        reconstructor (dict, optional): How the weights of each width come
+            about; the model's own by default, ``dict(type=
+            'NearestRounding')`` for a quick look.
+        num_images (int): Calibration images that sensitivity is measured
+            on.
+        error (dict): What an error at a unit's output means.
+        searcher (dict): How the widths are searched.
+        costs (list[dict]): Cost models beside those of weight bytes and bit
+            operations.
+    """
+
+    reconstructor: Optional[dict] = None
+    num_images: int = 256
+    error: dict = field(default_factory=lambda: dict(type='FisherError'))
+    searcher: dict = field(default_factory=lambda: dict(type='ExactSearch'))
+    costs: Sequence[dict] = ()
+
+    @classmethod
+    def of(cls, cfg: Config) -> MixedPrecision:
+        """What a config says, and the defaults for all else.
+
+        Raises:
+            ValueError: If it has a key too many, or a wrong value.
+        """
+        given = dict(cfg.get('mixed_precision') or {})
+        known = [field.name for field in fields(cls)]
+        wrong = [key for key in given if key not in known]
+        if wrong:
+            raise ValueError(
+                f'mixed_precision.{wrong[0]} is unknown, expected one of '
+                f'{", ".join(known)}'
+            )
+        return cls(**given)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The narrowest and the widest width."""
+        return self.bits[0], self.bits[-1]
+
+    def identity(
+        self, model: BRECQ, cfg: Any, batches: Sequence[Tensor], seed: int
+    ) -> dict[str, str]:
+        """What sensitivities depend on; how widths are searched is not.
+
+        Args:
+            model (BRECQ): With float weights, not yet prepared.
+            cfg (Config): Of the run.
+            batches (list[Tensor]): Calibration images.
+            seed (int): Of the run.
+        """
+        parts = [
+            model.scheme.to_dict(),
+            cfg.model.get('partition'),
+            self.reconstructor or cfg.model.get('reconstructor'),
+            self.bits,
+            sorted(self.kinds),
+            self.num_images,
+            self.error,
+            seed,
+        ]
+        text = json.dumps(parts, sort_keys=True, default=dict)
+        return dict(
+            checkpoint=fingerprint(model.architecture),
+            config=hashlib.sha256(text.encode()).hexdigest(),
+            calibration=fingerprint_images(batches),
+        )
+
+
+class SensitivityFile:
+    """The loss as far as it is measured, in a JSON file.
+
+    ``alone`` has a number for each choice and width, ``pairs`` a row for
+    each two choices of a unit and their widths, in nats an image;
+    ``finished`` names the units that are measured.
+
+    Args:
+        path (str): The file; what lies there is gone on with.
+        identity (dict[str, str]): What the numbers depend on.
+
+    Raises:
+        ValueError: If the file is broken, or has another identity.
+    """
+
+    def __init__(self, path: str, identity: dict[str, str]) -> None:
+        self.path = path
+        self.identity = identity
+        self.loss = Pairwise()
+        self.finished: list[str] = []
+        if osp.exists(path):
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            with open(self.path) as file:
+                content = json.load(file)
+            before = content['identity']
+            for name, terms in content['alone'].items():
+                for bits, value in terms.items():
+                    self.loss.add(name, int(bits), float(value))
+            for one, a, two, b, value in content['pairs']:
+                self.loss.add_pair((one, two), (a, b), value)
+            self.finished = content['finished']
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f'{self.path!r} is no file of sensitivities ({error}): name '
+                'another one with --sensitivity, or remove it'
+            ) from error
+        other = [k for k, v in self.identity.items() if before.get(k) != v]
+        if other:
+            raise ValueError(
+                f'The sensitivities in {self.path!r} were measured with '
+                f'another {" and ".join(other)}: name a new file with '
+                '--sensitivity, or use what they were measured with'
+            )
+
+    def progress(self, bits: int) -> Progress:
+        """Where the model of one width is kept until all is measured."""
+        name = hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]
+        folder = f'{self.path}.progress-{name}-{bits}bits'
+        return Progress(folder, self.identity, osp.exists(folder))
+
+    def add(self, unit: str, loss: Pairwise) -> None:
+        """Remember a unit."""
+        self.loss.update(loss)
+        self.finished.append(unit)
+        save_json(
+            dict(
+                identity=self.identity,
+                finished=self.finished,
+                alone=self.loss.alone,
+                pairs=[
+                    [one, a, two, b, value]
+                    for (one, two), table in self.loss.pairs.items()
+                    for (a, b), value in table.items()
+                ],
+            ),
+            self.path,
+        )
+
+
+def sensitivities(
+    model: BRECQ,
+    settings: MixedPrecision,
+    batches: Sequence[Tensor],
+    file: SensitivityFile,
+    seed: int,
+    logger: logging.Logger,
+) -> tuple[list[Choice], BRECQ]:
+    """Measure what is not in the file yet.
+
+    First the model is reconstructed once for each width, then the units
+    are measured. A run that is killed goes on after the last unit of
+    either.
+
+    Args:
+        model (BRECQ): With float weights; it stays as it is.
+        settings (MixedPrecision): What to measure.
+        batches (list[Tensor]): Preprocessed calibration images.
+        file (SensitivityFile): Where the numbers go.
+        seed (int): Of all randomness.
+        logger (logging.Logger): Takes a line for every unit.
+
+    Returns:
+        tuple[list[Choice], BRECQ]: What there is to choose, and the model
+        prepared as its config says.
+    """
+    example = batches[0][:1]
+    ends = {b: uniform(model, b, settings.kinds) for b in settings.ends}
+    for end in ends.values():
+        end.prepare(example)
+    choices = find_choices(ends, settings.kinds)
+    del ends
+    prepared = copy.deepcopy(model)
+    prepared.prepare(example)
+    units = list(dict.fromkeys(choice.unit for choice in choices))
+    if set(units) <= set(file.finished):
+        return choices, prepared
+    reconstructor = settings.reconstructor and TASK_UTILS.build(
+        settings.reconstructor
+    )
+    models: dict[int, BRECQ] = {}
+    kept: list[Progress] = []
+    for bits in settings.bits:
+        logger.info(f'All layers at {bits} bits')
+        models[bits] = uniform(model, bits, settings.kinds)
+        teacher = models[bits].prepare(example)
+        kept.append(file.progress(bits))
+        _reconstruct(
+            models[bits],
+            kept[-1],
+            logger,
+            teacher=teacher,
+            batches=batches,
+            seed=seed,
+            reconstructor=reconstructor,
+        )
+    error = TASK_UTILS.build(settings.error)
+    done = list(file.finished)
+    with UnitProgress(len(units), logger, 'measure') as show:
+        for unit in done:
+            show.advance(f'{unit or "network"}: was measured before')
+        few = _first(batches, settings.num_images)
+        for unit, loss in measure(
+            teacher, models, choices, few, error, seed, done
+        ):
+            file.add(unit, loss)
+            worst = max(
+                v for terms in loss.alone.values() for v in terms.values()
+            )
+            show.advance(
+                f'{unit or "network"}: at most {worst:.3g} nats by one layer'
+            )
+    for progress in kept:
+        progress.remove()
+    return choices, prepared
+
+
+def _reconstruct(
+    model: BRECQ, progress: Progress, logger: logging.Logger, **how: Any
+) -> None:
+    """Reconstruct what an earlier run has not."""
+    modules = {unit.name: unit.module for unit in model.units}
+    done = progress.units()
+    if set(done) == set(modules):
+        for name, state in done.items():
+            modules[name].load_state_dict(state)
+        return
+    with UnitProgress(len(modules), logger) as show:
+        for report in progress.reports:
+            show(report)
+        for report in model.reconstruct(done=done, **how):
+            progress.add_unit(report, modules[report.name])
+            show(report)
+
+
+def _first(batches: Sequence[Tensor], count: int) -> list[Tensor]:
+    """The first images."""
+    few = []
+    for batch in batches:
+        if count > 0:
+            few.append(batch[:count])
+            count -= len(batch)
+    return few

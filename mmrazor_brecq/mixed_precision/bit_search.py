@@ -1,0 +1,122 @@
+"""A model, what its widths do to the loss, and what they cost: to search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Optional
+
+from ..registry import TASK_UTILS
+from .budget import Budget
+from .choices import KINDS, Choice, SearchSpace
+from .cost import CostModel, LayerBits
+from .pairwise import Pairwise
+from .search import ExactSearch, Infeasible, Problem, Solution
+from .shapes import ModelShape
+
+
+class BitSearch:
+    """Searches the widths of a model within budgets.
+
+    Args:
+        space (SearchSpace): Which widths are allowed.
+        shape (ModelShape): What costs depend on.
+        bits (dict): Widths of the config, which hold where there is no
+            choice.
+        choices (list[Choice]): What there is to choose.
+        loss (Pairwise): What the choices do to the loss.
+        costs (list[CostModel]): What can be limited.
+        searcher (dict): How to search.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        shape: ModelShape,
+        bits: LayerBits,
+        choices: Sequence[Choice],
+        loss: Pairwise,
+        costs: Sequence[CostModel],
+        searcher: Optional[dict] = None,
+    ) -> None:
+        self.space = space
+        self.shape = shape
+        self.bits = bits
+        self.choices = choices
+        self.loss = loss
+        self.costs = {cost.name: cost for cost in costs}
+        self.searcher = TASK_UTILS.build(searcher or dict(type='ExactSearch'))
+        self.leaders, self.widths = space.common(choices)
+        self.free_loss = loss.restricted(self.leaders, self.widths)
+
+    def cost(self, name: str) -> Pairwise:
+        """A cost as a function of the choices that are free."""
+        whole = self.costs[name].pairwise(
+            self.shape, self.bits, self.choices, self.space.bits
+        )
+        return whole.restricted(self.leaders, self.widths)
+
+    def solve(self, budget: Budget) -> Solution:
+        """The widths of least loss.
+
+        Raises:
+            ValueError: If no widths keep to the budget; it names the
+                smallest that some do.
+        """
+        limits = [
+            (self.cost(name), limit) for name, limit in budget.limits.items()
+        ]
+        try:
+            return self.searcher(Problem(self.free_loss, self.widths, limits))
+        except Infeasible as error:
+            least = [
+                f'{name}<={self.smallest(name):.12g}' for name in budget.limits
+            ]
+            raise ValueError(
+                f'No widths keep to the budget {budget.text!r}: the smallest '
+                f'feasible one is {" or ".join(least)}. Raise it, or allow '
+                'narrower widths (`mixed_precision.bits`, `.allowed`)'
+            ) from error
+
+    def smallest(self, name: str) -> float:
+        """The least that a cost can be."""
+        return ExactSearch()(Problem(self.cost(name), self.widths)).loss
+
+    def found(self, solution: Solution) -> LayerBits:
+        """Widths of weight and input of every layer in a solution."""
+        return self._widths(lambda c: solution.bits[self.leaders[c.name]])
+
+    def uniform(
+        self, weight: int, activation: Optional[int] = None
+    ) -> LayerBits:
+        """Widths of every layer if all that may be chosen are equal.
+
+        Args:
+            weight (int): Width of weights.
+            activation (int, optional): Width of activations; that of the
+                config by default.
+        """
+        widths = dict(weight=weight, activation=activation)
+        return self._widths(lambda choice: widths[choice.kind])
+
+    def _widths(self, width: Callable[[Choice], Optional[int]]) -> LayerBits:
+        bits = {name: list(pair) for name, pair in self.bits.items()}
+        for choice in self.choices:
+            for layer in choice.layers:
+                chosen = width(choice)
+                if chosen is not None:
+                    bits[layer][KINDS.index(choice.kind)] = chosen
+        return {name: (w, a) for name, (w, a) in bits.items()}  # type: ignore
+
+    def costs_of(self, bits: LayerBits) -> dict[str, float]:
+        """Every cost of a model."""
+        return {k: cost.of(self.shape, bits) for k, cost in self.costs.items()}
+
+    def loss_of(self, bits: LayerBits) -> Optional[float]:
+        """The predicted loss of a model, where its widths were measured."""
+        widths = {
+            choice.name: bits[choice.layers[0]][KINDS.index(choice.kind)]
+            for choice in self.choices
+        }
+        if not set(widths.values()) <= set(self.space.bits):
+            return None
+        return self.loss(widths)  # type: ignore[arg-type]

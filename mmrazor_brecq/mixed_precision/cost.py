@@ -1,0 +1,215 @@
+"""Cost models: what a model with certain widths takes of a device."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os.path as osp
+from collections.abc import Mapping, Sequence
+from typing import Optional
+
+from ..layers import packed_bytes
+from ..registry import TASK_UTILS
+from .choices import Choice, choice_of
+from .pairwise import Pairwise
+from .shapes import LayerShape, ModelShape
+
+#: Width that stands for activations in float.
+FLOAT = 32
+
+#: Widths of weight and input of every layer; None is float.
+LayerBits = Mapping[str, tuple[int, Optional[int]]]
+
+
+class CostModel:
+    """What layers cost by their widths; costs of layers add up.
+
+    Attributes:
+        name (str): How a budget names it.
+        units (dict): Units of measure of a budget, by what one of them is
+            in the model's own.
+    """
+
+    name = ''
+    units: Mapping[str, float] = {'': 1.0}
+
+    def layer(self, shape: LayerShape, weight: int, activation: int) -> float:
+        """The cost of one layer.
+
+        Args:
+            shape (LayerShape): The layer.
+            weight (int): Width of its weight.
+            activation (int): Width of its input, 32 for float.
+        """
+        raise NotImplementedError
+
+    def rest(self, model: ModelShape) -> float:
+        """The cost of all that is not quantized."""
+        return 0.0
+
+    def of(self, model: ModelShape, bits: LayerBits) -> float:
+        """The cost of a whole model.
+
+        Args:
+            model (ModelShape): The model.
+            bits (dict): Widths of weight and input of every layer.
+        """
+        return self.rest(model) + sum(
+            self.layer(
+                shape, bits[shape.name][0], bits[shape.name][1] or FLOAT
+            )
+            for shape in model.layers
+        )
+
+    def pairwise(
+        self,
+        model: ModelShape,
+        bits: LayerBits,
+        choices: Sequence[Choice],
+        widths: Sequence[int],
+    ) -> Pairwise:
+        """The cost as a function of choices.
+
+        Args:
+            model (ModelShape): The model.
+            bits (dict): Widths of weight and input where there is no choice.
+            choices (list[Choice]): The choices.
+            widths (list[int]): The widths to choose from.
+        """
+        total = Pairwise(self.rest(model))
+        for shape in model.layers:
+            weight = choice_of(choices, 'weight', shape.name)
+            activation = choice_of(choices, 'activation', shape.name)
+            fixed = bits[shape.name][0], bits[shape.name][1] or FLOAT
+            if weight and activation:
+                for w in widths:
+                    for a in widths:
+                        total.add_pair(
+                            (weight.name, activation.name),
+                            (w, a),
+                            self.layer(shape, w, a),
+                        )
+            elif weight:
+                for w in widths:
+                    total.add(weight.name, w, self.layer(shape, w, fixed[1]))
+            elif activation:
+                for a in widths:
+                    cost = self.layer(shape, fixed[0], a)
+                    total.add(activation.name, a, cost)
+            else:
+                total.constant += self.layer(shape, *fixed)
+        return total
+
+
+@TASK_UTILS.register_module()
+class WeightBytes(CostModel):
+    """Bytes of all weights and biases, packed, with their steps.
+
+    The number that the closing table of a quantization shows.
+    """
+
+    name = 'weight_bytes'
+    units = {
+        '': 1,
+        'B': 1,
+        'kB': 1e3,
+        'KB': 1e3,
+        'MB': 1e6,
+        'GB': 1e9,
+        'KiB': 2**10,
+        'MiB': 2**20,
+        'GiB': 2**30,
+    }
+
+    def layer(self, shape: LayerShape, weight: int, activation: int) -> float:
+        """Bytes of the weight."""
+        return packed_bytes(shape.parameters, shape.steps, weight)
+
+    def rest(self, model: ModelShape) -> float:
+        """4 bytes for every other number."""
+        return 4 * model.other_parameters
+
+
+@TASK_UTILS.register_module()
+class BitOperations(CostModel):
+    """Bit operations (BOPs) of one image: MACs times both widths."""
+
+    name = 'bops'
+    units = {'': 1, 'k': 1e3, 'K': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}
+
+    def layer(self, shape: LayerShape, weight: int, activation: int) -> float:
+        """BOPs of all its calls."""
+        macs = sum(call.macs for call in shape.calls)
+        return macs * weight * activation
+
+
+@TASK_UTILS.register_module()
+class LatencyTable(CostModel):
+    """Milliseconds of one image, from a table that a device was measured for.
+
+    The table is a CSV file with the columns of :data:`COLUMNS`, or a JSON
+    file with a list of objects of these keys, itself or under ``rows``;
+    ``tools/measure_latency.py`` writes either. Layers run one after the
+    other, so their times add up.
+
+    Args:
+        path (str): The file.
+    """
+
+    name = 'latency_ms'
+    units = {'': 1, 'ms': 1, 'us': 1e-3, 's': 1e3}
+    #: Work of a call, widths of weight and input (32 is float), and time.
+    COLUMNS = ('shape', 'weight_bits', 'activation_bits', 'latency_ms')
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.table = self._read(path)
+
+    def _read(self, path: str) -> dict[tuple[str, int, int], float]:
+        if not osp.isfile(path):
+            raise FileNotFoundError(
+                f'No latency table at {path!r}: tools/measure_latency.py '
+                'makes one'
+            )
+        with open(path, newline='') as file:
+            try:
+                if path.endswith('.json'):
+                    content = json.load(file)
+                    rows = (
+                        content['rows']
+                        if isinstance(content, dict)
+                        else content
+                    )
+                else:
+                    rows = list(csv.DictReader(file))
+                return {
+                    (shape, int(weight), int(activation)): float(time)
+                    for shape, weight, activation, time in (
+                        [row[column] for column in self.COLUMNS]
+                        for row in rows
+                    )
+                }
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f'{path!r} is no latency table ({error}): expected rows '
+                    f'with {", ".join(self.COLUMNS)}'
+                ) from error
+
+    def layer(self, shape: LayerShape, weight: int, activation: int) -> float:
+        """Milliseconds of all its calls.
+
+        Raises:
+            ValueError: If the table has no time for it.
+        """
+        total = 0.0
+        for call in shape.calls:
+            time = self.table.get((call.key, weight, activation))
+            if time is None:
+                raise ValueError(
+                    f'{self.path!r} has no time for the layer {shape.name!r} '
+                    f'({call.key}) at {weight}-bit weights and {activation}-'
+                    'bit input: measure it, or leave that width out of '
+                    '`mixed_precision.bits`'
+                )
+            total += time
+        return total

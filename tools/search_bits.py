@@ -1,0 +1,72 @@
+"""Searches how many bits each layer gets, within a budget.
+
+python tools/search_bits.py CONFIG CHECKPOINT --budget 'weight_bytes<=0.4MB'
+"""
+
+from __future__ import annotations
+
+import sys
+
+from mmrazor_brecq.cli import run_tool, tool_parser
+from mmrazor_brecq.engine.bit_search import search_bits
+from mmrazor_brecq.engine.launch import load_config
+
+
+def main() -> int:
+    parser = tool_parser(
+        __doc__,
+        config='a config with a BRECQ model',
+        checkpoint='float weights of the architecture',
+    )
+    parser.add_argument(
+        '--budget',
+        nargs='+',
+        default=[],
+        help="limits such as 'weight_bytes<=0.4MB', 'bops<=1.5G' or "
+        "'latency_ms<=2'; 'weight_bytes<=0.4MB,bops<=1.5G' holds both; each "
+        'argument is a search of its own',
+    )
+    parser.add_argument(
+        '--equal-to',
+        nargs='+',
+        default=[],
+        help='uniform models to be no larger than, such as w3 or w3a4',
+    )
+    parser.add_argument(
+        '--sensitivity',
+        help='file of the sensitivities: read where it is there, else '
+        'written (sensitivity.json in the folder)',
+    )
+    parser.add_argument(
+        '--latency-table', help='what tools/measure_latency.py wrote'
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='load the checkpoint even if that can run code in it',
+    )
+    args = parser.parse_args()
+
+    def action() -> None:
+        cfg = load_config(
+            args.config, args.cfg_options, args.work_dir, args.launcher
+        )
+        search_bits(
+            cfg,
+            args.config,
+            args.checkpoint,
+            args.budget,
+            args.equal_to,
+            args.sensitivity,
+            args.latency_table,
+            bool(args.cfg_options),
+            args.trust_checkpoint,
+        )
+
+    return run_tool(
+        args, action, ': the same command goes on after the last finished unit'
+    )
+
+
+if __name__ == '__main__':
+    sys.exit(main())
