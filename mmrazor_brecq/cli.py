@@ -55,20 +55,24 @@ def main(argv: list[str] | None = None) -> None:
     runpy.run_path(sys.argv[0], run_name='__main__')
 
 
-def tool_parser(doc: str | None, config: str, checkpoint: str) -> Any:
+def tool_parser(
+    doc: str | None, config: str, checkpoint: str | None = None
+) -> Any:
     """The arguments that all tools take.
 
     Args:
         doc (str): What the tool does.
         config (str): What its config is.
-        checkpoint (str): What its checkpoint is.
+        checkpoint (str, optional): What its checkpoint is, if it takes
+            one.
 
     Returns:
         argparse.ArgumentParser: To be completed.
     """
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument('config', help=config)
-    parser.add_argument('checkpoint', help=checkpoint)
+    if checkpoint is not None:
+        parser.add_argument('checkpoint', help=checkpoint)
     parser.add_argument('--work-dir', help='folder of everything written')
     parser.add_argument(
         '--cfg-options',
@@ -103,7 +107,7 @@ def run_tool(
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         action()
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, ImportError) as error:
         print(f'{type(error).__name__}: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
 from mmengine.config import Config
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..algorithms import BRECQ
 from ..mixed_precision import (
@@ -155,7 +155,7 @@ class SensitivityFile:
         """Where the model of one width is kept until all is measured."""
         name = hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]
         folder = f'{self.path}.progress-{name}-{bits}bits'
-        return Progress(folder, self.identity, osp.exists(folder))
+        return Progress(folder, self.identity, osp.isdir(folder))
 
     def add(self, unit: str, loss: Pairwise) -> None:
         """Remember a unit."""
@@ -203,54 +203,78 @@ def sensitivities(
         prepared as its config says.
     """
     example = batches[0][:1]
+    prepared = copy.deepcopy(model)
+    prepared.prepare(example)
     ends = {b: uniform(model, b, settings.kinds) for b in settings.ends}
     for end in ends.values():
         end.prepare(example)
     choices = find_choices(ends, settings.kinds)
-    del ends
-    prepared = copy.deepcopy(model)
-    prepared.prepare(example)
     units = list(dict.fromkeys(choice.unit for choice in choices))
     if set(units) <= set(file.finished):
         return choices, prepared
+    models, teacher = uniform_models(
+        model, settings, batches, file, seed, logger
+    )
+    done = list(file.finished)
+    with UnitProgress(len(units), logger, 'measure') as show:
+        for unit in done:
+            show.advance(f'{unit or "network"}: was measured before')
+        for unit, loss in measure(
+            teacher,
+            models,
+            choices,
+            _first(batches, settings.num_images),
+            TASK_UTILS.build(settings.error),
+            seed,
+            done,
+        ):
+            file.add(unit, loss)
+            name, most = max(
+                ((n, max(terms.values())) for n, terms in loss.alone.items()),
+                key=lambda pair: pair[1],
+            )
+            show.advance(
+                f'{unit or "network"}: at most {most:.3g} nats, by {name}'
+            )
+    for bits in models:
+        file.progress(bits).remove()
+    return choices, prepared
+
+
+def uniform_models(
+    model: BRECQ,
+    settings: MixedPrecision,
+    batches: Sequence[Tensor],
+    file: SensitivityFile,
+    seed: int,
+    logger: logging.Logger,
+) -> tuple[dict[int, BRECQ], nn.Module]:
+    """The model with all its layers at one width, for every width.
+
+    Takes what :func:`sensitivities` takes.
+
+    Returns:
+        tuple[dict[int, BRECQ], nn.Module]: Frozen models by their width,
+        and the folded float network.
+    """
     reconstructor = settings.reconstructor and TASK_UTILS.build(
         settings.reconstructor
     )
     models: dict[int, BRECQ] = {}
-    kept: list[Progress] = []
     for bits in settings.bits:
         logger.info(f'All layers at {bits} bits')
         models[bits] = uniform(model, bits, settings.kinds)
-        teacher = models[bits].prepare(example)
-        kept.append(file.progress(bits))
+        teacher = models[bits].prepare(batches[0][:1])
         _reconstruct(
             models[bits],
-            kept[-1],
+            file.progress(bits),
             logger,
             teacher=teacher,
             batches=batches,
             seed=seed,
             reconstructor=reconstructor,
         )
-    error = TASK_UTILS.build(settings.error)
-    done = list(file.finished)
-    with UnitProgress(len(units), logger, 'measure') as show:
-        for unit in done:
-            show.advance(f'{unit or "network"}: was measured before')
-        few = _first(batches, settings.num_images)
-        for unit, loss in measure(
-            teacher, models, choices, few, error, seed, done
-        ):
-            file.add(unit, loss)
-            worst = max(
-                v for terms in loss.alone.values() for v in terms.values()
-            )
-            show.advance(
-                f'{unit or "network"}: at most {worst:.3g} nats by one layer'
-            )
-    for progress in kept:
-        progress.remove()
-    return choices, prepared
+    return models, teacher
 
 
 def _reconstruct(

@@ -132,11 +132,11 @@ def _measure_unit(
     found = Pairwise()
     for choice in choices:
         for bits in models:
-            with _quantized(parts, models, {choice: bits}):
+            with quantized_choices(parts, models, {choice: bits}):
                 found.add(choice.name, bits, loss())
     for one, two in itertools.combinations(choices, 2):
         for a, b in itertools.product(models, models):
-            with _quantized(parts, models, {one: a, two: b}):
+            with quantized_choices(parts, models, {one: a, two: b}):
                 together = loss()
             found.add_pair(
                 (one.name, two.name),
@@ -147,7 +147,7 @@ def _measure_unit(
 
 
 @contextmanager
-def _quantized(
+def quantized_choices(
     parts: Mapping[str, nn.Module],
     models: Mapping[int, BRECQ],
     bits: dict[Choice, int],

@@ -1,0 +1,272 @@
+"""Is a mixed model better than a uniform one of its size?
+
+    python benchmarks/mixed_precision.py --seeds 0 1 2
+
+For both demo models and each setting (weights alone, and with activations)
+it searches widths at the size of uniform models, quantizes those and the
+uniform ones with every seed, and prints their top-1 accuracies; and the
+rank correlation between predicted loss and measured loss of accuracy over
+random assignments. What is measured already, in --out, is not measured
+again. The schedule is that of --iterations, for all of it alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os.path as osp
+import random
+import statistics
+import time
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from scipy.stats import spearmanr
+from torch import nn
+
+from mmrazor_brecq.engine.bit_search import search_bits
+from mmrazor_brecq.engine.calibration import ImageSet, collect_images
+from mmrazor_brecq.engine.checkpoint import load_float
+from mmrazor_brecq.engine.files import save_json
+from mmrazor_brecq.engine.launch import (
+    bare_model,
+    build_runner,
+    load_config,
+)
+from mmrazor_brecq.engine.sensitivity import (
+    MixedPrecision,
+    SensitivityFile,
+    sensitivities,
+    uniform_models,
+)
+from mmrazor_brecq.graph import run_float
+from mmrazor_brecq.mixed_precision.sensitivity import quantized_choices
+from mmrazor_brecq.report import weight_bytes
+
+ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+FOLDERS = {'resnet18': 'resnet', 'mobilenet-v2': 'mobilenet_v2'}
+#: By setting: the config's bits, and what is searched.
+SETTINGS = {
+    'a32': ('w4a32', ['weight']),
+    'a4': ('w4a4', ['weight', 'activation']),
+}
+WIDTHS = [2, 3, 4, 6, 8]
+EQUAL = {'a32': ['w3', 'w4'], 'a4': ['w3a4', 'w4a4']}
+
+
+class Bench:
+    """One demo model in one setting.
+
+    Args:
+        model (str): Its name.
+        setting (str): One of ``SETTINGS``.
+        iterations (int): Of the reconstruction.
+        out (str): Folder of what is measured.
+    """
+
+    #: Test images and labels, for all.
+    images: list = []
+
+    def __init__(
+        self, model: str, setting: str, iterations: int, out: str
+    ) -> None:
+        self.model, self.setting = model, setting
+        bits, self.kinds = SETTINGS[setting]
+        self.config = osp.join(
+            ROOT,
+            f'configs/brecq/{FOLDERS[model]}',
+            f'brecq_{model}_{bits}_fashion-mnist.py',
+        )
+        self.checkpoint = f'{ROOT}/demo/{model}_fashion-mnist.pth'
+        self.folder = osp.join(out, f'{model}_{setting}')
+        self.options = {
+            'mixed_precision.bits': WIDTHS,
+            'mixed_precision.kinds': self.kinds,
+            'model.reconstructor.iterations': iterations,
+        }
+
+    def load(self, config: str, **options: object) -> Config:
+        """A config of one of the runs."""
+        options = {**self.options, **options}
+        return load_config(config, options, self.folder)
+
+    def prepared(self, cfg: Config) -> tuple:
+        """Runner, model with float weights, and calibration images."""
+        calibration = cfg.test_cfg.calibration
+        cfg.test_cfg = dict()
+        cfg.experiment_name = f'{time.time_ns()}'
+        runner = build_runner(cfg)
+        model = bare_model(runner)
+        load_float(model, self.checkpoint)
+        loader = runner.build_dataloader(calibration.dataloader, runner.seed)
+        batches = collect_images(
+            model, loader, calibration.num_images, ImageSet()
+        )
+        model.eval()
+        return runner, model, batches
+
+    @torch.no_grad()
+    def top1(self, runner: Runner, network: nn.Module) -> float:
+        """Top-1 accuracy on all test images, in per cent."""
+        if not self.images:
+            preprocess = bare_model(runner).data_preprocessor
+            for data in runner.build_dataloader(runner.cfg.test_dataloader):
+                labels = [s.gt_label.label for s in data['data_samples']]
+                inputs = preprocess(data, False)['inputs']
+                self.images.append((inputs, torch.cat(labels)))
+        right = sum(
+            int((run_float(network, inputs).argmax(1) == labels).sum())
+            for inputs, labels in self.images
+        )
+        return 100 * right / sum(len(labels) for _, labels in self.images)
+
+    def accuracy(self, name: str, config: str, seed: int, **options) -> dict:
+        """Top-1 accuracy and bytes of one quantized model."""
+        path = osp.join(self.folder, f'{name}_seed{seed}.json')
+        if not osp.exists(path):
+            cfg = self.load(config, **{'randomness.seed': seed}, **options)
+            runner, model, batches = self.prepared(cfg)
+            start = time.perf_counter()
+            teacher = model.prepare(batches[0][:1])
+            for _ in model.reconstruct(teacher, batches, seed):
+                pass
+            seconds = time.perf_counter() - start
+            top1 = self.top1(runner, model.architecture)
+            save_json(
+                dict(
+                    top1=top1,
+                    weight_bytes=weight_bytes(model)['quantized'],
+                    seconds=seconds,
+                ),
+                path,
+            )
+        with open(path) as file:
+            return json.load(file)
+
+    def search(self) -> dict[str, str]:
+        """The configs of mixed models, by the uniform one's name."""
+        found = {
+            name: osp.join(self.folder, f'bits_equal_to_{name}.py')
+            for name in EQUAL[self.setting]
+        }
+        if not all(map(osp.exists, found.values())):
+            search_bits(
+                self.load(self.config),
+                self.config,
+                self.checkpoint,
+                equal_to=list(found),
+                changed=True,
+            )
+        return found
+
+    def correlation(self, count: int = 20) -> dict:
+        """Predicted and measured loss of random assignments.
+
+        Their layers are those of the uniform models.
+        """
+        path = osp.join(self.folder, 'correlation.json')
+        if not osp.exists(path):
+            cfg = self.load(self.config)
+            settings = MixedPrecision.of(cfg)
+            whole = Config(cfg.to_dict())
+            runner, model, batches = self.prepared(cfg)
+            seed = runner.seed
+            file = SensitivityFile(
+                osp.join(self.folder, 'sensitivity.json'),
+                settings.identity(model, whole, batches, seed),
+            )
+            models, teacher = uniform_models(
+                model, settings, batches, file, seed, runner.logger
+            )
+            choices, _ = sensitivities(
+                model, settings, batches, file, seed, runner.logger
+            )
+            parts = dict(teacher.named_modules())
+            base = self.top1(runner, teacher)
+            rng = random.Random(0)
+            rows = []
+            for _ in range(count):
+                bits = {choice: rng.choice(WIDTHS) for choice in choices}
+                names = {choice.name: width for choice, width in bits.items()}
+                with quantized_choices(parts, models, bits):
+                    top1 = self.top1(runner, teacher)
+                rows.append(
+                    dict(
+                        loss=base - top1,
+                        predicted=file.loss(names),
+                        diagonal=file.loss.diagonal()(names),
+                    )
+                )
+                runner.logger.info(rows[-1])
+            save_json(dict(rows=rows), path)
+        with open(path) as file:
+            rows = json.load(file)['rows']
+        losses = [row['loss'] for row in rows]
+        return {
+            key: float(spearmanr([row[key] for row in rows], losses)[0])
+            for key in ('predicted', 'diagonal')
+        }
+
+
+def line(bench: Bench, name: str, config: str, seeds: list[int]) -> str:
+    """A row: the uniform model, the mixed one, and their difference."""
+    weight = int(name[1])
+    plain = [
+        bench.accuracy(
+            f'uniform_{name}',
+            bench.config,
+            seed,
+            **{'model.quantization.weight.bits': weight},
+        )
+        for seed in seeds
+    ]
+    mixed = [bench.accuracy(f'mixed_{name}', config, seed) for seed in seeds]
+
+    def top1(runs: list[dict]) -> str:
+        values = [run['top1'] for run in runs]
+        return (
+            f'{statistics.mean(values):.2f} ± {statistics.pstdev(values):.2f}'
+        )
+
+    gain = statistics.mean(m['top1'] - p['top1'] for m, p in zip(mixed, plain))
+    return (
+        f'| {bench.model} | {name} | {plain[0]["weight_bytes"]:,} '
+        f'| {mixed[0]["weight_bytes"]:,} | {top1(plain)} | {top1(mixed)} '
+        f'| {gain:+.2f} |'
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--models', nargs='+', default=list(FOLDERS))
+    parser.add_argument('--settings', nargs='+', default=list(SETTINGS))
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--iterations', type=int, default=80)
+    parser.add_argument('--out', default='work_dirs/mixed_precision')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    benches = [
+        Bench(*pair, args.iterations, osp.abspath(args.out))
+        for pair in itertools.product(args.models, args.settings)
+    ]
+    for bench in benches:
+        found = bench.correlation()
+        print(
+            f'{bench.model} {bench.setting}: rank correlation with pairs '
+            f'{found["predicted"]:.2f}, without {found["diagonal"]:.2f}',
+            flush=True,
+        )
+    print(
+        '| Model | Equal to | Bytes, uniform | Bytes, mixed | Top-1, uniform '
+        '| Top-1, mixed | Gain |\n| :-- | :-- | --: | --: | --: | --: | --: |'
+    )
+    for bench in benches:
+        for name, config in bench.search().items():
+            print(line(bench, name, config, args.seeds), flush=True)
+
+
+if __name__ == '__main__':
+    main()

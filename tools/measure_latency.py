@@ -1,0 +1,41 @@
+"""Measures the layers of a model one by one, in ONNX Runtime.
+
+python tools/measure_latency.py CONFIG --out latency.csv
+"""
+
+from __future__ import annotations
+
+import sys
+
+from mmrazor_brecq.cli import run_tool, tool_parser
+from mmrazor_brecq.engine.latency import write_latency_table
+from mmrazor_brecq.engine.launch import load_config
+
+
+def main() -> int:
+    parser = tool_parser(__doc__, config='a config with a BRECQ model')
+    parser.add_argument(
+        '--out', required=True, help='the table, .csv or .json'
+    )
+    parser.add_argument('--repeats', type=int, default=30)
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument(
+        '--template',
+        action='store_true',
+        help='measure nothing: a table to be filled in on another device',
+    )
+    args = parser.parse_args()
+
+    def action() -> None:
+        cfg = load_config(
+            args.config, args.cfg_options, args.work_dir, args.launcher
+        )
+        write_latency_table(
+            cfg, args.out, args.repeats, args.threads, not args.template
+        )
+
+    return run_tool(args, action)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
