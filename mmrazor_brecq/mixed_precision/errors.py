@@ -22,20 +22,24 @@ from ..registry import TASK_UTILS
 class FisherError:
     """Half the squared change of the loss to first order.
 
-    ``1/2 (g . dz)^2`` for each image's own gradient ``g`` of the teacher's
-    loss at the unit's output ``z``, with a label drawn from the teacher's
-    own softmax: its mean over images is ``1/2 dz^T F dz`` with the whole
-    Fisher matrix ``F`` (BRECQ, eq. 7 to 9).
+    ``1/2 (g . dz)^2`` for each image's own gradients ``g`` of the teacher's
+    loss at the unit's output ``z``, which are drawn: its mean is
+    ``1/2 dz^T F dz`` with the whole Fisher matrix ``F`` (BRECQ, eq. 7 to
+    9), errors that add up or cancel included.
 
-    It holds one gradient an image for one unit.
+    It holds the gradients of all images at one unit.
 
     Args:
+        draws (int): Gradients an image.
         likelihood (dict): The teacher's loss.
     """
 
-    def __init__(self, likelihood: Optional[dict] = None) -> None:
+    def __init__(
+        self, draws: int = 4, likelihood: Optional[dict] = None
+    ) -> None:
+        self.draws = draws
         self.likelihood = TASK_UTILS.build(
-            likelihood or dict(type='Categorical')
+            likelihood or dict(type='CategoricalSketch')
         )
         self.gradients: dict[int, Tensor] = {}
 
@@ -46,7 +50,7 @@ class FisherError:
         batches: Sequence[Tensor],
         generator: torch.Generator,
     ) -> None:
-        """See the gradients at one unit: a pass forward and back an image.
+        """See the gradients at one unit: passes forward and back.
 
         Args:
             teacher (nn.Module): The float network.
@@ -54,21 +58,24 @@ class FisherError:
             batches (list[Tensor]): Preprocessed images.
             generator (torch.Generator): Source of randomness.
         """
+        images = sum(map(len, batches))
         found: dict[int, list[Tensor]] = {}
-        teacher_gradients(
-            teacher,
-            [unit],
-            batches,
-            self.likelihood,
-            generator,
-            lambda name, i, gradient: found.setdefault(i, []).append(gradient),
-        )
+        for _ in range(self.draws):
+            teacher_gradients(
+                teacher,
+                [unit],
+                batches,
+                self.likelihood,
+                generator,
+                lambda name, i, g: found.setdefault(i, []).append(g),
+            )
         self.gradients = {
-            i: self.reduce(torch.cat(parts)) for i, parts in found.items()
+            i: self.reduce(torch.cat(parts).reshape(self.draws, images, -1))
+            for i, parts in found.items()
         }
 
     def reduce(self, gradients: Tensor) -> Tensor:
-        """What to keep of the gradients of all images, N x ..."""
+        """What to keep of the gradients, draws x images x elements."""
         return gradients
 
     def __call__(self, output: Any, target: Any, images: slice) -> float:
@@ -96,13 +103,12 @@ class FisherError:
             change (dict[int, Tensor]): By place of the tensor, N x K.
             images (slice): Which images they are.
         """
-        total = sum(
-            (self._rows(i)[images] * dz).sum(1) for i, dz in change.items()
+        first_order = sum(
+            torch.einsum('dnk,nk->dn', self.gradients[i][:, images], dz)
+            for i, dz in change.items()
         )
-        return float(torch.as_tensor(total).square().sum()) / 2
-
-    def _rows(self, i: int) -> Tensor:
-        return self.gradients[i].flatten(1)
+        squares = torch.as_tensor(first_order).square()
+        return float(squares.sum()) / (2 * self.draws)
 
 
 @TASK_UTILS.register_module()
@@ -110,21 +116,21 @@ class FisherDiagError(FisherError):
     """Squared error weighted by the diagonal of the Fisher information.
 
     ``1/2 sum_k F_k dz_k^2``, with the mean over images of the squared
-    gradient for ``F`` (BRECQ, eq. 10). It holds one number for an element
-    of the unit's output, however many images there are, and knows nothing
-    of elements whose errors add up or cancel.
+    gradient for ``F`` (BRECQ, eq. 10). It knows nothing of elements whose
+    errors add up or cancel.
 
     Args:
+        draws (int): Gradients an image.
         likelihood (dict): The teacher's loss.
     """
 
     def reduce(self, gradients: Tensor) -> Tensor:
-        """The mean square."""
-        return gradients.square().mean(0, keepdim=True)
+        """The mean square of each element."""
+        return gradients.square().mean((0, 1))
 
     def loss(self, change: dict[int, Tensor], images: slice) -> float:
         """Their squares, weighted."""
         return sum(
-            float((self._rows(i) * dz.square()).sum()) / 2
+            float((self.gradients[i] * dz.square()).sum()) / 2
             for i, dz in change.items()
         )

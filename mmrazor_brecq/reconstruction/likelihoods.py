@@ -43,6 +43,36 @@ class Categorical:
 
 
 @TASK_UTILS.register_module()
+class CategoricalSketch:
+    """Gradients with the Fisher information of :class:`Categorical`.
+
+    Where the network is sure of a label, nearly all labels that it draws
+    have no gradient to speak of, and few have a large one. Here the
+    gradient at the logits is ``(diag(s) - p s^T) r`` with the softmax ``p``,
+    its root ``s = sqrt(p)``, and ``r`` standard normal: it has the same
+    second moment ``diag(p) - p p^T``, and far less spread.
+    """
+
+    def __call__(
+        self, outputs: list[Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """A function of the logits with that gradient, summed over images.
+
+        Args:
+            outputs (list[Tensor]): Logits, N x C each.
+            generator (torch.Generator): Source of ``r``, on the CPU.
+        """
+        loss = outputs[0].new_zeros(())
+        for logits in outputs:
+            chances = logits.detach().softmax(-1)
+            noise = torch.randn(chances.shape, generator=generator)
+            drawn = chances.sqrt() * noise.to(chances)
+            gradient = drawn - chances * drawn.sum(-1, keepdim=True)
+            loss = loss + (logits * gradient).sum()
+        return loss
+
+
+@TASK_UTILS.register_module()
 class Gaussian:
     """Unit variance around each output, for networks that regress.
 

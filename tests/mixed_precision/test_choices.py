@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+
+from mmrazor_brecq.mixed_precision import Choice, SearchSpace, find_choices
+
+LAYERS = ('a.conv1', 'a.conv2', 'b.conv1', 'b.conv2')
+WEIGHTS = [Choice('weight', name[0], (name,)) for name in LAYERS]
+BOTH = WEIGHTS + [
+    Choice('activation', 'a', ('a.conv1', 'a.conv2'), 0),
+    Choice('activation', 'b', ('b.conv1',), 0),
+    Choice('activation', 'b', ('b.conv2',)),
+]
+
+
+@pytest.fixture
+def choices_of(uniform_models):
+    def find(name, kinds=('weight',), **quantization):
+        models, _ = uniform_models(name, (2, 4), kinds, **quantization)
+        return find_choices(models, kinds)
+
+    return find
+
+
+def test_what_the_config_decides_is_no_choice(choices_of):
+    names = [choice.layers[0] for choice in choices_of('residual')]
+    assert 'blocks.0.conv1' in names
+    assert 'stem.0' not in names and 'head' not in names
+    names = [
+        choice.layers[0]
+        for choice in choices_of(
+            'residual',
+            first_last_bits=None,
+            bit_overrides={'blocks.0.*': 4, 'head': dict(activation=8)},
+        )
+    ]
+    assert 'stem.0' in names and 'head' in names
+    assert not any(name.startswith('blocks.0') for name in names)
+
+
+def test_layers_behind_one_door_are_one_choice(choices_of):
+    choices = choices_of('residual', ('weight', 'activation'))
+    by_name = {choice.name: choice for choice in choices}
+    door = by_name['blocks.1.conv1.activation']
+    assert set(door.layers) == {'blocks.1.conv1', 'blocks.1.shortcut.0'}
+    assert door.place == 0 and door.unit == 'blocks.1'
+    assert by_name['blocks.1.conv2.activation'].place is None
+    assert len(by_name) == len(choices)
+
+
+def test_two_inputs_are_two_choices(choices_of):
+    choices = choices_of('nested', ('activation',))
+    assert {(c.unit, c.place) for c in choices} >= {
+        ('fuse.0', 0),
+        ('fuse.0', 1),
+    }
+
+
+def test_a_model_without_freedom_is_refused(choices_of):
+    with pytest.raises(ValueError, match='No layer is free'):
+        choices_of('residual', bit_overrides={'*': 4})
+
+
+def test_activations_in_float_have_no_width(choices_of):
+    with pytest.raises(ValueError, match=r'quantization\.activation'):
+        choices_of('residual', ('activation',), activation=None)
+
+
+def test_allowed_widths_of_all_patterns_hold():
+    space = SearchSpace(
+        kinds=('weight', 'activation'),
+        allowed={
+            '*': [4, 8],
+            'a.*': dict(activation=8),
+            'b.conv2': dict(weight=[2, 3, 4]),
+        },
+    )
+    widths = space.widths(BOTH)
+    assert widths['a.conv1.weight'] == (4, 8)
+    assert widths['a.conv1.activation'] == (8,)
+    assert widths['b.conv2.weight'] == (4,)
+
+
+def test_shared_layers_take_one_width():
+    space = SearchSpace(
+        allowed={'b.conv2': [2, 4]},
+        shared=[['*.conv2'], ['a.conv1', 'b.conv1']],
+    )
+    leaders, widths = space.common(WEIGHTS)
+    assert leaders['b.conv2.weight'] == 'a.conv2.weight'
+    assert leaders['b.conv1.weight'] == 'a.conv1.weight'
+    assert set(widths) == set(leaders.values())
+    assert widths['a.conv2.weight'] == (2, 4)
+
+
+def test_groups_that_overlap_are_one():
+    space = SearchSpace(
+        shared=[['a.conv1', 'b.conv1'], ['a.conv2', 'b.conv2'], ['b.*']]
+    )
+    leaders, _ = space.common(WEIGHTS)
+    assert len(set(leaders.values())) == 1
+
+
+def test_kinds_do_not_share_with_each_other():
+    space = SearchSpace(kinds=('weight', 'activation'), shared=[['b.*']])
+    leaders, _ = space.common(BOTH)
+    assert leaders['b.conv2.weight'] == 'b.conv1.weight'
+    assert leaders['b.conv2.activation'] == 'b.conv1.activation'
+
+
+@pytest.mark.parametrize(
+    'space, message',
+    [
+        (dict(allowed={'c.*': 4}), "'c.\\*' in `mixed_precision.allowed`"),
+        (dict(shared=[['nothing']]), '`mixed_precision.shared` matches no'),
+        (dict(allowed={'a.*': 9}), 'leaves no width for a.conv1.weight'),
+        (dict(allowed={'a.*': dict(activation=4)}), 'mixed_precision.kinds'),
+        (
+            dict(
+                allowed={'a.conv1': 4, 'a.conv2': 8},
+                shared=[['a.*']],
+            ),
+            'none in common',
+        ),
+    ],
+)
+def test_constraints_that_cannot_hold_are_named(space, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSpace(**space).common(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    'space, message',
+    [
+        (dict(bits=[4]), 'two or more widths'),
+        (dict(bits=[1, 4]), 'from 2 to 8'),
+        (dict(kinds=['bias']), 'mixed_precision.kinds'),
+    ],
+)
+def test_bad_spaces(space, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSpace(**space)

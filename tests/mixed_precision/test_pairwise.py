@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from mmrazor_brecq.mixed_precision import Pairwise
+
+
+@pytest.fixture
+def function():
+    """Of three choices and two widths, all terms different."""
+    result = Pairwise(constant=0.5)
+    values = iter(range(1, 100))
+    for name, b in itertools.product('abc', (2, 4)):
+        result.add(name, b, float(next(values)))
+    for pair in (('a', 'b'), ('b', 'c')):
+        for bits in itertools.product((2, 4), repeat=2):
+            result.add_pair(pair, bits, float(next(values)))
+    return result
+
+
+def test_adds_all_terms(function):
+    bits = dict(a=2, b=4, c=2)
+    alone = sum(function.alone[name][b] for name, b in bits.items())
+    pairs = function.pairs['a', 'b'][2, 4] + function.pairs['b', 'c'][4, 2]
+    assert function(bits) == 0.5 + alone + pairs
+    assert function.diagonal()(bits) == 0.5 + alone
+
+
+def test_a_pair_is_the_same_in_either_order(function):
+    before = function(dict(a=2, b=4, c=4))
+    function.add_pair(('b', 'a'), (4, 2), 10.0)
+    assert function(dict(a=2, b=4, c=4)) == before + 10
+    assert len(function.pairs) == 2
+
+
+def test_restricted_is_the_same_function_of_fewer(function):
+    """Those who share a width, next to each other or not."""
+    for leaders in (
+        dict(a='a', b='a', c='c'),
+        dict(a='a', b='b', c='a'),
+        dict(a='a', b='a', c='a'),
+    ):
+        free = set(leaders.values())
+        less = function.restricted(leaders, {name: (2, 4) for name in free})
+        assert set(less.alone) == free
+        for widths in itertools.product((2, 4), repeat=len(free)):
+            bits = dict(zip(sorted(free), widths))
+            whole = {name: bits[leader] for name, leader in leaders.items()}
+            assert less(bits) == pytest.approx(function(whole))
+
+
+def test_restricted_keeps_only_the_widths_allowed(function):
+    widths = dict(a=(4,), b=(2, 4), c=(2,))
+    less = function.restricted({name: name for name in 'abc'}, widths)
+    assert {name: tuple(t) for name, t in less.alone.items()} == widths
+    bits = dict(a=4, b=2, c=2)
+    assert less(bits) == function(bits)
