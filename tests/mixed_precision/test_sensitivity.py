@@ -116,7 +116,9 @@ def test_pairs_make_two_layers_exact(uniform_models, batches):
 
 
 def test_leaves_the_teacher_as_it_was(uniform_models, batches):
-    models, teacher = uniform_models('residual', kinds=('weight', 'activation'))
+    models, teacher = uniform_models(
+        'residual', kinds=('weight', 'activation')
+    )
     before = copy.deepcopy(teacher)
     table(models, teacher, batches, ('weight', 'activation'))
     for (name, x), y in zip(

@@ -1,0 +1,327 @@
+"""From a config to configs with widths, on the demo's ResNet-18."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from mmengine.config import Config
+
+from mmrazor_brecq.engine import bit_search
+from mmrazor_brecq.engine import sensitivity as engine_sensitivity
+from mmrazor_brecq.engine.bit_search import search_bits
+from mmrazor_brecq.engine.latency import write_latency_table
+from mmrazor_brecq.engine.launch import load_config, ptq
+from mmrazor_brecq.engine.sensitivity import MixedPrecision
+
+from .conftest import CONFIG, FLOAT, QUICK, quick_config
+
+SPACE = {
+    'mixed_precision.reconstructor': dict(type='NearestRounding'),
+    'mixed_precision.bits': [2, 4, 8],
+    'mixed_precision.num_images': 16,
+}
+EQUAL = dict(equal_to=['w4'], changed=True)
+
+
+def config(folder, **options):
+    return quick_config(folder, **{**SPACE, **options})
+
+
+@pytest.fixture(scope='module', autouse=True)
+def short_front():
+    """Fewer points than a figure needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bit_search, 'FRONT', 4)
+        yield
+
+
+@pytest.fixture(scope='module')
+def searched(tmp_path_factory, demo, short_front):
+    """Folder and configs of a search."""
+    folder = tmp_path_factory.mktemp('searched')
+    paths = search_bits(
+        config(folder),
+        CONFIG,
+        FLOAT,
+        ['weight_bytes<=0.5MB', 'weight_bytes<=1MB,bops<=1.5G'],
+        **EQUAL,
+    )
+    return folder, paths
+
+
+@pytest.fixture
+def again(searched, tmp_path):
+    """Searches with the sensitivities that are known."""
+    folder, _ = searched
+
+    def search(*budgets, equal_to=(), **options):
+        path = tmp_path / 'sensitivity.json'
+        path.write_bytes((folder / 'sensitivity.json').read_bytes())
+        return search_bits(
+            config(tmp_path / 'run', **options),
+            CONFIG,
+            FLOAT,
+            budgets,
+            equal_to,
+            str(path),
+            changed=True,
+        )
+
+    return search
+
+
+def test_keeps_to_the_budgets(searched):
+    folder, paths = searched
+    content = json.loads((folder / 'search.json').read_text())
+    half, both, w4 = content['found']
+    assert half['costs']['weight_bytes'] <= 0.5e6
+    assert both['costs']['weight_bytes'] <= 1e6
+    assert both['costs']['bops'] <= 1.5e9
+    (uniform,) = (u for u in content['uniform'] if u['bits'] == 4)
+    assert w4['limits']['weight_bytes'] == uniform['costs']['weight_bytes']
+    assert w4['loss'] <= uniform['loss']
+    assert [found['gap'] for found in content['found']] == [0, 0, 0]
+    assert len(paths) == len(set(paths)) == 3
+
+
+def test_the_front_falls_and_no_uniform_model_is_below_it(searched):
+    folder, _ = searched
+    content = json.loads((folder / 'search.json').read_text())
+    points = [
+        (f['costs']['weight_bytes'], f['loss']) for f in content['front']
+    ]
+    assert points == sorted(points)
+    losses = [loss for _, loss in points]
+    assert losses == sorted(losses, reverse=True)
+    for uniform in content['uniform']:
+        for size, loss in points:
+            smaller = uniform['costs']['weight_bytes'] <= size
+            assert not (smaller and uniform['loss'] < loss * (1 - 1e-6))
+
+
+def test_figures_and_table(searched):
+    folder, _ = searched
+    for name in ('sensitivity', 'front', 'depth'):
+        assert (folder / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+    (log,) = folder.glob('*/*.log')
+    text = log.read_text()
+    assert 'backbone.layer4.1.conv2' in text and 'at most 0.00%' in text
+
+
+@pytest.mark.slow
+def test_goes_straight_into_ptq(searched, tmp_path):
+    folder, paths = searched
+    cfg = load_config(paths[0], {}, str(tmp_path / 'ptq'))
+    assert cfg.model.reconstructor.iterations == 2  # of the command line
+    cfg.model.reconstructor = dict(type='NearestRounding', batch_size=8)
+    ptq(cfg, FLOAT)
+    report = json.loads((tmp_path / 'ptq/report.json').read_text())
+    found = json.loads((folder / 'search.json').read_text())['found'][0]
+    bits = {k: v for unit in report['units'] for k, v in unit['bits'].items()}
+    assert bits == found['bits']
+    size = report['weight_bytes']['quantized']
+    assert size == found['costs']['weight_bytes'] <= 0.5e6
+
+
+@pytest.mark.slow
+def test_inherits_the_file_of_the_user(again, searched, tmp_path):
+    """Overrides of the file are replaced, not mixed with."""
+    folder, _ = searched
+    mine = tmp_path / 'mine/config.py'
+    mine.parent.mkdir()
+    mine.write_text(
+        f'_base_ = {CONFIG!r}\n'
+        "model = dict(quantization=dict(bit_overrides={'backbone.layer1.*':"
+        " 4, 'head.fc': dict(weight=8)}))\n"
+    )
+    options = {**QUICK, **SPACE}
+    cfg = load_config(str(mine), options, str(tmp_path / 'out'))
+    (path,) = search_bits(cfg, str(mine), FLOAT, ['weight_bytes<=0.6MB'])
+    text = open(path).read()
+    assert "_base_ = '../mine/config.py'" in text
+    overrides = Config.fromfile(path).model.quantization.bit_overrides
+    assert overrides['head.fc'] == dict(weight=8, activation=8)
+    assert overrides['backbone.layer1.0.conv1'] == dict(weight=4, activation=4)
+    assert 'backbone.layer1.*' not in overrides
+    assert '_delete_' not in overrides
+    widths = {value['weight'] for value in overrides.values()}
+    assert widths <= {2, 4, 8} and len(widths) > 1
+
+
+def test_constraints_change_nothing_that_was_measured(again, tmp_path):
+    (path,) = again(
+        'weight_bytes<=0.6MB',
+        **{
+            'mixed_precision.allowed': {'*layer[!4]*': [4, 8], '*layer4*': 2},
+            'mixed_precision.shared': [['*layer3.0*'], ['*layer3.1*']],
+        },
+    )
+    bits = Config.fromfile(path).model.quantization.bit_overrides
+    for name, value in bits.items():
+        assert value['weight'] in ((2,) if 'layer4' in name else (4, 8))
+    groups = [
+        {v['weight'] for k, v in bits.items() if group in k}
+        for group in ('layer3.0', 'layer3.1')
+    ]
+    assert [len(group) for group in groups] == [1, 1]
+    assert not list((tmp_path / 'run').glob('*progress*'))
+
+
+def test_the_genetic_search_is_no_better(again, searched, tmp_path):
+    again(
+        'weight_bytes<=0.5MB',
+        **{'mixed_precision.searcher': dict(type='GeneticSearch')},
+    )
+    found = [
+        json.loads((folder / 'search.json').read_text())['found'][0]
+        for folder in (searched[0], tmp_path / 'run')
+    ]
+    assert found[1]['gap'] is None
+    assert found[0]['loss'] <= found[1]['loss']
+
+
+@pytest.mark.slow
+def test_a_search_that_was_killed_goes_on(searched, tmp_path, monkeypatch):
+    """First in a reconstruction, then in a measurement."""
+    folder = tmp_path / 'killed'
+    add_unit, add = (
+        engine_sensitivity.Progress.add_unit,
+        engine_sensitivity.SensitivityFile.add,
+    )
+    counts = dict(units=0, measured=0)
+
+    def killed_unit(self, *args):
+        counts['units'] += 1
+        if counts['units'] == 14:
+            raise KeyboardInterrupt
+        add_unit(self, *args)
+
+    def killed_measure(self, *args):
+        counts['measured'] += 1
+        if counts['measured'] == 4:
+            raise KeyboardInterrupt
+        add(self, *args)
+
+    monkeypatch.setattr(engine_sensitivity.Progress, 'add_unit', killed_unit)
+    monkeypatch.setattr(
+        engine_sensitivity.SensitivityFile, 'add', killed_measure
+    )
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            search_bits(config(folder), CONFIG, FLOAT, **EQUAL)
+    search_bits(config(folder), CONFIG, FLOAT, **EQUAL)
+    # Nothing was done twice but what was killed.
+    assert counts == dict(units=3 * 10 + 1, measured=8 + 1)
+    files = [f / 'sensitivity.json' for f in (folder, searched[0])]
+    assert files[0].read_text() == files[1].read_text()
+    assert not list(folder.glob('*progress*'))
+
+
+@pytest.mark.parametrize(
+    'budget, message',
+    [
+        ('weight_bytes<=1kB', r'smallest feasible one is weight_bytes<=\d+'),
+        ('weight_bytes<=1Mb', "unit of measure 'Mb'"),
+        ('latency_ms<=1', '--latency-table'),
+    ],
+)
+def test_bad_budgets(again, budget, message):
+    with pytest.raises(ValueError, match=message):
+        again(budget)
+
+
+def test_the_smallest_feasible_budget_is_feasible(again):
+    with pytest.raises(ValueError) as error:
+        again('weight_bytes<=1kB')
+    least = str(error.value).split('weight_bytes<=')[2].split('.')[0]
+    assert again(f'weight_bytes<={least}')
+    with pytest.raises(ValueError, match='smallest feasible'):
+        again(f'weight_bytes<={int(least) - 1}')
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'mixed_precision.bits': [2, 4]}, 'another config'),
+        ({'mixed_precision.num_images': 8}, 'another config'),
+        ({'model.quantization.weight.symmetric': True}, 'another config'),
+        ({'test_cfg.calibration.num_images': 20}, 'another calibration'),
+        ({'mixed_precision.width': 8}, 'mixed_precision.width is unknown'),
+        ({'mixed_precision.shared': [['x']]}, 'matches no layer'),
+    ],
+)
+def test_sensitivities_of_something_else_are_refused(again, options, message):
+    with pytest.raises(ValueError, match=message):
+        again('weight_bytes<=1MB', **options)
+
+
+def test_a_broken_file_of_sensitivities_is_named(tmp_path):
+    path = tmp_path / 'sensitivity.json'
+    path.write_text('{"identity": {}')
+    with pytest.raises(ValueError, match='no file of sensitivities'):
+        search_bits(
+            config(tmp_path), CONFIG, FLOAT, sensitivity=str(path), **EQUAL
+        )
+
+
+def test_a_width_of_activations_needs_a_search_of_them(again):
+    with pytest.raises(ValueError, match='mixed_precision.kinds'):
+        again(equal_to=['w4a4'])
+
+
+def test_no_budget_is_no_search(tmp_path):
+    with pytest.raises(ValueError, match='give --budget or --equal-to'):
+        search_bits(config(tmp_path), CONFIG, FLOAT)
+
+
+@pytest.mark.slow
+def test_weights_and_activations(tmp_path):
+    options = {
+        'mixed_precision.kinds': ['weight', 'activation'],
+        'mixed_precision.bits': [4, 8],
+        'model.quantization.activation.bits': 8,
+    }
+    (path,) = search_bits(
+        config(tmp_path, **options),
+        CONFIG,
+        FLOAT,
+        ['bops<=0.2G'],
+        changed=True,
+    )
+    overrides = Config.fromfile(path).model.quantization.bit_overrides
+    for kind in ('weight', 'activation'):
+        assert {value[kind] for value in overrides.values()} == {4, 8}
+    down = overrides['backbone.layer2.0.downsample.0']['activation']
+    assert down == overrides['backbone.layer2.0.conv1']['activation']
+
+
+def test_latency_from_a_table(again, searched, tmp_path, monkeypatch):
+    """One that was filled in elsewhere: narrow layers are quick there."""
+    path = tmp_path / 'table.csv'
+    monkeypatch.chdir(tmp_path)
+    write_latency_table(config(tmp_path / 'table'), str(path), measure=False)
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    assert {row['latency_ms'] for row in rows} == {''}
+    for row in rows:
+        row['latency_ms'] = 0.1 * int(row['weight_bits'])
+    with open(path, 'w') as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    folder, _ = searched
+    (found,) = search_bits(
+        config(tmp_path / 'run'),
+        CONFIG,
+        FLOAT,
+        ['latency_ms<=8ms'],
+        sensitivity=str(folder / 'sensitivity.json'),
+        latency_table=str(path),
+        changed=True,
+    )
+    bits = Config.fromfile(found).model.quantization.bit_overrides
+    total = sum(value['weight'] for value in bits.values())
+    assert total <= 80 and total > 70
+    assert MixedPrecision.of(config(tmp_path)).bits == (2, 4, 8)
