@@ -27,12 +27,12 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from mmrazor_brecq.engine.bit_search import search_bits
-from mmrazor_brecq.engine.calibration import ImageSet, collect_images
 from mmrazor_brecq.engine.checkpoint import load_float
 from mmrazor_brecq.engine.files import save_json
 from mmrazor_brecq.engine.launch import (
     bare_model,
     build_runner,
+    calibration_images,
     load_config,
 )
 from mmrazor_brecq.engine.sensitivity import (
@@ -94,18 +94,12 @@ class Bench:
 
     def prepared(self, cfg: Config) -> tuple:
         """Runner, model with float weights, and calibration images."""
-        calibration = cfg.test_cfg.calibration
-        cfg.test_cfg = dict()
         cfg.experiment_name = f'{time.time_ns()}'
         runner = build_runner(cfg)
         model = bare_model(runner)
         load_float(model, self.checkpoint)
-        loader = runner.build_dataloader(calibration.dataloader, runner.seed)
-        batches = collect_images(
-            model, loader, calibration.num_images, ImageSet()
-        )
         model.eval()
-        return runner, model, batches
+        return runner, model, calibration_images(runner, model)
 
     @torch.no_grad()
     def top1(self, runner: Runner, network: nn.Module) -> float:
@@ -127,10 +121,10 @@ class Bench:
         path = osp.join(self.folder, f'{name}_seed{seed}.json')
         if not osp.exists(path):
             cfg = self.load(config, **{'randomness.seed': seed}, **options)
-            runner, model, batches = self.prepared(cfg)
+            runner, model, images = self.prepared(cfg)
             start = time.perf_counter()
-            teacher = model.prepare(batches[0][:1])
-            for _ in model.reconstruct(teacher, batches, seed):
+            teacher = model.prepare(images.batch(0)[:1])
+            for _ in model.reconstruct(teacher, images, seed):
                 pass
             seconds = time.perf_counter() - start
             top1 = self.top1(runner, model.architecture)
@@ -170,18 +164,17 @@ class Bench:
         if not osp.exists(path):
             cfg = self.load(self.config)
             settings = MixedPrecision.of(cfg)
-            whole = Config(cfg.to_dict())
-            runner, model, batches = self.prepared(cfg)
+            runner, model, images = self.prepared(cfg)
             seed = runner.seed
             file = SensitivityFile(
                 osp.join(self.folder, 'sensitivity.json'),
-                settings.identity(model, whole, batches, seed),
+                settings.identity(model, cfg, images, seed),
             )
             models, teacher = uniform_models(
-                model, settings, batches, file, seed, runner.logger
+                model, settings, images, file, seed, runner.logger
             )
             choices, _ = sensitivities(
-                model, settings, batches, file, seed, runner.logger
+                model, settings, images, file, seed, runner.logger
             )
             parts = dict(teacher.named_modules())
             base = self.top1(runner, teacher)

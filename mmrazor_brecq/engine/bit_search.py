@@ -21,10 +21,9 @@ from ..mixed_precision import (
 )
 from ..registry import TASK_UTILS
 from ..report import bits_figures, bits_table
-from .calibration import ImageSet, collect_images
 from .checkpoint import load_float
 from .files import keep_older, save_json, written_whole
-from .launch import bare_model, build_runner
+from .launch import bare_model, build_runner, calibration_images
 from .sensitivity import MixedPrecision, SensitivityFile, sensitivities
 
 #: Points of the Pareto front in the figure.
@@ -114,22 +113,18 @@ def _prepare(
     path: Optional[str],
 ) -> BitSearch:
     """Measure what is not known, and set up the search."""
-    calibration = runner.cfg.test_cfg.calibration
-    loader = runner.build_dataloader(calibration['dataloader'], runner.seed)
-    batches = collect_images(
-        model, loader, calibration['num_images'], ImageSet()
-    )
+    images = calibration_images(runner, model)
     file = SensitivityFile(
         path or osp.join(runner.work_dir, 'sensitivity.json'),
-        settings.identity(model, runner.cfg, batches, runner.seed),
+        settings.identity(model, runner.cfg, images, runner.seed),
     )
     choices, prepared = sensitivities(
-        model, settings, batches, file, runner.seed, runner.logger
+        model, settings, images, file, runner.seed, runner.logger
     )
     floats = model.scheme.activation is None
     return BitSearch(
         settings,
-        model_shape(prepared.architecture, batches[0][:1]),
+        model_shape(prepared.architecture, images.batch(0)[:1]),
         {n: (w, None if floats else a) for n, (w, a) in prepared.bits.items()},
         choices,
         file.loss,

@@ -11,9 +11,8 @@ from mmengine.config import Config
 from ..mixed_precision import model_shape
 from ..mixed_precision.cost import FLOAT, LatencyTable
 from ..mixed_precision.latency import Row, format_rows, measure_latency
-from .calibration import ImageSet, collect_images
 from .files import keep_older, written_whole
-from .launch import bare_model, build_runner
+from .launch import bare_model, build_runner, calibration_images
 from .sensitivity import MixedPrecision
 
 
@@ -45,10 +44,8 @@ def write_latency_table(
     settings = MixedPrecision.of(cfg)
     runner = build_runner(cfg)
     model = bare_model(runner)
-    calibration = cfg.test_cfg.calibration
-    loader = runner.build_dataloader(calibration['dataloader'], runner.seed)
     least = model.reconstructor.batch_size + 1
-    (example, *_) = collect_images(model, loader, least, ImageSet())
+    example = calibration_images(runner, model, least).batch(0)
     model.eval()
     model.prepare(example[:1])
     shapes = [

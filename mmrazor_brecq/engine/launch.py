@@ -15,6 +15,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
+from ..reconstruction import Rows, Store
+from .calibration import ImageSet, collect_images, memory_budget
 from .checkpoint import load_float, load_quantized
 from .files import check_writable
 
@@ -164,3 +166,27 @@ def _literal(value: Any) -> Any:
 def bare_model(runner: Runner) -> BRECQ:
     """The runner's model without a wrapper."""
     return getattr(runner.model, 'module', runner.model)
+
+
+def calibration_images(
+    runner: Runner, model: BRECQ, num_images: Optional[int] = None
+) -> Rows:
+    """The calibration images that a config names.
+
+    Args:
+        runner (Runner): Of the config.
+        model (BRECQ): With its preprocessor.
+        num_images (int, optional): In place of those of the config.
+    """
+    calibration = runner.cfg.test_cfg.calibration
+    device = next(model.parameters()).device
+    return collect_images(
+        model,
+        runner.build_dataloader(calibration['dataloader'], runner.seed),
+        num_images or calibration['num_images'],
+        ImageSet(),
+        Store(
+            memory_budget(calibration.get('memory', 0.5), device),
+            runner.work_dir,
+        ),
+    )

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
+import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import nn
 
 from ..algorithms import BRECQ
 from ..mixed_precision import (
+    Alone,
     Choice,
     Pairwise,
     SearchSpace,
@@ -23,6 +25,7 @@ from ..mixed_precision import (
     measure,
     uniform,
 )
+from ..reconstruction import Rows
 from ..registry import TASK_UTILS
 from ..report import UnitProgress
 from .calibration import fingerprint_images
@@ -39,6 +42,10 @@ class MixedPrecision(SearchSpace):
         reconstructor (dict, optional): How the weights of each width come
             about; the model's own by default, ``dict(type=
             'NearestRounding')`` for a quick look.
+        partition (dict, optional): What is reconstructed at a time; the
+            model's own units if None, as in the paper. Layers of a unit
+            that learned together make up for each other's errors, which
+            they do no more once one of them is swapped.
         num_images (int): Calibration images that sensitivity is measured
             on.
         error (dict): What an error at a unit's output means.
@@ -48,6 +55,9 @@ class MixedPrecision(SearchSpace):
     """
 
     reconstructor: Optional[dict] = None
+    partition: Optional[dict] = field(
+        default_factory=lambda: dict(type='LayerPartition')
+    )
     num_images: int = 256
     error: dict = field(default_factory=lambda: dict(type='FisherError'))
     searcher: dict = field(default_factory=lambda: dict(type='ExactSearch'))
@@ -76,20 +86,21 @@ class MixedPrecision(SearchSpace):
         return self.bits[0], self.bits[-1]
 
     def identity(
-        self, model: BRECQ, cfg: Any, batches: Sequence[Tensor], seed: int
+        self, model: BRECQ, cfg: Any, images: Rows, seed: int
     ) -> dict[str, str]:
         """What sensitivities depend on; how widths are searched is not.
 
         Args:
             model (BRECQ): With float weights, not yet prepared.
             cfg (Config): Of the run.
-            batches (list[Tensor]): Calibration images.
+            images (Rows): Calibration images.
             seed (int): Of the run.
         """
         parts = [
             model.scheme.to_dict(),
             cfg.model.get('partition'),
             self.reconstructor or cfg.model.get('reconstructor'),
+            self.partition,
             self.bits,
             sorted(self.kinds),
             self.num_images,
@@ -100,7 +111,7 @@ class MixedPrecision(SearchSpace):
         return dict(
             checkpoint=fingerprint(model.architecture),
             config=hashlib.sha256(text.encode()).hexdigest(),
-            calibration=fingerprint_images(batches),
+            calibration=fingerprint_images(images),
         )
 
 
@@ -179,7 +190,7 @@ class SensitivityFile:
 def sensitivities(
     model: BRECQ,
     settings: MixedPrecision,
-    batches: Sequence[Tensor],
+    images: Rows,
     file: SensitivityFile,
     seed: int,
     logger: logging.Logger,
@@ -193,7 +204,7 @@ def sensitivities(
     Args:
         model (BRECQ): With float weights; it stays as it is.
         settings (MixedPrecision): What to measure.
-        batches (list[Tensor]): Preprocessed calibration images.
+        images (Rows): Preprocessed calibration images.
         file (SensitivityFile): Where the numbers go.
         seed (int): Of all randomness.
         logger (logging.Logger): Takes a line for every unit.
@@ -202,7 +213,7 @@ def sensitivities(
         tuple[list[Choice], BRECQ]: What there is to choose, and the model
         prepared as its config says.
     """
-    example = batches[0][:1]
+    example = images.batch(0)[:1]
     prepared = copy.deepcopy(model)
     prepared.prepare(example)
     ends = {b: uniform(model, b, settings.kinds) for b in settings.ends}
@@ -213,7 +224,7 @@ def sensitivities(
     if set(units) <= set(file.finished):
         return choices, prepared
     models, teacher = uniform_models(
-        model, settings, batches, file, seed, logger
+        model, settings, images, file, seed, logger
     )
     done = list(file.finished)
     with UnitProgress(len(units), logger, 'measure') as show:
@@ -221,9 +232,10 @@ def sensitivities(
             show.advance(f'{unit or "network"}: was measured before')
         for unit, loss in measure(
             teacher,
+            prepared.units,
             models,
             choices,
-            _first(batches, settings.num_images),
+            _first(images, settings.num_images),
             TASK_UTILS.build(settings.error),
             seed,
             done,
@@ -244,7 +256,7 @@ def sensitivities(
 def uniform_models(
     model: BRECQ,
     settings: MixedPrecision,
-    batches: Sequence[Tensor],
+    images: Rows,
     file: SensitivityFile,
     seed: int,
     logger: logging.Logger,
@@ -257,20 +269,22 @@ def uniform_models(
         tuple[dict[int, BRECQ], nn.Module]: Frozen models by their width,
         and the folded float network.
     """
-    reconstructor = settings.reconstructor and TASK_UTILS.build(
-        settings.reconstructor
+    reconstructor = Alone(
+        TASK_UTILS.build(settings.reconstructor)
+        if settings.reconstructor
+        else model.reconstructor
     )
     models: dict[int, BRECQ] = {}
     for bits in settings.bits:
         logger.info(f'All layers at {bits} bits')
-        models[bits] = uniform(model, bits, settings.kinds)
-        teacher = models[bits].prepare(batches[0][:1])
+        models[bits] = uniform(model, bits, settings.kinds, settings.partition)
+        teacher = models[bits].prepare(images.batch(0)[:1])
         _reconstruct(
             models[bits],
             file.progress(bits),
             logger,
             teacher=teacher,
-            batches=batches,
+            images=images,
             seed=seed,
             reconstructor=reconstructor,
         )
@@ -295,11 +309,9 @@ def _reconstruct(
             show(report)
 
 
-def _first(batches: Sequence[Tensor], count: int) -> list[Tensor]:
+def _first(images: Rows, count: int) -> Rows:
     """The first images."""
-    few = []
-    for batch in batches:
-        if count > 0:
-            few.append(batch[:count])
-            count -= len(batch)
-    return few
+    index = torch.arange(min(count, len(images)))
+    sizes = [len(part) for part in index.split(images.sizes[0])]
+    batches = (images.take(part) for part in index.split(images.sizes[0]))
+    return Rows(batches, sizes, images.store)

@@ -11,10 +11,11 @@ from .search import (
     Problem,
     Solution,
 )
-from .sensitivity import measure, uniform
+from .sensitivity import Alone, measure, uniform
 from .shapes import CallShape, LayerShape, ModelShape, model_shape
 
 __all__ = [
+    'Alone',
     'BitOperations',
     'BitSearch',
     'Budget',

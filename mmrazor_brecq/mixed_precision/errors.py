@@ -6,13 +6,13 @@ that units compare: they are in nats an image, to second order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
 from ..graph import Unit
+from ..reconstruction import Rows
 from ..reconstruction.likelihoods import teacher_gradients
 from ..reconstruction.rows import tensors
 from ..registry import TASK_UTILS
@@ -41,13 +41,14 @@ class FisherError:
         self.likelihood = TASK_UTILS.build(
             likelihood or dict(type='CategoricalSketch')
         )
-        self.gradients: dict[int, Tensor] = {}
+        #: By draw and place of the output tensor.
+        self.gradients: dict[tuple[int, int], Any] = {}
 
     def watch(
         self,
         teacher: nn.Module,
         unit: Unit,
-        batches: Sequence[Tensor],
+        images: Rows,
         generator: torch.Generator,
     ) -> None:
         """See the gradients at one unit: passes forward and back.
@@ -55,28 +56,44 @@ class FisherError:
         Args:
             teacher (nn.Module): The float network.
             unit (Unit): The unit.
-            batches (list[Tensor]): Preprocessed images.
+            images (Rows): Preprocessed images; gradients are held where
+                they are.
             generator (torch.Generator): Source of randomness.
         """
-        images = sum(map(len, batches))
-        found: dict[int, list[Tensor]] = {}
-        for _ in range(self.draws):
-            teacher_gradients(
-                teacher,
-                [unit],
-                batches,
-                self.likelihood,
-                generator,
-                lambda name, i, g: found.setdefault(i, []).append(g),
-            )
-        self.gradients = {
-            i: self.reduce(torch.cat(parts).reshape(self.draws, images, -1))
-            for i, parts in found.items()
-        }
+        self.gradients = {}
+        for draw in range(self.draws):
 
-    def reduce(self, gradients: Tensor) -> Tensor:
-        """What to keep of the gradients, draws x images x elements."""
-        return gradients
+            def collect(
+                place: tuple[str, int],
+                which: slice,
+                gradient: Tensor,
+                draw: int = draw,
+            ) -> None:
+                self.collect((draw, place[1]), which, gradient, images)
+
+            teacher_gradients(
+                teacher, [unit], images, self.likelihood, generator, collect
+            )
+
+    def collect(
+        self,
+        place: tuple[int, int],
+        which: slice,
+        gradient: Tensor,
+        images: Rows,
+    ) -> None:
+        """Keep the gradient of some images.
+
+        Args:
+            place (tuple[int, int]): Which draw, and which output tensor.
+            which (slice): The images.
+            gradient (Tensor): Theirs.
+            images (Rows): All images.
+        """
+        rows = gradient.reshape(which.stop - which.start, -1)
+        if place not in self.gradients:
+            self.gradients[place] = images.store.column(len(images), rows)
+        self.gradients[place].write(which.start, rows)
 
     def __call__(self, output: Any, target: Any, images: slice) -> float:
         """The loss of some images, summed.
@@ -86,29 +103,25 @@ class FisherError:
             target (Any): Its float output, of the same form.
             images (slice): Which images they are.
         """
-        pairs = list(zip(tensors(output), tensors(target)))
         count = images.stop - images.start
-        return self.loss(
-            {
-                i: (pairs[i][0] - pairs[i][1]).reshape(count, -1)
-                for i in self.gradients
-            },
-            images,
-        )
+        change = [
+            (out - goal).reshape(count, -1)
+            for out, goal in zip(tensors(output), tensors(target))
+        ]
+        return self.loss(change, images) / (2 * self.draws)
 
-    def loss(self, change: dict[int, Tensor], images: slice) -> float:
-        """The loss that changes of the output tensors cause.
+    def loss(self, change: list[Tensor], images: slice) -> float:
+        """Twice the loss of some images, summed over them and all draws.
 
         Args:
-            change (dict[int, Tensor]): By place of the tensor, N x K.
+            change (list[Tensor]): Of the output tensors, N x K each.
             images (slice): Which images they are.
         """
-        first_order = sum(
-            torch.einsum('dnk,nk->dn', self.gradients[i][:, images], dz)
-            for i, dz in change.items()
-        )
-        squares = torch.as_tensor(first_order).square()
-        return float(squares.sum()) / (2 * self.draws)
+        first_order = change[0].new_zeros(self.draws, len(change[0]))
+        for (draw, i), column in self.gradients.items():
+            gradient = column.between(images.start, images.stop)
+            first_order[draw] += (gradient * change[i]).sum(1)
+        return float(first_order.square().sum())
 
 
 @TASK_UTILS.register_module()
@@ -124,13 +137,21 @@ class FisherDiagError(FisherError):
         likelihood (dict): The teacher's loss.
     """
 
-    def reduce(self, gradients: Tensor) -> Tensor:
-        """The mean square of each element."""
-        return gradients.square().mean((0, 1))
+    def collect(
+        self,
+        place: tuple[int, int],
+        which: slice,
+        gradient: Tensor,
+        images: Rows,
+    ) -> None:
+        """Add to the mean of the squares."""
+        rows = gradient.reshape(which.stop - which.start, -1)
+        mean = rows.square().sum(0) / len(images)
+        self.gradients[place] = self.gradients.get(place, 0) + mean
 
-    def loss(self, change: dict[int, Tensor], images: slice) -> float:
+    def loss(self, change: list[Tensor], images: slice) -> float:
         """Their squares, weighted."""
         return sum(
-            float((self.gradients[i] * dz.square()).sum()) / 2
-            for i, dz in change.items()
+            float((fisher * change[i].square()).sum())
+            for (_, i), fisher in self.gradients.items()
         )

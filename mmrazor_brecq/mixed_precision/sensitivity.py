@@ -12,26 +12,39 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..algorithms import BRECQ
 from ..graph import Door, Unit
-from ..reconstruction import Rows, Stream
+from ..reconstruction import (
+    NearestRounding,
+    Rows,
+    Stream,
+    UnitData,
+    UnitReport,
+)
+from ..registry import TASK_UTILS
 from .choices import Choice
 from .errors import FisherError
 from .pairwise import Pairwise
 
 
-def uniform(model: BRECQ, bits: int, kinds: Collection[str]) -> BRECQ:
+def uniform(
+    model: BRECQ,
+    bits: int,
+    kinds: Collection[str],
+    partition: Optional[dict] = None,
+) -> BRECQ:
     """A copy of a model in which all is of one width that may be.
 
     Args:
         model (BRECQ): Not yet prepared.
         bits (int): Width in place of the scheme's own.
         kinds (list[str]): Of ``weight``, of ``activation`` or of both.
+        partition (dict, optional): In place of the model's own.
 
     Raises:
         ValueError: If activations are to have a width and are in float.
@@ -47,14 +60,39 @@ def uniform(model: BRECQ, bits: int, kinds: Collection[str]) -> BRECQ:
         kind: dict(getattr(scheme, kind), bits=bits) for kind in kinds
     }
     model.scheme = replace(scheme, **changes)
+    if partition is not None:
+        model.partition = TASK_UTILS.build(partition)
     return model
+
+
+class Alone:
+    """A reconstructor of units whose inputs are those of the float network.
+
+    In a model that is to be used a unit makes up for the error of those
+    before it; what is swapped into the float network alone must not.
+
+    Args:
+        reconstructor (NearestRounding): Any.
+    """
+
+    def __init__(self, reconstructor: NearestRounding) -> None:
+        self.reconstructor = reconstructor
+        self.objective = reconstructor.objective
+
+    def __call__(
+        self, unit: Unit, data: UnitData, generator: torch.Generator
+    ) -> UnitReport:
+        """Reconstruct one unit; see :class:`NearestRounding`."""
+        data = replace(data, inputs=data.float_inputs)
+        return self.reconstructor(unit, data, generator)
 
 
 def measure(
     teacher: nn.Module,
+    units: Sequence[Unit],
     models: Mapping[int, BRECQ],
     choices: Sequence[Choice],
-    batches: Sequence[Tensor],
+    images: Rows,
     error: FisherError,
     seed: int = 0,
     done: Collection[str] = (),
@@ -67,9 +105,11 @@ def measure(
 
     Args:
         teacher (nn.Module): The folded float network.
+        units (list[Unit]): Its units; those of a model that was prepared
+            from the same network will do.
         models (dict[int, BRECQ]): Frozen models, by their one width.
         choices (list[Choice]): What is to be measured.
-        batches (list[Tensor]): Preprocessed images.
+        images (Rows): Preprocessed images.
         error (FisherError): What an error at a unit's output means.
         seed (int): Of what the error draws.
         done (list[str]): Units that are measured already.
@@ -81,39 +121,37 @@ def measure(
     for choice in choices:
         if choice.unit not in done:
             by_unit.setdefault(choice.unit, []).append(choice)
-    units = {
+    whole = {
         unit.name: replace(unit, module=teacher.get_submodule(unit.name))
-        for unit in next(iter(models.values())).units
+        for unit in units
     }
-    sizes = [len(batch) for batch in batches]
-    ends = list(itertools.accumulate(sizes))
-    slices = [slice(end - size, end) for size, end in zip(sizes, ends)]
+    slices = list(map(slice, images.starts, images.starts[1:]))
     holder = nn.ModuleDict(dict(teacher=teacher))
     parts = dict(teacher.named_modules())  # While none of them is parked.
-    with Stream(holder, 'teacher', list(units.values()), batches) as stream:
+    with Stream(holder, 'teacher', list(whole.values()), images) as stream:
         here = stream.advance()
         while here is not None:
-            name, calls = here
-            unit = units[name]
-            inputs = Rows(calls, sizes)
-            targets = list(_outputs(unit, inputs))
+            name, inputs = here
+            unit = whole[name]
+            targets = Rows(stream.run(unit.module), images.sizes, images.store)
             if name in by_unit:  # Of several calls the first one counts.
-                # All units see the same labels.
+                # All units see the same noise.
                 generator = torch.Generator().manual_seed(seed)
-                error.watch(teacher, unit, batches, generator)
+                error.watch(teacher, unit, images, generator)
 
                 def loss(
                     unit: Unit = unit,
                     inputs: Rows = inputs,
-                    targets: list[Any] = targets,
+                    targets: Rows = targets,
                 ) -> float:
                     outputs = _outputs(unit, inputs)
-                    total = sum(map(error, outputs, targets, slices))
-                    return total / ends[-1]
+                    found = map(error, outputs, targets.split(), slices)
+                    return sum(found) / len(images)
 
                 chosen = by_unit.pop(name)
                 yield name, _measure_unit(models, chosen, loss, parts)
-            here = stream.advance(targets)
+            del here, inputs
+            here = stream.advance(targets.split())
 
 
 @torch.no_grad()
@@ -186,16 +224,14 @@ def _input_hook(
     parts: Mapping[str, nn.Module], model: nn.Module, choice: Choice
 ) -> Any:
     """Quantize at the unit's door, or in front of the layer."""
-    if choice.place is None:
-        name = choice.layers[0]
-        layer: Any = model.get_submodule(name)
-        quantizer = layer.input_quantizer
-        place = 0
-    else:
-        name = choice.unit
-        place = choice.place
+    name, place = choice.layers[0], 0
+    layer: Any = model.get_submodule(name)
+    quantizer = layer.input_quantizer
+    if choice.place is not None:
+        name, place = choice.unit, choice.place
         unit: Any = model.get_submodule(name)
-        quantizer = unit.door.inputs[str(place)]
+        if hasattr(unit, 'door'):  # Else its layers were units themselves.
+            quantizer = unit.door.inputs[str(place)]
     door = Door({place: quantizer}, {place: choice.layers})
     return parts[name].register_forward_pre_hook(
         lambda module, args, kwargs: door.quantize(args, kwargs),

@@ -31,7 +31,13 @@ def table(models, teacher, batches, kinds=('weight',), error=None, **kwargs):
     choices = find_choices(models, kinds)
     units = dict(
         measure(
-            teacher, models, choices, batches, error or FisherError(), **kwargs
+            teacher,
+            next(iter(models.values())).units,
+            models,
+            choices,
+            batches,
+            error or FisherError(),
+            **kwargs,
         )
     )
     return choices, units
