@@ -16,6 +16,7 @@ from mmrazor_brecq.mixed_precision import (
     uniform,
 )
 from mmrazor_brecq.mixed_precision.sensitivity import quantized_choices
+from mmrazor_brecq.reconstruction import Rows
 from mmrazor_brecq.reconstruction.likelihoods import (
     Categorical,
     CategoricalSketch,
@@ -27,6 +28,10 @@ def kl(logits, other):
     return float((p.exp() * (p - q)).sum(1).mean())
 
 
+def rows(batches):
+    return Rows(batches, [len(batch) for batch in batches])
+
+
 def table(models, teacher, batches, kinds=('weight',), error=None, **kwargs):
     choices = find_choices(models, kinds)
     units = dict(
@@ -35,7 +40,7 @@ def table(models, teacher, batches, kinds=('weight',), error=None, **kwargs):
             next(iter(models.values())).units,
             models,
             choices,
-            batches,
+            rows(batches),
             error or FisherError(),
             **kwargs,
         )
@@ -63,7 +68,7 @@ def test_errors_of_a_linear_unit_are_the_loss_to_second_order(generator):
     target = network[0](images)
     change = 0.03 * torch.randn(target.shape, generator=generator)
     error = FisherError(draws=200)
-    error.watch(network, unit, [images], generator)
+    error.watch(network, unit, rows(images.split(8)), generator)
     found = error(target + change, target, slice(0, 64)) / 64
     expected = kl(network[1](target), network[1](target + change))
     assert found == pytest.approx(expected, rel=0.15)
@@ -78,7 +83,7 @@ def test_the_diagonal_does_not_see_errors_cancel(generator):
     unit = Unit('0', network[0], ('0',))
     target = network[0](images)
     for error, cancels in ((FisherError(), True), (FisherDiagError(), False)):
-        error.watch(network, unit, [images], generator)
+        error.watch(network, unit, rows(images.split(8)), generator)
         assert (error(target + 1, target, slice(0, 16)) < 1e-6) is cancels
         assert error(target, target, slice(0, 16)) == 0
 
@@ -106,19 +111,33 @@ def test_predicts_the_divergence_of_one_layer(uniform_models, batches, name):
 
 
 def test_pairs_make_two_layers_exact(uniform_models, batches):
-    """Alone and pair together are the unit's error, whatever it is."""
+    """Alone and pair together are the error of both, whatever it is."""
     models, teacher = uniform_models('residual', activation=None)
     choices, units = table(models, teacher, batches)
-    unit = 'blocks.1'
-    first, second, third = (c for c in choices if c.unit == unit)
-    assert set(units[unit].pairs) == {
+    unit = Unit('blocks.1', teacher.blocks[1], ())
+    first, second, third = (c for c in choices if c.unit == unit.name)
+    found = units[unit.name]
+    assert set(found.pairs) == {
         (a.name, b.name)
         for a, b in itertools.combinations((first, second, third), 2)
     }
-    for a, b in itertools.product(models, repeat=2):
-        again = table(models, teacher, batches)[1][unit]
-        key = first.name, second.name
-        assert again.pairs[key][a, b] == units[unit].pairs[key][a, b]
+    images = torch.cat(batches)
+    parts = dict(teacher.named_modules())
+    error = FisherError()
+    error.watch(teacher, unit, rows(batches), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        inputs = teacher.blocks[0](teacher.stem(images))
+        target = unit.module(inputs)
+        for a, b in itertools.product(models, repeat=2):
+            with quantized_choices(parts, models, {first: a, third: b}):
+                output = unit.module(inputs)
+            both = error(output, target, slice(0, len(images))) / len(images)
+            predicted = (
+                found.alone[first.name][a]
+                + found.alone[third.name][b]
+                + found.pairs[first.name, third.name][a, b]
+            )
+            assert predicted == pytest.approx(both, rel=1e-3)
 
 
 def test_leaves_the_teacher_as_it_was(uniform_models, batches):
