@@ -67,8 +67,10 @@ class BuildMim(Command):
 build.sub_commands.append(('build_mim', None))
 
 lite = ['mmcv-lite>=2.0.1,<2.1', 'mmcls==1.0.0rc6']
-dev = ['ruff', 'mypy', 'pytest']
+search = ['scipy>=1.9']
+export = ['onnx', 'onnxruntime>=1.22']
 report = ['matplotlib']
+dev = ['ruff', 'mypy', 'pytest', *search, *export, *report]
 
 setup(
     name=PACKAGE,
@@ -106,8 +108,10 @@ setup(
     extras_require={
         'lite': lite,
         'dev': dev,
+        'search': search,
+        'export': export,
         'report': report,
-        'all': lite + dev + report,
+        'all': lite + dev + search + export + report,
     },
     zip_safe=False,
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 #: Versions that we need ourselves: distribution, lowest, and first too high.
 REQUIRED = (('torch', '2.4', None), ('mmengine', '0.10.1', '1.0'))
@@ -35,6 +37,26 @@ def check_requirements() -> None:
                 f'{found or "none"}: pip install "{name}{wanted}"'
             )
     _check_mmcv()
+
+
+def need(name: str, extra: str) -> Any:
+    """Import a package of one of our extras.
+
+    Args:
+        name (str): The package.
+        extra (str): The extra that brings it.
+
+    Raises:
+        ImportError: If it is not there; the message has the command that
+            helps.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'This needs {name.split(".")[0]}: pip install '
+            f"'mmrazor_brecq[{extra}]'"
+        ) from error
 
 
 def _check_mmcv() -> None:

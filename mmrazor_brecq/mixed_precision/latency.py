@@ -17,6 +17,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from .._requirements import need
 from .cost import FLOAT, LatencyTable
 from .shapes import CallShape
 
@@ -37,13 +38,13 @@ def layer_graph(shape: CallShape, weight: int, activation: int) -> bytes:
     Returns:
         bytes: The model, with one input and one output.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
+    onnx = need('onnx', 'export')
+    helper = onnx.helper
     rng = np.random.default_rng(0)
     constants, nodes = [], []
 
     def constant(name: str, value: Any) -> str:
-        constants.append(numpy_helper.from_array(np.asarray(value), name))
+        constants.append(onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def requantized(name: str) -> str:
@@ -96,10 +97,10 @@ def layer_graph(shape: CallShape, weight: int, activation: int) -> bytes:
         'layer',
         [
             helper.make_tensor_value_info(
-                'x', TensorProto.FLOAT, [1, *shape.input]
+                'x', onnx.TensorProto.FLOAT, [1, *shape.input]
             )
         ],
-        [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, None)],
         constants,
     )
     model = helper.make_model(
@@ -119,8 +120,7 @@ def time_graph(
         repeats (int): Runs that are timed, after a few that are not.
         threads (int): Threads of the runtime.
     """
-    import onnxruntime
-
+    onnxruntime = need('onnxruntime', 'export')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

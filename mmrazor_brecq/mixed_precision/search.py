@@ -14,6 +14,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from .._requirements import need
 from ..registry import TASK_UTILS
 from .pairwise import Pairwise
 
@@ -154,8 +155,6 @@ class _Program:
 
     def _consistency(self) -> tuple[Any, np.ndarray]:
         """One width for a choice; pairs that sum to what they pair."""
-        from scipy.sparse import coo_array
-
         rows: list[tuple[list[int], list[int], float]] = []
         widths = self.problem.widths
         for name in widths:
@@ -177,22 +176,21 @@ class _Program:
             at += [i] * (len(plus) + len(minus))
             columns += plus + minus
             values += [1.0] * len(plus) + [-1.0] * len(minus)
-        matrix = coo_array(
+        matrix = need('scipy.sparse', 'search').coo_array(
             (values, (at, columns)), (len(rows), len(self.places))
         )
         return matrix.tocsr(), np.array([right for _, _, right in rows])
 
     def solve(self, time_limit: float, gap: float) -> Any:
         """Hand it to the solver."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
+        solver = need('scipy.optimize', 'search')
         matrix, right = self._consistency()
-        constraints = [LinearConstraint(matrix, right, right)]
+        constraints = [solver.LinearConstraint(matrix, right, right)]
         for cost, limit in self.problem.limits:
             row = self.row(cost)
             scale = np.abs(row).max() or 1.0
             constraints.append(
-                LinearConstraint(
+                solver.LinearConstraint(
                     row[None] / scale, -np.inf, (limit - cost.constant) / scale
                 )
             )
@@ -203,10 +201,10 @@ class _Program:
         middle = np.median(sizes) if len(sizes) else 1.0
         whole = np.zeros(len(self.places))
         whole[: self.binaries] = 1
-        return milp(
+        return solver.milp(
             objective / middle,
             integrality=whole,
-            bounds=Bounds(0, 1),
+            bounds=solver.Bounds(0, 1),
             constraints=constraints,
             options=dict(time_limit=time_limit, mip_rel_gap=gap),
         )

@@ -69,7 +69,8 @@ def bits_figures(content: Content, folder: str) -> list[str]:
         from matplotlib.figure import Figure
     except ImportError:
         print_log(
-            "No figures without matplotlib: pip install '.[search]'",
+            'No figures without matplotlib: pip install '
+            "'mmrazor_brecq[report]'",
             'current',
             30,
         )

@@ -34,6 +34,41 @@ def imagenet(tmp_path):
     return tmp_path
 
 
+def float_weights(config, folder):
+    """A checkpoint with random weights for the model of a config."""
+    with DefaultScope.overwrite_default_scope('mmcls'):
+        network = MODELS.build(Config.fromfile(config).model.architecture)
+    torch.save(network.state_dict(), folder / 'float.pth')
+
+
+def run_tool(folder, tool, config, *options, args=()):
+    """Run a tool in a folder, on 8 images."""
+    run = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / 'tools' / tool),
+            str(config),
+            'float.pth',
+            '--work-dir',
+            'out',
+            *args,
+            '--cfg-options',
+            'model.reconstructor.batch_size=4',
+            'test_cfg.calibration.num_images=8',
+            'test_cfg.calibration.dataloader.num_workers=0',
+            'test_dataloader.num_workers=0',
+            'test_dataloader.persistent_workers=False',
+            *options,
+        ],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
+    return run.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
@@ -44,31 +79,44 @@ def imagenet(tmp_path):
 )
 def test_quantizes(imagenet, name):
     config = ROOT / 'configs/brecq' / name
-    with DefaultScope.overwrite_default_scope('mmcls'):
-        network = MODELS.build(Config.fromfile(config).model.architecture)
-    torch.save(network.state_dict(), imagenet / 'float.pth')
-    run = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / 'tools/ptq.py'),
-            str(config),
-            'float.pth',
-            '--work-dir',
-            'out',
-            '--cfg-options',
-            'model.reconstructor.iterations=1',
-            'model.reconstructor.batch_size=4',
-            'test_cfg.calibration.num_images=8',
-            'test_cfg.calibration.dataloader.num_workers=0',
-            'test_dataloader.num_workers=0',
-            'test_dataloader.persistent_workers=False',
-        ],
-        cwd=imagenet,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    float_weights(config, imagenet)
+    output = run_tool(
+        imagenet, 'ptq.py', config, 'model.reconstructor.iterations=1'
     )
-    assert run.returncode == 0, run.stdout
-    assert 'are test images too' not in run.stdout
+    assert 'are test images too' not in output
     report = json.loads((imagenet / 'out/report.json').read_text())
     assert report['units']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name, layers',
+    [
+        ('resnet/brecq_resnet50_w4a32_in1k.py', 54),
+        ('mobilenet_v2/brecq_mobilenet-v2_w4a32_in1k.py', 53),
+    ],
+)
+def test_searches_widths(imagenet, name, layers):
+    config = ROOT / 'configs/brecq' / name
+    float_weights(config, imagenet)
+    output = run_tool(
+        imagenet,
+        'search_bits.py',
+        config,
+        "mixed_precision.reconstructor={'type':'NearestRounding'}",
+        "mixed_precision.error={'type':'FisherError','draws':1}",
+        'mixed_precision.num_images=2',
+        'mixed_precision.bits=[2,4,8]',
+        args=('--equal-to', 'w4'),
+    )
+    fragment = imagenet / 'out/bits_equal_to_w4.py'
+    assert str(fragment.relative_to(imagenet)) in output
+    overrides = Config.fromfile(fragment).model.quantization.bit_overrides
+    assert len(overrides) == layers
+    found = json.loads((imagenet / 'out/search.json').read_text())
+    (uniform,) = (u for u in found['uniform'] if u['bits'] == 4)
+    (mixed,) = found['found']
+    assert mixed['loss'] < uniform['loss']
+    for cost in 'weight_bytes', 'bops':
+        assert uniform['costs'][cost] > 0
+    assert mixed['costs']['weight_bytes'] <= uniform['costs']['weight_bytes']

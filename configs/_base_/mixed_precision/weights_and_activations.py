@@ -1,0 +1,2 @@
+_base_ = './default.py'
+mixed_precision = dict(kinds=['weight', 'activation'])
