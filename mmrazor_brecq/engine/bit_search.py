@@ -19,6 +19,7 @@ from ..mixed_precision import (
     parse_budget,
     parse_uniform,
 )
+from ..mixed_precision.cost import Unmeasured
 from ..registry import TASK_UTILS
 from ..report import bits_figures, bits_table
 from .checkpoint import load_float
@@ -147,18 +148,17 @@ def _size_of(
             "not searched: add 'activation' to `mixed_precision.kinds`, or "
             f'leave a{activation} out'
         )
-    size = search.costs_of(search.uniform(weight, activation))
-    names = (
-        ['weight_bytes', 'bops']
-        if 'activation' in searched
-        else ['weight_bytes']
-    )
-    return Budget(f'equal to {text}', {name: size[name] for name in names})
+    names = ['weight_bytes']
+    if 'activation' in searched:
+        names.append('bops')
+    bits = search.uniform(weight, activation)
+    limits = {n: search.costs[n].of(search.shape, bits) for n in names}
+    return Budget(f'equal to {text}', limits)
 
 
 def _solve(search: BitSearch, budget: Budget) -> dict[str, Any]:
     solution = search.solve(budget)
-    bits = search.found(solution)
+    bits = search.found(solution.bits)
     return dict(
         budget=budget.text,
         limits=dict(budget.limits),
@@ -173,9 +173,7 @@ def _solve(search: BitSearch, budget: Budget) -> dict[str, Any]:
 def _front(search: BitSearch, name: str) -> list[dict[str, Any]]:
     """Solutions between the smallest and the largest model."""
     low = search.smallest(name)
-    high = max(
-        search.costs_of(search.uniform(b, b))[name] for b in search.space.bits
-    )
+    high = search.costs_of(search.widest())[name]
     limits = np.geomspace(low * (1 + 1e-9), max(low, high), FRONT)
     return [
         _solve(search, Budget(f'{name}<={limit:.6g}', {name: float(limit)}))
@@ -188,13 +186,11 @@ def _uniform(search: BitSearch) -> list[dict[str, Any]]:
     found = []
     for width in search.space.bits:
         bits = search.uniform(width, width)
-        found.append(
-            dict(
-                bits=width,
-                loss=search.loss_of(bits),
-                costs=search.costs_of(bits),
-            )
-        )
+        try:
+            costs = search.costs_of(bits)
+        except Unmeasured:  # Such a model is none of those to choose from.
+            continue
+        found.append(dict(bits=width, loss=search.loss_of(bits), costs=costs))
     return found
 
 

@@ -9,7 +9,7 @@ from ..registry import TASK_UTILS
 from .budget import Budget
 from .choices import KINDS, Choice, SearchSpace
 from .cost import CostModel, LayerBits
-from .pairwise import Pairwise
+from .pairwise import Pairwise, Widths
 from .search import ExactSearch, Infeasible, Problem, Solution
 from .shapes import ModelShape
 
@@ -51,7 +51,10 @@ class BitSearch:
     def cost(self, name: str) -> Pairwise:
         """A cost as a function of the choices that are free."""
         whole = self.costs[name].pairwise(
-            self.shape, self.bits, self.choices, self.space.bits
+            self.shape,
+            self.bits,
+            self.choices,
+            {c.name: self.widths[self.leaders[c.name]] for c in self.choices},
         )
         return whole.restricted(self.leaders, self.widths)
 
@@ -81,9 +84,18 @@ class BitSearch:
         """The least that a cost can be."""
         return ExactSearch()(Problem(self.cost(name), self.widths)).loss
 
-    def found(self, solution: Solution) -> LayerBits:
-        """Widths of weight and input of every layer in a solution."""
-        return self._widths(lambda c: solution.bits[self.leaders[c.name]])
+    def found(self, bits: Widths) -> LayerBits:
+        """Widths of weight and input of every layer.
+
+        Args:
+            bits (dict[str, int]): Width of every choice that is free, as in
+                a solution.
+        """
+        return self._widths(lambda choice: bits[self.leaders[choice.name]])
+
+    def widest(self) -> LayerBits:
+        """Widths of every layer if all are as wide as they may be."""
+        return self.found({name: max(w) for name, w in self.widths.items()})
 
     def uniform(
         self, weight: int, activation: Optional[int] = None

@@ -21,6 +21,10 @@ FLOAT = 32
 LayerBits = Mapping[str, tuple[int, Optional[int]]]
 
 
+class Unmeasured(ValueError):
+    """A table lacks what a layer costs at some widths."""
+
+
 class CostModel:
     """What layers cost by their widths; costs of layers add up.
 
@@ -66,7 +70,7 @@ class CostModel:
         model: ModelShape,
         bits: LayerBits,
         choices: Sequence[Choice],
-        widths: Sequence[int],
+        widths: Mapping[str, Sequence[int]],
     ) -> Pairwise:
         """The cost as a function of choices.
 
@@ -74,7 +78,7 @@ class CostModel:
             model (ModelShape): The model.
             bits (dict): Widths of weight and input where there is no choice.
             choices (list[Choice]): The choices.
-            widths (list[int]): The widths to choose from.
+            widths (dict[str, list[int]]): The widths of each choice.
         """
         total = Pairwise(self.rest(model))
         for shape in model.layers:
@@ -82,18 +86,18 @@ class CostModel:
             activation = choice_of(choices, 'activation', shape.name)
             fixed = bits[shape.name][0], bits[shape.name][1] or FLOAT
             if weight and activation:
-                for w in widths:
-                    for a in widths:
+                for w in widths[weight.name]:
+                    for a in widths[activation.name]:
                         total.add_pair(
                             (weight.name, activation.name),
                             (w, a),
                             self.layer(shape, w, a),
                         )
             elif weight:
-                for w in widths:
+                for w in widths[weight.name]:
                     total.add(weight.name, w, self.layer(shape, w, fixed[1]))
             elif activation:
-                for a in widths:
+                for a in widths[activation.name]:
                     cost = self.layer(shape, fixed[0], a)
                     total.add(activation.name, a, cost)
             else:
@@ -199,13 +203,13 @@ class LatencyTable(CostModel):
         """Milliseconds of all its calls.
 
         Raises:
-            ValueError: If the table has no time for it.
+            Unmeasured: If the table has no time for it.
         """
         total = 0.0
         for call in shape.calls:
             time = self.table.get((call.key, weight, activation))
             if time is None:
-                raise ValueError(
+                raise Unmeasured(
                     f'{self.path!r} has no time for the layer {shape.name!r} '
                     f'({call.key}) at {weight}-bit weights and {activation}-'
                     'bit input: measure it, or leave that width out of '

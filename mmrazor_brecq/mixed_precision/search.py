@@ -187,15 +187,16 @@ class _Program:
         matrix, right = self._consistency()
         constraints = [solver.LinearConstraint(matrix, right, right)]
         for cost, limit in self.problem.limits:
-            row = self.row(cost)
-            scale = np.abs(row).max() or 1.0
+            # The solver's tolerances are absolute: 1e-6 of 1e4 is little.
+            room = limit - cost.constant
+            scale = 1e4 / abs(room) if room else 1.0
             constraints.append(
                 solver.LinearConstraint(
-                    row[None] / scale, -np.inf, (limit - cost.constant) / scale
+                    scale * self.row(cost)[None], -np.inf, scale * room
                 )
             )
-        # The solver's tolerances are absolute, and losses of wide layers are
-        # small: the middle one of them is brought to 1.
+        # And the losses of wide layers are small: the middle one of them is
+        # brought to 1.
         objective = self.row(self.problem.loss)
         sizes = np.abs(objective[objective != 0])
         middle = np.median(sizes) if len(sizes) else 1.0

@@ -307,21 +307,29 @@ def test_latency_from_a_table(again, searched, tmp_path, monkeypatch):
     assert {row['latency_ms'] for row in rows} == {''}
     for row in rows:
         row['latency_ms'] = 0.1 * int(row['weight_bits'])
+    # The device knows no 2 bits: no matter where they are not allowed.
+    rows = [row for row in rows if row['weight_bits'] != '2']
     with open(path, 'w') as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     folder, _ = searched
-    (found,) = search_bits(
-        config(tmp_path / 'run'),
-        CONFIG,
-        FLOAT,
-        ['latency_ms<=8ms'],
-        sensitivity=str(folder / 'sensitivity.json'),
-        latency_table=str(path),
-        changed=True,
-    )
+
+    def search(**options):
+        return search_bits(
+            config(tmp_path / 'run', **options),
+            CONFIG,
+            FLOAT,
+            ['latency_ms<=11ms'],
+            sensitivity=str(folder / 'sensitivity.json'),
+            latency_table=str(path),
+            changed=True,
+        )
+
+    with pytest.raises(ValueError, match='layer1.0.conv1.* at 2-bit weights'):
+        search()
+    (found,) = search(**{'mixed_precision.allowed': {'*': [4, 8]}})
     bits = Config.fromfile(found).model.quantization.bit_overrides
     total = sum(value['weight'] for value in bits.values())
-    assert total <= 80 and total > 70
+    assert 100 < total <= 110
     assert MixedPrecision.of(config(tmp_path)).bits == (2, 4, 8)

@@ -66,7 +66,8 @@ def test_a_cost_is_the_same_by_layers_and_by_choices(shape_of):
     choices = [Choice('weight', '', (name,)) for name in layers[:-1]]
     choices.append(Choice('activation', '', tuple(layers[1:3])))
     for cost in COSTS.values():
-        function = cost.pairwise(shape, model.bits, choices, (2, 4, 8))
+        widths = {choice.name: (2, 4, 8) for choice in choices}
+        function = cost.pairwise(shape, model.bits, choices, widths)
         for w, a in itertools.product((2, 4, 8), repeat=2):
             found = {c.name: w if c.kind == 'weight' else a for c in choices}
             bits = {name: [w, 8] for name in layers}

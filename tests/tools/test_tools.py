@@ -19,7 +19,7 @@ def call(monkeypatch, tool, *args):
     return info.value.code
 
 
-@pytest.mark.parametrize('tool', ['ptq.py', 'test.py'])
+@pytest.mark.parametrize('tool', ['ptq.py', 'test.py', 'search_bits.py'])
 def test_errors_are_one_line(monkeypatch, capsys, tmp_path, tool):
     args = (tmp_path / 'none.py', 'none.pth', '--work-dir', tmp_path / 'run')
     assert call(monkeypatch, tool, *args) == 1
@@ -37,7 +37,22 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     assert '--resume' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('tool', ['ptq.py', 'test.py', 'train.py'])
+def test_a_search_without_a_budget_says_so(monkeypatch, capsys, tmp_path):
+    args = (CONFIG, 'none.pth', '--work-dir', tmp_path)
+    assert call(monkeypatch, 'search_bits.py', *args) == 1
+    assert '--budget or --equal-to' in capsys.readouterr().err
+
+
+def test_a_table_of_another_kind_is_refused(monkeypatch, capsys, tmp_path):
+    args = (CONFIG, '--out', tmp_path / 'a.txt', '--work-dir', tmp_path)
+    assert call(monkeypatch, 'measure_latency.py', *args) == 1
+    assert '.csv or .json' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'tool',
+    ['ptq.py', 'test.py', 'train.py', 'search_bits.py', 'measure_latency.py'],
+)
 def test_help(monkeypatch, capsys, tool):
     assert call(monkeypatch, tool, '--help') == 0
     assert 'config' in capsys.readouterr().out
