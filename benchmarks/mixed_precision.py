@@ -63,6 +63,8 @@ class Bench:
         model (str): Its name.
         setting (str): One of ``SETTINGS``.
         iterations (int): Of the reconstruction.
+        blocks (bool): Whether sensitivity is measured on blocks that were
+            reconstructed as a whole.
         out (str): Folder of what is measured.
     """
 
@@ -70,7 +72,12 @@ class Bench:
     images: list = []
 
     def __init__(
-        self, model: str, setting: str, iterations: int, out: str
+        self,
+        model: str,
+        setting: str,
+        iterations: int,
+        blocks: bool,
+        out: str,
     ) -> None:
         self.model, self.setting = model, setting
         bits, self.kinds = SETTINGS[setting]
@@ -86,6 +93,8 @@ class Bench:
             'mixed_precision.kinds': self.kinds,
             'model.reconstructor.iterations': iterations,
         }
+        if blocks:
+            self.options['mixed_precision.partition'] = None
 
     def load(self, config: str, **options: object) -> Config:
         """A config of one of the runs."""
@@ -238,11 +247,17 @@ def main() -> None:
     parser.add_argument('--settings', nargs='+', default=list(SETTINGS))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--iterations', type=int, default=80)
+    parser.add_argument(
+        '--blocks',
+        action='store_true',
+        help='reconstruct whole blocks to measure sensitivity, as the paper; '
+        'give it an --out of its own',
+    )
     parser.add_argument('--out', default='work_dirs/mixed_precision')
     args = parser.parse_args()
     torch.set_num_threads(1)
     benches = [
-        Bench(*pair, args.iterations, osp.abspath(args.out))
+        Bench(*pair, args.iterations, args.blocks, osp.abspath(args.out))
         for pair in itertools.product(args.models, args.settings)
     ]
     for bench in benches:

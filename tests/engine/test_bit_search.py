@@ -20,7 +20,8 @@ from .conftest import CONFIG, FLOAT, QUICK, quick_config
 SPACE = {
     'mixed_precision.reconstructor': dict(type='NearestRounding'),
     'mixed_precision.bits': [2, 4, 8],
-    'mixed_precision.num_images': 16,
+    'mixed_precision.num_images': 12,
+    'mixed_precision.error': dict(type='FisherError', draws=1),
 }
 EQUAL = dict(equal_to=['w4'], changed=True)
 
@@ -169,6 +170,7 @@ def test_constraints_change_nothing_that_was_measured(again, tmp_path):
     assert not list((tmp_path / 'run').glob('*progress*'))
 
 
+@pytest.mark.slow
 def test_the_genetic_search_is_no_better(again, searched, tmp_path):
     again(
         'weight_bytes<=0.5MB',
@@ -232,6 +234,7 @@ def test_bad_budgets(again, budget, message):
         again(budget)
 
 
+@pytest.mark.slow
 def test_the_smallest_feasible_budget_is_feasible(again):
     with pytest.raises(ValueError) as error:
         again('weight_bytes<=1kB')
@@ -297,6 +300,7 @@ def test_weights_and_activations(tmp_path):
     assert down == overrides['backbone.layer2.0.conv1']['activation']
 
 
+@pytest.mark.slow
 def test_latency_from_a_table(again, searched, tmp_path, monkeypatch):
     """One that was filled in elsewhere: narrow layers are quick there."""
     path = tmp_path / 'table.csv'
