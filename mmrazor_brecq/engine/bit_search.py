@@ -15,6 +15,7 @@ from ..algorithms import BRECQ
 from ..mixed_precision import (
     BitSearch,
     Budget,
+    ExactSearch,
     model_shape,
     parse_budget,
     parse_uniform,
@@ -156,8 +157,10 @@ def _size_of(
     return Budget(f'equal to {text}', limits)
 
 
-def _solve(search: BitSearch, budget: Budget) -> dict[str, Any]:
-    solution = search.solve(budget)
+def _solve(
+    search: BitSearch, budget: Budget, searcher: Optional[ExactSearch] = None
+) -> dict[str, Any]:
+    solution = search.solve(budget, searcher)
     bits = search.found(solution.bits)
     return dict(
         budget=budget.text,
@@ -171,14 +174,21 @@ def _solve(search: BitSearch, budget: Budget) -> dict[str, Any]:
 
 
 def _front(search: BitSearch, name: str) -> list[dict[str, Any]]:
-    """Solutions between the smallest and the largest model."""
+    """Solutions between the smallest and the largest model, for a figure:
+    nearly exact, and in little time.
+    """
     low = search.smallest(name)
     high = search.costs_of(search.widest())[name]
     limits = np.geomspace(low * (1 + 1e-9), max(low, high), FRONT)
-    return [
-        _solve(search, Budget(f'{name}<={limit:.6g}', {name: float(limit)}))
-        for limit in limits
-    ]
+    searcher = ExactSearch(time_limit=5, gap=1e-3)
+    found = []
+    for limit in map(float, limits):
+        budget = Budget(f'{name}<={limit:.6g}', {name: limit})
+        try:
+            found.append(_solve(search, budget, searcher))
+        except TimeoutError:
+            continue
+    return found
 
 
 def _uniform(search: BitSearch) -> list[dict[str, Any]]:

@@ -14,6 +14,9 @@ from .search import ExactSearch, Infeasible, Problem, Solution
 from .shapes import ModelShape
 
 
+Searcher = Callable[[Problem], Solution]
+
+
 class BitSearch:
     """Searches the widths of a model within budgets.
 
@@ -58,8 +61,14 @@ class BitSearch:
         )
         return whole.restricted(self.leaders, self.widths)
 
-    def solve(self, budget: Budget) -> Solution:
+    def solve(
+        self, budget: Budget, searcher: Optional[Searcher] = None
+    ) -> Solution:
         """The widths of least loss.
+
+        Args:
+            budget (Budget): What to keep to.
+            searcher (callable, optional): In place of the one of the search.
 
         Raises:
             ValueError: If no widths keep to the budget; it names the
@@ -69,7 +78,9 @@ class BitSearch:
             (self.cost(name), limit) for name, limit in budget.limits.items()
         ]
         try:
-            return self.searcher(Problem(self.free_loss, self.widths, limits))
+            return (searcher or self.searcher)(
+                Problem(self.free_loss, self.widths, limits)
+            )
         except Infeasible as error:
             least = [
                 f'{name}<={self.smallest(name):.12g}' for name in budget.limits

@@ -260,6 +260,19 @@ def test_sensitivities_of_something_else_are_refused(again, options, message):
         again('weight_bytes<=1MB', **options)
 
 
+def test_sensitivities_of_another_model_are_refused(searched, tmp_path):
+    content = json.loads((searched[0] / 'sensitivity.json').read_text())
+    content['identity']['checkpoint'] = 'of other weights'
+    path = tmp_path / 'sensitivity.json'
+    path.write_text(json.dumps(content))
+    before = path.read_text()
+    with pytest.raises(ValueError, match='measured with another checkpoint'):
+        search_bits(
+            config(tmp_path), CONFIG, FLOAT, sensitivity=str(path), **EQUAL
+        )
+    assert path.read_text() == before
+
+
 def test_a_broken_file_of_sensitivities_is_named(tmp_path):
     path = tmp_path / 'sensitivity.json'
     path.write_text('{"identity": {}')
