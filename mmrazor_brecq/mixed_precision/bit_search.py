@@ -13,7 +13,6 @@ from .pairwise import Pairwise, Widths
 from .search import ExactSearch, Infeasible, Problem, Solution
 from .shapes import ModelShape
 
-
 Searcher = Callable[[Problem], Solution]
 
 
@@ -45,11 +44,11 @@ class BitSearch:
         self.shape = shape
         self.bits = bits
         self.choices = choices
-        self.loss = loss
+        self.loss = loss.bounded()
         self.costs = {cost.name: cost for cost in costs}
         self.searcher = TASK_UTILS.build(searcher or dict(type='ExactSearch'))
         self.leaders, self.widths = space.common(choices)
-        self.free_loss = loss.restricted(self.leaders, self.widths)
+        self.free_loss = self.loss.restricted(self.leaders, self.widths)
 
     def cost(self, name: str) -> Pairwise:
         """A cost as a function of the choices that are free."""

@@ -68,6 +68,29 @@ class Pairwise:
         self.alone.update(other.alone)
         self.pairs.update(other.pairs)
 
+    def bounded(self) -> Pairwise:
+        """The same with pairs that take away no more than they can.
+
+        Where errors are large, two of them often do little more harm than
+        one, and the sum of many such pairs would fall below nought. Here a
+        pair of ``n`` choices that all interact takes away at most
+        ``2 / n`` of the smaller of its two terms: then the sum is never
+        below the largest term of one choice. (With these terms in falling
+        order, ``k`` of them count ``k - k (k - 1) / n >= 1`` together.)
+        """
+        others: dict[str, int] = {}
+        for pair in self.pairs:
+            for name in pair:
+                others[name] = others.get(name, 0) + 1
+        result = Pairwise(self.constant, self.alone)
+        for (one, two), table in self.pairs.items():
+            share = 2 / (1 + max(others[one], others[two]))
+            for (a, b), value in table.items():
+                least = min(self.alone[one][a], self.alone[two][b])
+                value = max(value, -share * least)
+                result.add_pair((one, two), (a, b), value)
+        return result
+
     def restricted(
         self,
         leaders: Mapping[str, str],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 
@@ -57,3 +58,29 @@ def test_restricted_keeps_only_the_widths_allowed(function):
     assert {name: tuple(t) for name, t in less.alone.items()} == widths
     bits = dict(a=4, b=2, c=2)
     assert less(bits) == function(bits)
+
+
+def test_bounded_is_never_below_the_worst_choice_alone():
+    """However much the pairs would take away, for units of any size."""
+    rng = random.Random(0)
+    for n in (2, 3, 4, 6):
+        names = [str(i) for i in range(n)]
+        wild = Pairwise()
+        for name, b in itertools.product(names, (2, 4)):
+            wild.add(name, b, 10 ** rng.uniform(-3, 0))
+        for pair in itertools.combinations(names, 2):
+            for bits in itertools.product((2, 4), repeat=2):
+                wild.add_pair(pair, bits, -10.0)
+        bounded = wild.bounded()
+        for widths in itertools.product((2, 4), repeat=n):
+            bits = dict(zip(names, widths))
+            worst = max(wild.alone[name][b] for name, b in bits.items())
+            assert wild(bits) < 0
+            assert bounded(bits) >= worst * (1 - 1e-9)
+
+
+def test_bounded_leaves_what_is_possible():
+    small = Pairwise(alone=dict(a={2: 1.0}, b={2: 0.5}))
+    for value in (-0.4, 0.0, 3.0):
+        small.pairs = {('a', 'b'): {(2, 2): value}}
+        assert small.bounded() == small
