@@ -83,7 +83,7 @@ def test_keeps_to_the_budgets(searched):
     (uniform,) = (u for u in content['uniform'] if u['bits'] == 4)
     assert w4['limits']['weight_bytes'] == uniform['costs']['weight_bytes']
     assert w4['loss'] <= uniform['loss']
-    assert [found['gap'] for found in content['found']] == [0, 0, 0]
+    assert max(found['gap'] for found in content['found']) <= 1e-6
     assert len(paths) == len(set(paths)) == 3
 
 
