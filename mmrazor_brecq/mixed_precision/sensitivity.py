@@ -75,6 +75,9 @@ class Alone:
         reconstructor (NearestRounding): Any.
     """
 
+    #: A pass over the whole network would have layers make up for others.
+    refiner = None
+
     def __init__(self, reconstructor: NearestRounding) -> None:
         self.reconstructor = reconstructor
         self.objective = reconstructor.objective
