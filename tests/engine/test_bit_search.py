@@ -215,7 +215,7 @@ def test_a_search_that_was_killed_goes_on(searched, tmp_path, monkeypatch):
             search_bits(config(folder), CONFIG, FLOAT, **EQUAL)
     search_bits(config(folder), CONFIG, FLOAT, **EQUAL)
     # Nothing was done twice but what was killed.
-    assert counts == dict(units=3 * 10 + 1, measured=8 + 1)
+    assert counts == dict(units=3 * 21 + 1, measured=8 + 1)
     files = [f / 'sensitivity.json' for f in (folder, searched[0])]
     assert files[0].read_text() == files[1].read_text()
     assert not list(folder.glob('*progress*'))
