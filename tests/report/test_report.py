@@ -33,6 +33,7 @@ def test_closing_table_has_all_models():
             weight_bytes=dict(float=4000, quantized=500),
             seconds=dict(reconstruct=3.0, total=5.0),
             peak_memory_mb=100,
+            activations_mb=dict(budget=None, held=70, spilled=20),
             units=[dict(accepted=True), dict(accepted=False)],
         )
     )
