@@ -20,7 +20,7 @@ from ..reconstruction import Rows, Store, share
 UNITS = {
     'B': 1,
     **{f'{c}B': 1000**i for i, c in enumerate('KMGT', 1)},
-    **{f'{c}iB': 1024**i for i, c in enumerate('KMGT', 1)},
+    **{f'{c}IB': 1024**i for i, c in enumerate('KMGT', 1)},
 }
 
 
@@ -69,7 +69,7 @@ def memory_budget(
     if memory is None:
         return None
     if isinstance(memory, str):
-        match = re.fullmatch(r'\s*([0-9.]+)\s*([KMGT]?i?B)\s*', memory)
+        match = re.fullmatch(r'(\d+\.?\d*) *([KMGT]?I?B)', memory.upper())
         if match and match[2] in UNITS:
             return int(float(match[1]) * UNITS[match[2]])
     elif isinstance(memory, (int, float)) and 0 < memory <= 1:

@@ -181,6 +181,27 @@ def test_a_second_run_overwrites_nothing(finished, quick, tmp_path):
     assert (folder / 'report.1.json').exists()
 
 
+def test_a_small_budget_changes_no_bit(finished, quick, tmp_path):
+    folder, _ = finished
+    ptq(quick(test_cfg__calibration__memory='1kB'), FLOAT)
+
+    run = tmp_path / 'run'
+    assert same(
+        frozen(run / 'quantized.pth'), frozen(folder / 'quantized.pth')
+    )
+    held, spilled = (
+        json.loads((f / 'report.json').read_text())['activations_mb']
+        for f in (folder, run)
+    )
+    assert held['spilled'] == 0 < held['held']
+    assert spilled['held'] == 0 < spilled['spilled']
+    assert {x.suffix for x in run.iterdir() if x.is_file()} <= {
+        '.pth',
+        '.json',
+        '.py',
+    }
+
+
 @pytest.mark.parametrize(
     'options, message',
     [
