@@ -67,8 +67,11 @@ class BuildMim(Command):
 build.sub_commands.append(('build_mim', None))
 
 lite = ['mmcv-lite>=2.0.1,<2.1', 'mmcls==1.0.0rc6']
-dev = ['ruff', 'mypy', 'pytest']
+export = ['onnx', 'onnxscript', 'onnx-ir', 'onnxruntime>=1.22', 'safetensors']
+openvino = ['openvino', 'nncf']
 report = ['matplotlib']
+# The tests of the export run in OpenVINO as well; nncf only the benchmark.
+dev = ['ruff', 'mypy', 'pytest', 'pillow', *export, 'openvino']
 
 setup(
     name=PACKAGE,
@@ -106,8 +109,10 @@ setup(
     extras_require={
         'lite': lite,
         'dev': dev,
+        'export': export,
+        'openvino': openvino,
         'report': report,
-        'all': lite + dev + report,
+        'all': lite + dev + export + openvino + report,
     },
     zip_safe=False,
 )

@@ -103,7 +103,7 @@ def run_tool(
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         action()
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, ImportError) as error:
         print(f'{type(error).__name__}: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

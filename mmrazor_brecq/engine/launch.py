@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
+from ..registry import MODELS
 from .checkpoint import load_float, load_quantized
 from .files import check_writable
 
@@ -20,20 +21,14 @@ from .files import check_writable
 BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
 
 
-def load_config(
-    path: str,
-    options: Optional[dict[str, Any]] = None,
-    work_dir: Optional[str] = None,
-    launcher: str = 'none',
+def read_config(
+    path: str, options: Optional[dict[str, Any]] = None
 ) -> Config:
-    """Read a config of a quantization.
+    """Read a config of a quantization, and do nothing else.
 
     Args:
         path (str): A Python, YAML or JSON config.
         options (dict, optional): Changes, by dotted key.
-        work_dir (str, optional): Folder of the run; by default the
-            config's ``work_dir``, or one named after the config.
-        launcher (str): As in mmengine.
 
     Returns:
         Config: Complete.
@@ -68,6 +63,28 @@ def load_config(
             f'{path!r} configures no quantization: expected model.type = '
             "'mmrazor_brecq.BRECQ', inherit one of configs/brecq"
         )
+    return cfg
+
+
+def load_config(
+    path: str,
+    options: Optional[dict[str, Any]] = None,
+    work_dir: Optional[str] = None,
+    launcher: str = 'none',
+) -> Config:
+    """Read a config of a quantization that is to be run.
+
+    Args:
+        path (str): As for :func:`read_config`.
+        options (dict, optional): Likewise.
+        work_dir (str, optional): Folder of the run; by default the
+            config's ``work_dir``, or one named after the config.
+        launcher (str): As in mmengine.
+
+    Returns:
+        Config: Complete.
+    """
+    cfg = read_config(path, options)
     cfg.launcher = launcher
     if cfg.get('randomness', {}).get('seed') is None:
         # A run without a seed could not be resumed.
@@ -109,8 +126,8 @@ def ptq(
             'says which images to calibrate on'
         )
     cfg.test_cfg.resume = resume
-    runner = _runner(cfg)
-    load_float(_bare(runner), checkpoint, trust)
+    runner = build_runner(cfg)
+    load_float(bare_model(runner), checkpoint, trust)
     return runner.test()
 
 
@@ -125,12 +142,23 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
         dict: Its metrics.
     """
     cfg.test_cfg = dict()
-    runner = _runner(cfg)
-    load_quantized(_bare(runner), checkpoint)
+    runner = build_runner(cfg)
+    load_quantized(bare_model(runner), checkpoint)
     return runner.test()
 
 
-def _runner(cfg: Config) -> Runner:
+def build_model(cfg: Config) -> BRECQ:
+    """The model of a config, without a runner and without weights."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = dict(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        # As the runner does it.
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(model).eval()
+
+
+def build_runner(cfg: Config) -> Runner:
+    """A runner, with a config's mistakes in words."""
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     try:
         return Runner.from_cfg(cfg)
@@ -146,5 +174,6 @@ def _literal(value: Any) -> Any:
     return value
 
 
-def _bare(runner: Runner) -> BRECQ:
+def bare_model(runner: Runner) -> BRECQ:
+    """Its model without a wrapper."""
     return getattr(runner.model, 'module', runner.model)

@@ -1,5 +1,5 @@
 from .size import weight_bytes
-from .tables import closing_table
+from .tables import closing_table, export_table
 from .terminal import UnitProgress
 
-__all__ = ['UnitProgress', 'closing_table', 'weight_bytes']
+__all__ = ['UnitProgress', 'closing_table', 'export_table', 'weight_bytes']

@@ -1,0 +1,302 @@
+"""From a config and a quantized checkpoint to a file that is proven."""
+
+from __future__ import annotations
+
+import json
+import os.path as osp
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ..algorithms import BRECQ
+from ..export import build_target, require
+from ..report import export_table
+from .checkpoint import load_quantized
+from .files import save_json, written_whole
+from .launch import build_model
+
+#: What the export cannot do without.
+PACKAGES = ('onnx', 'onnxscript', 'onnx_ir', 'onnxruntime')
+
+
+@dataclass
+class Request:
+    """What a user asks for.
+
+    Args:
+        target (str): Name of a target.
+        pack (bool): Whether weights of four bits and fewer are packed.
+        batch (str | int): ``'dynamic'``, or the number of images.
+        output (str, optional): The file; by default beside the checkpoint.
+        force (bool): Whether to overwrite it.
+        preprocess (bool): Whether the file normalises the images itself.
+        verify (bool): Whether to prove it.
+        images (int): How many to prove it on.
+        least_agreement (float): Least share of images of the same class.
+        least_exact (float): Least share of equal integers in every layer.
+        least_within (float): Least share of those within one step.
+    """
+
+    target: str = 'onnxruntime'
+    pack: bool = False
+    batch: Union[str, int] = 'dynamic'
+    output: Optional[str] = None
+    force: bool = False
+    preprocess: bool = False
+    verify: bool = True
+    images: int = 1024
+    least_agreement: float = 0.95
+    least_exact: float = 0.97
+    least_within: float = 0.9999
+
+
+def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
+    """Write a quantized network as a file of ONNX.
+
+    Args:
+        cfg (Config): That of the run, from :func:`load_config`.
+        checkpoint (str): What it wrote.
+        request (Request): What is wanted.
+
+    Returns:
+        dict: What is known of the file; empty if nothing was proven.
+
+    Raises:
+        FileExistsError: If the file is there, and not to be overwritten.
+        ImportError: If a package is missing.
+        ValueError: If the checkpoint is none of this config, the target
+            cannot have it, or the file is not what it was made from; then
+            nothing is written.
+    """
+    path = request.output or osp.splitext(checkpoint)[0] + '.onnx'
+    check_output(path, request.force)
+    for package in PACKAGES:
+        require(package)
+    from ..export.build import Options, build
+    from ..export.session import to_bytes
+
+    target = build_target(request.target)
+    batch = _batch(request.batch)
+    calibration = _loader(cfg)
+    model = build_model(cfg)
+    meta = load_quantized(model, checkpoint)
+    _warn_of_packing(target, model, request.pack)
+    target.check(model.architecture)
+    options = Options(
+        target,
+        request.pack,
+        batch,
+        request.preprocess,
+        dict(
+            classes=meta.get('classes') or None,
+            resize=resizing(cfg),
+            identity=meta.get('identity'),
+        ),
+    )
+    preprocessor = model.data_preprocessor
+    needed = 256 if target.step_after else 1
+    images = [
+        inputs
+        for _, inputs, _ in load_images(
+            model, calibration, needed, request.preprocess, batch
+        )
+    ]
+    built = build(model.architecture, preprocessor, images, options)
+    report = _prove(cfg, model, built, request, batch)
+    content = to_bytes(built)
+    with written_whole(path) as name, open(name, 'wb') as file:
+        file.write(content)
+    if report:
+        save_json(report, f'{path}.json')
+    print_log(f'{path}: {len(content):,} bytes', 'current')
+    return report
+
+
+def check_output(path: str, force: bool) -> None:
+    """See that nothing of the user's is overwritten.
+
+    Raises:
+        FileExistsError: If there is something, without ``force``.
+        ValueError: If the name is no file's of ONNX.
+    """
+    if not path.endswith('.onnx'):
+        raise ValueError(f'--output {path!r}, expected a name with .onnx')
+    if osp.exists(path) and not force:
+        raise FileExistsError(
+            f'{path!r} is there already: add --force to overwrite it, or '
+            'name another file with --output'
+        )
+
+
+def _batch(batch: Union[str, int]) -> Union[str, int]:
+    if batch == 'dynamic':
+        return batch
+    try:
+        number = int(batch)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError(
+            f'--batch {batch!r}, expected `dynamic` or a number from 1'
+        )
+    return number
+
+
+def _loader(cfg: Config) -> Any:
+    """The calibration images of the run, else its test images' size."""
+    calibration = (cfg.get('test_cfg') or {}).get('calibration') or {}
+    loader = calibration.get('dataloader')
+    if loader is None:
+        raise ValueError(
+            'test_cfg.calibration.dataloader is missing: the export '
+            'calibrates the steps that the target needs beside those of the '
+            'checkpoint; use the config of the run'
+        )
+    return loader
+
+
+def _warn_of_packing(target: Any, model: BRECQ, pack: bool) -> None:
+    from ..layers import quant_layers
+
+    widths = {
+        target.width(layer.weight_quantizer.grid.bits, pack)
+        for layer in quant_layers(model).values()
+    }
+    if pack and min(widths) == 8:
+        print_log(
+            f'--pack changes nothing: {type(target).__name__} packs widths '
+            f'of {list(target.packed)}, the weights have more bits',
+            'current',
+            30,
+        )
+    if 2 in widths:
+        print_log(
+            'INT2 weights (opset 25) are for storage: of the runtimes known '
+            'here only ONNX Runtime loads them, and only with '
+            'session.disable_quant_qdq=1 or basic optimisation, which '
+            'computes in float',
+            'current',
+            30,
+        )
+    elif 4 in widths and target.step_after:
+        print_log(
+            'INT4 weights make the file small; ONNX Runtime on a CPU '
+            'computes with them in float. Without --pack it computes in '
+            'integers',
+            'current',
+            30,
+        )
+
+
+def load_images(
+    model: BRECQ,
+    loader: Any,
+    count: int,
+    preprocess: bool,
+    batch: Union[str, int] = 'dynamic',
+) -> Iterator[tuple[Tensor, Tensor, Optional[list[int]]]]:
+    """Images as the network takes them and as the file does.
+
+    Args:
+        model (BRECQ): Its preprocessor is applied.
+        loader (dict): Config of a data loader.
+        count (int): How many images.
+        preprocess (bool): Whether the file takes ``uint8``, RGB.
+        batch (str | int): Images that the file takes at once.
+
+    Yields:
+        tuple: N x C x H x W, the same images as the file takes them, and
+        their classes where they are known.
+    """
+    loader = dict(loader)
+    if batch != 'dynamic':
+        count = max(count // int(batch), 1) * int(batch)
+        loader['batch_size'] = batch
+    for data in Runner.build_dataloader(loader):
+        with torch.no_grad():
+            images = model.data_preprocessor(data, False)['inputs'].cpu()
+        inputs = images
+        if preprocess:
+            raw = torch.stack(list(data['inputs'])).to(torch.uint8)
+            inputs = raw.permute(0, 2, 3, 1).flip(-1).contiguous()
+        labels = [
+            getattr(getattr(sample, 'gt_label', None), 'label', None)
+            for sample in data.get('data_samples', [])
+        ]
+        known = labels and all(label is not None for label in labels)
+        left = min(count, len(images))
+        yield (
+            images[:left],
+            inputs[:left],
+            [int(label) for label in labels[:left]] if known else None,
+        )
+        count -= left
+        if count <= 0:
+            return
+
+
+def _prove(
+    cfg: Config,
+    model: BRECQ,
+    built: Any,
+    request: Request,
+    batch: Union[str, int],
+) -> dict[str, Any]:
+    if not request.verify:
+        return {}
+    from ..export.verify import verify
+
+    batches, labels = [], []
+    for images, inputs, classes in load_images(
+        model, cfg.test_dataloader, request.images, request.preprocess, batch
+    ):
+        batches.append((images, inputs))
+        labels += classes or []
+    known = len(labels) == sum(len(images) for images, _ in batches)
+    found = verify(
+        model.architecture,
+        built,
+        batches,
+        np.array(labels) if known else None,
+        layer_images=8 if batch == 'dynamic' else int(batch),
+    )
+    report = found.to_dict()
+    print_log('\n' + export_table(report), 'current')
+    problem = found.problem(
+        request.least_agreement, request.least_exact, request.least_within
+    )
+    if problem:
+        raise ValueError(f'The file is not the network: {problem}')
+    return report
+
+
+def resizing(cfg: Config) -> Optional[dict[str, Any]]:
+    """How test images come to their size, as plain numbers.
+
+    Args:
+        cfg (Config): Its test pipeline is read.
+
+    Returns:
+        dict: ``size`` (height and width), or ``edge`` and ``crop``; None
+        where the pipeline does something else.
+    """
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    known: dict[str, Any] = {}
+    for step in dataset.get('pipeline') or []:
+        kind = str(step['type']).split('.')[-1]
+        if kind == 'Resize':
+            scale = step['scale']
+            pair = [scale, scale] if isinstance(scale, int) else list(scale)
+            known['size'] = pair[::-1]  # a config has width first
+        elif kind == 'ResizeEdge':
+            known['edge'] = step['scale']
+        elif kind == 'CenterCrop':
+            known['crop'] = step['crop_size']
+    return json.loads(json.dumps(known)) or None
