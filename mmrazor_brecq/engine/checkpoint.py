@@ -192,6 +192,27 @@ def _first(what: str, keys: list[str], count: int = 3) -> list[str]:
     )
 
 
+def read_quantized(path: str) -> dict[str, Any]:
+    """Read a quantized checkpoint.
+
+    Args:
+        path (str): What ``tools/ptq.py`` wrote.
+
+    Returns:
+        dict: ``state_dict`` and ``meta``.
+
+    Raises:
+        ValueError: If it is a float checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    if MARK not in checkpoint['state_dict']:
+        raise ValueError(
+            f'{path!r} is a float checkpoint: quantize it with '
+            'tools/ptq.py first'
+        )
+    return dict(dict(meta={}), **checkpoint)
+
+
 def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
     """Load a quantized checkpoint into a freshly built model.
 
@@ -205,9 +226,9 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is a float checkpoint, or one of another config.
     """
-    checkpoint = read_checkpoint(path)
-    state = checkpoint['state_dict']
-    before = checkpoint.get('meta', {}).get('quantization')
+    checkpoint = read_quantized(path)
+    state, meta = checkpoint['state_dict'], checkpoint['meta']
+    before = meta.get('quantization')
     own = model.scheme.to_dict()
     other = [k for k in before or {} if before[k] != own[k]]
     if other:
@@ -215,11 +236,6 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
             f'{path!r} was quantized with model.quantization.{other[0]} = '
             f'{before[other[0]]}, the config says {own[other[0]]}: use the '
             'config of its run'
-        )
-    if MARK not in state:
-        raise ValueError(
-            f'{path!r} is a float checkpoint: quantize it with '
-            'tools/ptq.py first'
         )
     try:
         model.load_state_dict(state)
@@ -229,7 +245,7 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
             f'{_second_line(error)} Use the config that lies beside the '
             'checkpoint'
         ) from error
-    return checkpoint.get('meta', {})
+    return meta
 
 
 def _second_line(error: Exception) -> str:

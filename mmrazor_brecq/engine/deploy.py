@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os.path as osp
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..algorithms import BRECQ
 from ..export import build_target, require
+from ..layers import quant_layers
 from ..report import export_table
 from .checkpoint import load_quantized
 from .files import save_json, written_whole
@@ -52,13 +54,13 @@ class Request:
     preprocess: bool = False
     verify: bool = True
     images: int = 1024
-    least_agreement: float = 0.95
+    least_agreement: float = 0.9
     least_exact: float = 0.97
     least_within: float = 0.9999
 
 
 def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
-    """Write a quantized network as a file of ONNX.
+    """Write the quantized network of a run as a file of ONNX.
 
     Args:
         cfg (Config): That of the run, from :func:`load_config`.
@@ -76,40 +78,87 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
             nothing is written.
     """
     path = request.output or osp.splitext(checkpoint)[0] + '.onnx'
-    check_output(path, request.force)
-    for package in PACKAGES:
-        require(package)
-    from ..export.build import Options, build
-    from ..export.session import to_bytes
-
-    target = build_target(request.target)
-    batch = _batch(request.batch)
-    calibration = _loader(cfg)
+    request = replace(request, output=path, batch=_batch(request.batch))
+    _check(request)
+    loader = _calibration_loader(cfg)
     model = build_model(cfg)
     meta = load_quantized(model, checkpoint)
-    _warn_of_packing(target, model, request.pack)
-    target.check(model.architecture)
-    options = Options(
-        target,
-        request.pack,
-        batch,
-        request.preprocess,
-        dict(
-            classes=meta.get('classes') or None,
-            resize=resizing(cfg),
-            identity=meta.get('identity'),
-        ),
+    about = dict(
+        classes=meta.get('classes') or None,
+        resize=resizing(cfg),
+        identity=meta.get('identity'),
     )
-    preprocessor = model.data_preprocessor
-    needed = 256 if target.step_after else 1
-    images = [
+    steps = build_target(request.target).step_after
+    calibration = [
         inputs
         for _, inputs, _ in load_images(
-            model, calibration, needed, request.preprocess, batch
+            model, loader, 256 if steps else 1, request
         )
     ]
-    built = build(model.architecture, preprocessor, images, options)
-    report = _prove(cfg, model, built, request, batch)
+    proof, labels = [], []
+    if request.verify:
+        for images, inputs, classes in load_images(
+            model, cfg.test_dataloader, request.images, request
+        ):
+            proof.append((images, inputs))
+            labels += classes or [None] * len(images)
+    known = None if None in labels else np.array(labels)
+    return write(model, calibration, proof, known, request, about)
+
+
+def write(
+    model: BRECQ,
+    calibration: Sequence[Tensor],
+    proof: Sequence[tuple[Tensor, Tensor]],
+    labels: Optional[np.ndarray],
+    request: Request,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Build a file, prove it, and write it if it is proven.
+
+    Args:
+        model (BRECQ): Quantized, in evaluation mode.
+        calibration (list[Tensor]): Batches of images as the file takes
+            them.
+        proof (list[tuple]): Batches of other images, as the network takes
+            them and as the file does.
+        labels (numpy.ndarray, optional): Their classes.
+        request (Request): What is wanted, with ``output``.
+        about (dict): More for the file's metadata.
+
+    Returns:
+        dict: What is known of the file; empty if nothing was proven.
+
+    Raises:
+        FileExistsError, ImportError, ValueError: As :func:`export`.
+    """
+    _check(request)
+    target, path = build_target(request.target), str(request.output)
+    network = copy.deepcopy(model.architecture).cpu()
+    target.check(network)
+    _warn_of_packing(target, network, request.pack)
+    from ..export.build import Options, build
+    from ..export.session import to_bytes
+    from ..export.verify import verify
+
+    options = Options(
+        target, request.pack, request.batch, request.preprocess, about
+    )
+    built = build(network, model.data_preprocessor, calibration, options)
+    report = {}
+    if request.verify:
+        at_once = 8 if request.batch == 'dynamic' else int(request.batch)
+        found = verify(network, built, proof, labels, at_once)
+        report = found.to_dict()
+        print_log('\n' + export_table(report), 'current')
+        problem = found.problem(
+            target.runtime,
+            request.least_agreement,
+            request.least_exact,
+            request.least_within,
+        )
+        if problem:
+            raise ValueError(f'The file is not the network: {problem}')
     content = to_bytes(built)
     with written_whole(path) as name, open(name, 'wb') as file:
         file.write(content)
@@ -117,6 +166,14 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
         save_json(report, f'{path}.json')
     print_log(f'{path}: {len(content):,} bytes', 'current')
     return report
+
+
+def _check(request: Request) -> None:
+    """What would only show after minutes of work."""
+    check_output(str(request.output), request.force)
+    build_target(request.target)
+    for package in PACKAGES:
+        require(package)
 
 
 def check_output(path: str, force: bool) -> None:
@@ -149,8 +206,7 @@ def _batch(batch: Union[str, int]) -> Union[str, int]:
     return number
 
 
-def _loader(cfg: Config) -> Any:
-    """The calibration images of the run, else its test images' size."""
+def _calibration_loader(cfg: Config) -> Any:
     calibration = (cfg.get('test_cfg') or {}).get('calibration') or {}
     loader = calibration.get('dataloader')
     if loader is None:
@@ -162,12 +218,10 @@ def _loader(cfg: Config) -> Any:
     return loader
 
 
-def _warn_of_packing(target: Any, model: BRECQ, pack: bool) -> None:
-    from ..layers import quant_layers
-
+def _warn_of_packing(target: Any, network: nn.Module, pack: bool) -> None:
     widths = {
         target.width(layer.weight_quantizer.grid.bits, pack)
-        for layer in quant_layers(model).values()
+        for layer in quant_layers(network).values()
     }
     if pack and min(widths) == 8:
         print_log(
@@ -196,11 +250,7 @@ def _warn_of_packing(target: Any, model: BRECQ, pack: bool) -> None:
 
 
 def load_images(
-    model: BRECQ,
-    loader: Any,
-    count: int,
-    preprocess: bool,
-    batch: Union[str, int] = 'dynamic',
+    model: BRECQ, loader: Any, count: int, request: Request
 ) -> Iterator[tuple[Tensor, Tensor, Optional[list[int]]]]:
     """Images as the network takes them and as the file does.
 
@@ -208,22 +258,21 @@ def load_images(
         model (BRECQ): Its preprocessor is applied.
         loader (dict): Config of a data loader.
         count (int): How many images.
-        preprocess (bool): Whether the file takes ``uint8``, RGB.
-        batch (str | int): Images that the file takes at once.
+        request (Request): What the file is to be.
 
     Yields:
         tuple: N x C x H x W, the same images as the file takes them, and
         their classes where they are known.
     """
     loader = dict(loader)
-    if batch != 'dynamic':
-        count = max(count // int(batch), 1) * int(batch)
-        loader['batch_size'] = batch
+    if request.batch != 'dynamic':
+        size = loader['batch_size'] = int(request.batch)
+        count = max(count // size, 1) * size
     for data in Runner.build_dataloader(loader):
         with torch.no_grad():
             images = model.data_preprocessor(data, False)['inputs'].cpu()
         inputs = images
-        if preprocess:
+        if request.preprocess:
             raw = torch.stack(list(data['inputs'])).to(torch.uint8)
             inputs = raw.permute(0, 2, 3, 1).flip(-1).contiguous()
         labels = [
@@ -240,41 +289,6 @@ def load_images(
         count -= left
         if count <= 0:
             return
-
-
-def _prove(
-    cfg: Config,
-    model: BRECQ,
-    built: Any,
-    request: Request,
-    batch: Union[str, int],
-) -> dict[str, Any]:
-    if not request.verify:
-        return {}
-    from ..export.verify import verify
-
-    batches, labels = [], []
-    for images, inputs, classes in load_images(
-        model, cfg.test_dataloader, request.images, request.preprocess, batch
-    ):
-        batches.append((images, inputs))
-        labels += classes or []
-    known = len(labels) == sum(len(images) for images, _ in batches)
-    found = verify(
-        model.architecture,
-        built,
-        batches,
-        np.array(labels) if known else None,
-        layer_images=8 if batch == 'dynamic' else int(batch),
-    )
-    report = found.to_dict()
-    print_log('\n' + export_table(report), 'current')
-    problem = found.problem(
-        request.least_agreement, request.least_exact, request.least_within
-    )
-    if problem:
-        raise ValueError(f'The file is not the network: {problem}')
-    return report
 
 
 def resizing(cfg: Config) -> Optional[dict[str, Any]]:

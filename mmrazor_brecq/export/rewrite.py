@@ -7,114 +7,29 @@ calibration, and what that does is measured when the file is verified.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Optional
 
 import numpy as np
 import onnx_ir as ir
 
+from .nodes import (
+    CALL,
+    LAYER,
+    QUANTIZER,
+    Editor,
+    number,
+    only_user,
+    producer,
+    users,
+    weights,
+)
 from .targets import PACKED, Target
-from .trace import LAYER, QUANTIZER
 
 #: Operators that keep the order of numbers: clipping and choosing may as
 #: well be done on integers.
 CLIPS = ('Relu', 'Clip')
 
 PACKED_TYPES = {2: ir.DataType.INT2, 4: ir.DataType.INT4}
-
-
-def producer(value: Optional[ir.Value], *ops: str) -> Optional[ir.Node]:
-    """The node that a value comes from, if it is one of ``ops``."""
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type in ops else None
-
-
-def only_user(value: ir.Value, *ops: str) -> Optional[ir.Node]:
-    """The one node that uses a value, if it is one of ``ops``."""
-    users = list(value.uses())
-    if len(users) != 1 or value.is_graph_output():
-        return None
-    node = users[0].node
-    return node if node.op_type in ops else None
-
-
-def number(value: Optional[ir.Value]) -> Any:
-    """A constant as numpy has it, None if it is none."""
-    const = value.const_value if value is not None else None
-    return None if const is None else const.numpy()
-
-
-class Editor:
-    """Adds nodes and constants to a graph.
-
-    Args:
-        model (ir.Model): Changed in place.
-    """
-
-    def __init__(self, model: ir.Model) -> None:
-        self.graph = model.graph
-
-    def constant(self, name: str, array: Any, dtype: Any = None) -> ir.Value:
-        """A new initializer.
-
-        Args:
-            name (str): Its name; one that is taken gets a number.
-            array (numpy.ndarray): Its content.
-            dtype (ir.DataType, optional): A packed type.
-        """
-        while name in self.graph.initializers:
-            name += '_'
-        tensor = (
-            ir.tensor(np.asarray(array), name=name)
-            if dtype is None
-            else ir.tensor(np.asarray(array).astype(dtype.numpy()), name=name)
-        )
-        value = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
-        )
-        value.const_value = tensor
-        self.graph.register_initializer(value)
-        return value
-
-    def node(
-        self,
-        op: str,
-        inputs: list[ir.Value],
-        name: str,
-        dtype: ir.DataType,
-        after: ir.Value,
-        **attributes: Any,
-    ) -> ir.Value:
-        """A new node of one output, put behind the one that gives ``after``
-        (or first, where that is an input of the graph).
-        """
-        node = ir.node(op, inputs, attributes=attributes, name=name)
-        out = node.outputs[0]
-        out.name, out.shape, out.type = name, after.shape, ir.TensorType(dtype)
-        before = after.producer()
-        if before is None:
-            self.graph.insert_before(self.graph[0], node)
-        else:
-            self.graph.insert_after(before, node)
-        return out
-
-
-def weights(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
-    """Every layer's DequantizeLinear, with the layer's name."""
-    for node in list(model.graph):
-        if LAYER in node.metadata_props:
-            yield node.metadata_props[LAYER], node
-
-
-def users(weight: ir.Node) -> list[ir.Node]:
-    """The nodes that compute with a dequantized weight, in their order."""
-    found = []
-    for use in weight.outputs[0].uses():
-        if use.node.op_type == 'Transpose':
-            found += [use.node for use in use.node.outputs[0].uses()]
-        else:
-            found.append(use.node)
-    return found
 
 
 def store_weights(
@@ -186,41 +101,35 @@ def _quantize_early(editor: Editor, node: ir.Node) -> None:
     if scale is None or scale.ndim or not _is_worth_it(node):
         return
     kind = np.iinfo(zero_point.dtype)
-    ends = [kind.min, kind.max]
-    out = node.outputs[0]
+    low, high = int(kind.min), int(kind.max)
     while True:
-        before = producer(node.inputs[0], *CLIPS, 'MaxPool')
-        if before is None or only_user(before.outputs[0]) not in (None, node):
-            break
-        if len(list(before.outputs[0].uses())) > 1:
-            break
-        if before.outputs[0].is_graph_output():
+        value = node.inputs[0]
+        before = producer(value, *CLIPS, 'MaxPool')
+        if before is None or only_user(value) is not node:
             break
         if before.op_type == 'MaxPool':
-            if len(before.outputs) > 1 and before.outputs[1].uses():
+            if any(out.uses() for out in before.outputs[1:]):
                 break
-            inner, pooled = before.inputs[0], before.outputs[0]
-            node.replace_input_with(0, inner)
-            out.replace_all_uses_with(pooled)
-            before.replace_input_with(0, out)
-            pooled.type, pooled.shape, out.shape = (
-                out.type,
-                pooled.shape,
-                inner.shape,
-            )
+            _pool_integers(node, before)
             continue
-        low, high = _ends(before)
-        if low is None and high is None:
+        ends = _ends(before)
+        if ends is None:
             break
-        for i, (end, worse) in enumerate(((low, max), (high, min))):
-            if end is not None:
-                step = np.rint(np.float32(end) / scale) + int(zero_point)
-                ends[i] = worse(ends[i], int(step))
+        grid = [np.rint(np.float32(end) / scale) + zero_point for end in ends]
+        low, high = int(max(grid[0], low)), int(min(grid[1], high))
         node.replace_input_with(0, before.inputs[0])
-        out.shape = before.inputs[0].shape
         editor.graph.remove(before, safe=True)
-    if ends != [kind.min, kind.max]:
-        _clip_integers(editor, node, zero_point.dtype, ends)
+    if (low, high) != (kind.min, kind.max):
+        _clip_integers(editor, node, zero_point.dtype, (low, high))
+
+
+def _pool_integers(node: ir.Node, pool: ir.Node) -> None:
+    """Swap a MaxPool and the QuantizeLinear after it."""
+    q, pooled = node.outputs[0], pool.outputs[0]
+    node.replace_input_with(0, pool.inputs[0])
+    q.replace_all_uses_with(pooled)
+    pool.replace_input_with(0, q)
+    pooled.type, q.shape = q.type, node.inputs[0].shape
 
 
 def _is_worth_it(node: ir.Node) -> bool:
@@ -233,37 +142,34 @@ def _is_worth_it(node: ir.Node) -> bool:
         value = before.inputs[0]
 
 
-def _ends(clip: ir.Node) -> tuple[Optional[float], Optional[float]]:
-    """The least and largest number that a Relu or Clip gives."""
+def _ends(clip: ir.Node) -> Optional[tuple[float, float]]:
+    """The least and largest number that a Relu or Clip gives; None where
+    they are no constants.
+    """
     if clip.op_type == 'Relu':
-        return 0.0, None
-    found = [number(value) for value in clip.inputs[1:]]
-    low, high = (found + [None, None])[:2]
-    return (
-        None if low is None else float(low),
-        None if high is None else float(high),
-    )
+        return 0.0, np.inf
+    ends = [-np.inf, np.inf]
+    for i, value in enumerate(clip.inputs[1:]):
+        if value is not None:
+            if value.const_value is None:
+                return None
+            ends[i] = float(number(value))
+    return ends[0], ends[1]
 
 
 def _clip_integers(
-    editor: Editor, node: ir.Node, dtype: Any, ends: list[int]
+    editor: Editor, node: ir.Node, dtype: Any, ends: tuple[int, int]
 ) -> None:
-    out = node.outputs[0]
+    q = node.outputs[0]
+    uses = list(q.uses())
     low, high = (
-        editor.constant(f'{out.name}_{side}', np.array(end, dtype))
+        editor.constant(f'{q.name}_{side}', np.array(end, dtype))
         for side, end in zip(('low', 'high'), ends)
     )
-    clipped = editor.node(
-        'Clip',
-        [out, low, high],
-        f'{out.name}_clipped',
-        out.dtype,
-        out,
-    )
-    clip = clipped.producer()
-    for use in list(out.uses()):
-        if use.node is not clip:
-            use.node.replace_input_with(use.idx, clipped)
+    name = f'{q.name}_clipped'
+    clipped = editor.node('Clip', [q, low, high], name, q.dtype, q)
+    for use in uses:
+        use.node.replace_input_with(use.idx, clipped)
 
 
 def unstepped(model: ir.Model, target: Target) -> list[ir.Value]:
@@ -286,7 +192,8 @@ def unstepped(model: ir.Model, target: Target) -> list[ir.Value]:
             value = node.outputs[0]
             while clip := only_user(value, *CLIPS):
                 value = clip.outputs[0]
-            if only_user(value, 'QuantizeLinear') is None:
+            stepped = only_user(value, 'QuantizeLinear') is not None
+            if not stepped and not value.is_graph_output():
                 found.append(value)
     return found
 
@@ -335,13 +242,17 @@ def integer_biases(model: ir.Model) -> None:
     for _, weight in weights(model):
         if weight.inputs[0].dtype != ir.DataType.INT8:
             continue
+        calls = []
         for node in users(weight):
             given = producer(node.inputs[0], 'DequantizeLinear')
             bias = number(node.inputs[2]) if len(node.inputs) > 2 else None
             if given is not None and bias is not None:
-                step = number(given.inputs[1])
-                _rescale(editor, weight, np.abs(bias) / (step * 2.0**30))
-                _give_integers(editor, weight, node, bias, step)
+                calls.append((node, bias, number(given.inputs[1])))
+        if calls:
+            bounds = [np.abs(b) / (step * 2.0**30) for _, b, step in calls]
+            _rescale(editor, weight, np.max(bounds, 0))
+        for node, bias, step in calls:
+            _give_integers(editor, weight, node, bias, step)
 
 
 def _give_integers(
@@ -403,23 +314,18 @@ def _rescale(editor: Editor, weight: ir.Node, least: np.ndarray) -> None:
 
 
 def tidy(model: ir.Model) -> None:
-    """Drop constants that nobody uses and torch's notes on its own code,
-    and name nodes after layers.
-    """
+    """Drop constants that nobody uses, and torch's notes on its own code."""
     graph = model.graph
     for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()
     for node in graph:
         node.doc_string = None
         for key in list(node.metadata_props):
-            if key not in (LAYER, QUANTIZER):
+            if key not in (LAYER, QUANTIZER, CALL):
                 del node.metadata_props[key]
         for value in node.outputs:
             value.metadata_props.clear()
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del model.graph.initializers[name]
-    for name, weight in weights(model):
-        for i, node in enumerate(users(weight)):
-            node.name = f'{name}#{i}' if i else name
-    model.graph.sort()
+    graph.sort()

@@ -19,6 +19,8 @@ class Target:
     """What a runtime allows.
 
     Args:
+        runtime (str): What runs the file. It has to, where it is installed
+            here; others may refuse.
         opset (int): Version of ONNX's operators; those that a packed type
             needs are in :data:`PACKED`.
         zero_points (bool): Whether weights and activations may have some.
@@ -30,6 +32,7 @@ class Target:
         integer_bias (bool): Whether they want their biases as integers.
     """
 
+    runtime: str = ''
     opset: int = 21
     zero_points: bool = True
     packed: tuple[int, ...] = ()
@@ -91,6 +94,7 @@ class OnnxRuntime(Target):
     DequantizeLinear and its output goes to QuantizeLinear.
     """
 
+    runtime: str = 'ONNX Runtime'
     packed: tuple[int, ...] = (2, 4)
     step_after: tuple[str, ...] = ('Conv',)
     integer_bias: bool = True
@@ -101,6 +105,7 @@ class OnnxRuntime(Target):
 class OpenVINO(Target):
     """OpenVINO, which fuses residual adds and biases as real numbers."""
 
+    runtime: str = 'OpenVINO'
     packed: tuple[int, ...] = (4,)
 
 
@@ -109,6 +114,7 @@ class OpenVINO(Target):
 class TensorRT(Target):
     """TensorRT, which takes no zero points at all."""
 
+    runtime: str = 'TensorRT'
     zero_points: bool = False
 
 

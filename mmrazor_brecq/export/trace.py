@@ -23,9 +23,7 @@ from torch.utils._pytree import tree_leaves
 from ..graph import run_float
 from ..layers import quant_layers
 from ..quantizers import ActivationQuantizer, WeightQuantizer
-
-#: Keys of a node's metadata: whose weight, or which quantizer, it is.
-LAYER, QUANTIZER = 'mmrazor_brecq.layer', 'mmrazor_brecq.quantizer'
+from .nodes import LAYER, QUANTIZER, name_calls
 
 #: Operators that all have been there in this opset, and are as they were.
 OPSET = 21
@@ -257,6 +255,7 @@ def trace(
     single = len(outputs) == 1 and len(outputs[0].shape) == 2
     for i, output in enumerate(outputs):
         output.name = 'logits' if single else f'output_{i}'
+    name_calls(model)
     return model
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..graph import run_float
 from ..layers import quant_layers
 from ..quantizers import ActivationQuantizer
+from .nodes import QUANTIZER, number, only_user, users, weights
 from .optional import require
-from .rewrite import CLIPS, number, only_user, users, weights
+from .rewrite import CLIPS
 from .session import fusion, look_inside, open_session, run, to_bytes
-from .trace import QUANTIZER
 
 #: What may stand between a layer and the quantizer after it without making
 #: a difference larger.
@@ -75,25 +75,30 @@ class Verification:
     Attributes:
         matches (list[Match]): One for each runtime.
         layers (list[LayerMatch]): In the order of their calls.
+        refused (dict[str, str]): Runtimes that are here and do not take the
+            file, and what they say.
         operators (dict[str, int]): What ONNX Runtime makes of the file.
-        float_convolutions (list[str]): Layers that it does not fuse.
+        float_convolutions (dict[str, str]): Layers that it runs in float,
+            and why.
     """
 
     matches: list[Match]
     layers: list[LayerMatch]
+    refused: dict[str, str] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
-    float_convolutions: list[str] = field(default_factory=list)
+    float_convolutions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, for a JSON file."""
         return asdict(self)
 
     def problem(
-        self, agreement: float, exact: float, within: float
+        self, runtime: str, agreement: float, exact: float, within: float
     ) -> Optional[str]:
         """What falls short, if anything does.
 
         Args:
+            runtime (str): The one that must not refuse it.
             agreement (float): Least share of images of the same class.
             exact (float): Least share of equal elements in every layer.
             within (float): Least share of those within one step.
@@ -107,6 +112,9 @@ class Verification:
                     f'{exact:.2%} and {within:.2%}; the largest difference '
                     f'is {layer.largest:.3g} steps'
                 )
+        for name, reason in self.refused.items():
+            if runtime and name.startswith(runtime):
+                return f'{name} does not take it: {reason}'
         for match in self.matches:
             if not match.agreement >= agreement:
                 return (
@@ -301,24 +309,45 @@ def verify(
             labels,
         )
     ]
+    refused = {}
     try:
         openvino = require('openvino')
     except ImportError:
-        pass
-    else:
-        matches.append(
-            compare_outputs(
-                f'OpenVINO {openvino.__version__.partition("-")[0]}',
-                expected,
-                _run_openvino(openvino, content, inputs),
-                labels,
-            )
-        )
+        openvino = None
+    if openvino is not None:
+        name = f'OpenVINO {openvino.__version__.partition("-")[0]}'
+        try:
+            found = _run_openvino(openvino, content, inputs)
+            matches.append(compare_outputs(name, expected, found, labels))
+        except RuntimeError as error:
+            refused[name] = str(error).strip().splitlines()[-1]
     images, first = (x[:layer_images] for x in batches[0])
     layers = compare_layers(network, model, images, first)
     if not runs_fused:
-        return Verification(matches, layers)
-    return Verification(matches, layers, *fusion(content))
+        return Verification(matches, layers, refused)
+    operators, names = fusion(content)
+    reasons = {name: _why_float(model, name) for name in names}
+    return Verification(matches, layers, refused, operators, reasons)
+
+
+def _why_float(model: ir.Model, name: str) -> str:
+    """What keeps a convolution from running in integers."""
+    node = next((n for n in model.graph if n.name == name), None)
+    if node is None:
+        return 'the runtime made it itself'
+    given, weight = (value.producer() for value in node.inputs[:2])
+    if given is None or given.op_type != 'DequantizeLinear':
+        kind = 'an input' if given is None else given.op_type
+        return f'its input comes from {kind}'
+    if weight is None or weight.op_type != 'DequantizeLinear':
+        return 'its weight is float'
+    if weight.inputs[0].dtype != ir.DataType.INT8:
+        return 'its weight is packed'
+    if node.outputs[0].is_graph_output():
+        return 'its output is that of the network'
+    if only_user(node.outputs[0], 'QuantizeLinear') is None:
+        return 'its output is float'
+    return 'the runtime decided so'
 
 
 def _torch_outputs(

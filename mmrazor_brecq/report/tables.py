@@ -91,8 +91,12 @@ def export_table(report: dict[str, Any]) -> str:
             'or more are within one step in all; furthest is '
             f'{worst["name"]}, {worst["exact"]:.2%} equal'
         )
+    lines += [
+        f'{name} does not take it: {reason}'
+        for name, reason in report['refused'].items()
+    ]
     counts = report['operators']
-    floats = report['float_convolutions']
+    floats = _by_reason(report['float_convolutions'])
     if counts:
         integer = ', '.join(
             f'{counts[op]} {op}'
@@ -101,10 +105,23 @@ def export_table(report: dict[str, Any]) -> str:
         )
         lines.append(
             f'ONNX Runtime makes of it: {integer}; convolutions in float: '
-            f'{", ".join(floats) or "none"}'
+            f'{"; ".join(floats) or "none"}'
         )
     console = Console(file=io.StringIO(), width=100)
     console.print(table)
     for line in lines:
         console.print(line, highlight=False)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _by_reason(names: dict[str, str], shown: int = 3) -> list[str]:
+    """Names with one reason together, the first few of them."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in names.items():
+        groups.setdefault(reason, []).append(name)
+    return [
+        f'{", ".join(group[:shown])}'
+        + (f' and {len(group) - shown} more' if len(group) > shown else '')
+        + f' ({reason})'
+        for reason, group in groups.items()
+    ]
