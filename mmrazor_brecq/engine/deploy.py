@@ -148,7 +148,8 @@ def write(
     report = {}
     if request.verify:
         at_once = 8 if request.batch == 'dynamic' else int(request.batch)
-        found = verify(network, built, proof, labels, at_once)
+        fused = target.runtime == 'ONNX Runtime'
+        found = verify(network, built, proof, labels, at_once, fused)
         report = found.to_dict()
         print_log('\n' + export_table(report), 'current')
         problem = found.problem(

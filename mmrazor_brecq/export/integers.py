@@ -41,14 +41,14 @@ def encode(
     parts = []
     for name, value in state.items():
         value = value.detach().cpu()
-        bits = widths.get(name, 8)
-        if value.dtype == torch.int8 and bits < 8:
-            kind, part = f'int{bits}', pack_bits(value, bits)
+        bits = 8 * value.element_size()
+        if value.dtype == torch.int8 and widths.get(name, 8) < 8:
+            bits = widths[name]
+            parts.append(pack_bits(value, bits))
         else:
-            kind = str(value.dtype).removeprefix('torch.')
-            part = value.contiguous().view(-1).view(torch.uint8)
-        tensors[name] = [kind, list(value.shape)]
-        parts.append(part)
+            parts.append(value.contiguous().view(-1).view(torch.uint8))
+        kind = str(value.dtype).removeprefix('torch.')
+        tensors[name] = [kind, list(value.shape), bits]
     header = json.dumps(dict(meta=meta, tensors=tensors)).encode()
     return dict(
         format=torch.tensor(FORMAT),
@@ -88,17 +88,20 @@ def decode(content: Mapping[str, Tensor]) -> dict[str, Any]:
             'update mmrazor_brecq'
         )
     header = json.loads(zlib.decompress(content['header'].numpy().tobytes()))
-    data, at, state = content['data'], 0, {}
-    for name, (kind, shape) in header['tensors'].items():
-        packed = kind.startswith('int') and int(kind[3:]) < 8
-        bits = int(kind[3:]) if packed else 8 * getattr(torch, kind).itemsize
-        size = math.ceil(math.prod(shape) * bits / 8)
-        part, at = data[at : at + size], at + size
-        if packed:
+    data, tensors, state = content['data'], header['tensors'], {}
+    sizes = [
+        math.ceil(math.prod(shape) * bits / 8)
+        for _, shape, bits in tensors.values()
+    ]
+    if sum(sizes) != len(data):
+        raise ValueError(
+            f'its data has {len(data)} bytes, expected {sum(sizes)}'
+        )
+    for name, part in zip(tensors, data.split(sizes)):
+        kind, shape, bits = tensors[name]
+        if bits < 8:
             state[name] = unpack_bits(part, bits, shape)
         else:
             # A copy, for its numbers need not stand at whole addresses.
             state[name] = part.clone().view(getattr(torch, kind)).view(shape)
-    if at != len(data):
-        raise ValueError(f'its data has {len(data)} bytes, expected {at}')
     return dict(state_dict=state, meta=header['meta'])

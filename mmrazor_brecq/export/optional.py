@@ -33,7 +33,7 @@ def require(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != root:
+        if (error.name or '').split('.')[0] != root:
             raise
         raise ImportError(
             f'This needs the package {root!r}, which is not installed: '

@@ -284,6 +284,7 @@ def verify(
     batches: Sequence[tuple[Tensor, Tensor]],
     labels: Optional[np.ndarray] = None,
     layer_images: int = 8,
+    fused: bool = True,
 ) -> Verification:
     """Run a file and its network on the same images.
 
@@ -294,16 +295,19 @@ def verify(
             file does.
         labels (numpy.ndarray, optional): True classes of all images.
         layer_images (int): Images that layers are compared on.
+        fused (bool): Whether it is for ONNX Runtime, which then may run it
+            in integers; else that only says what the standard says of it.
     """
     expected = _torch_outputs(network, [x for x, _ in batches])
     inputs = [x for _, x in batches]
     content = to_bytes(model)
     packed = {value.dtype for value in model.graph.initializers.values()}
-    runs_fused = ir.DataType.INT2 not in packed
-    session = open_session(content, fused=runs_fused)
+    fused = fused and ir.DataType.INT2 not in packed
+    session = open_session(content, fused=fused)
+    version = require('onnxruntime').__version__
     matches = [
         compare_outputs(
-            f'ONNX Runtime {require("onnxruntime").__version__}',
+            f'ONNX Runtime {version}' + (not fused) * ', not fused',
             expected,
             _joined([run(session, x) for x in inputs]),
             labels,
@@ -323,7 +327,7 @@ def verify(
             refused[name] = str(error).strip().splitlines()[-1]
     images, first = (x[:layer_images] for x in batches[0])
     layers = compare_layers(network, model, images, first)
-    if not runs_fused:
+    if not fused:
         return Verification(matches, layers, refused)
     operators, names = fusion(content)
     reasons = {name: _why_float(model, name) for name in names}
