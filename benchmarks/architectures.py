@@ -58,9 +58,7 @@ def settle(network: nn.Module, images: torch.Tensor) -> None:
     """Give norms the statistics of the images: with untouched ones the
     signal of a deep network fades away.
     """
-    norms = [
-        m for m in network.modules() if isinstance(m, nn.BatchNorm2d)
-    ]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
     network.train(bool(norms))

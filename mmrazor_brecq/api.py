@@ -1,9 +1,9 @@
 """Quantization in two lines, for notebooks and scripts.
 
-    model, report = mmrazor_brecq.quantize(network, images)
-    mmrazor_brecq.save(model, 'quantized.pth')
-    model = mmrazor_brecq.load(network, 'quantized.pth')
-    mmrazor_brecq.export_onnx(model, images, 'quantized.onnx')
+model, report = mmrazor_brecq.quantize(network, images)
+mmrazor_brecq.save(model, 'quantized.pth')
+model = mmrazor_brecq.load(network, 'quantized.pth')
+mmrazor_brecq.export_onnx(model, images, 'quantized.onnx')
 """
 
 from __future__ import annotations

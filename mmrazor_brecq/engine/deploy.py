@@ -95,7 +95,8 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
             model, loader, 256 if steps else 1, request
         )
     ]
-    proof, labels = [], []
+    proof: list[tuple[Tensor, Tensor]] = []
+    labels: list[Optional[int]] = []
     if request.verify:
         for images, inputs, classes in load_images(
             model, cfg.test_dataloader, request.images, request
@@ -277,16 +278,13 @@ def load_images(
             raw = torch.stack(list(data['inputs'])).to(torch.uint8)
             inputs = raw.permute(0, 2, 3, 1).flip(-1).contiguous()
         labels = [
-            getattr(getattr(sample, 'gt_label', None), 'label', None)
-            for sample in data.get('data_samples', [])
+            int(sample.gt_label.label)
+            for sample in data.get('data_samples') or []
+            if 'gt_label' in sample
         ]
-        known = labels and all(label is not None for label in labels)
         left = min(count, len(images))
-        yield (
-            images[:left],
-            inputs[:left],
-            [int(label) for label in labels[:left]] if known else None,
-        )
+        known = len(labels) == len(images)
+        yield images[:left], inputs[:left], labels[:left] if known else None
         count -= left
         if count <= 0:
             return

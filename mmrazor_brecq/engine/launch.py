@@ -21,9 +21,7 @@ from .files import check_writable
 BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
 
 
-def read_config(
-    path: str, options: Optional[dict[str, Any]] = None
-) -> Config:
+def read_config(path: str, options: Optional[dict[str, Any]] = None) -> Config:
     """Read a config of a quantization, and do nothing else.
 
     Args:

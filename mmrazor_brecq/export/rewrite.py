@@ -66,9 +66,7 @@ def store_weights(
             column = offset.reshape(-1, *[1] * (integers.ndim - 1))
             if np.abs(integers - column).max() <= 127:
                 integers, offset = integers - column, 0 * offset
-            integers, offset = (
-                x.astype(np.int8) for x in (integers, offset)
-            )
+            integers, offset = (x.astype(np.int8) for x in (integers, offset))
         for place, value in ((0, integers), (2, offset)):
             old = node.inputs[place]
             new = editor.constant(f'{old.name}_', value, kind)
@@ -105,7 +103,7 @@ def _quantize_early(editor: Editor, node: ir.Node) -> None:
     while True:
         value = node.inputs[0]
         before = producer(value, *CLIPS, 'MaxPool')
-        if before is None or only_user(value) is not node:
+        if before is None or only_user(value) != node:
             break
         if before.op_type == 'MaxPool':
             if any(out.uses() for out in before.outputs[1:]):
@@ -249,7 +247,10 @@ def integer_biases(model: ir.Model) -> None:
             if given is not None and bias is not None:
                 calls.append((node, bias, number(given.inputs[1])))
         if calls:
-            bounds = [np.abs(b) / (step * 2.0**30) for _, b, step in calls]
+            bounds = [
+                np.abs(bias).astype('f8') / (float(step) * 2**30)
+                for _, bias, step in calls
+            ]
             _rescale(editor, weight, np.max(bounds, 0))
         for node, bias, step in calls:
             _give_integers(editor, weight, node, bias, step)

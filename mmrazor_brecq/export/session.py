@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import onnx
@@ -23,12 +23,15 @@ def to_bytes(model: ir.Model) -> bytes:
 
 
 def open_session(
-    model: bytes, fused: bool = True, threads: int = 1, optimized: str = ''
+    model: Union[str, bytes],
+    fused: bool = True,
+    threads: int = 1,
+    optimized: str = '',
 ) -> ort.InferenceSession:
     """A session on the CPU.
 
     Args:
-        model (bytes): A file's content.
+        model (str | bytes): A file, or its content.
         fused (bool): Whether operators may run in integers; else each runs
             as the standard says, between its neighbours' roundings.
         threads (int): Threads of one operator.
@@ -40,6 +43,8 @@ def open_session(
     options.inter_op_num_threads = 1
     if not fused:
         options.add_session_config_entry('session.disable_quant_qdq', '1')
+        basic = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = basic
     if optimized:
         options.optimized_model_filepath = optimized
     return ort.InferenceSession(

@@ -44,6 +44,9 @@ class WeightNodes(nn.Module):
         name (str): The layer's name.
     """
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, quantizer: WeightQuantizer, name: str) -> None:
         super().__init__()
         self.name = name
@@ -77,6 +80,9 @@ class ActivationNodes(nn.Module):
         name (str): Its name.
     """
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, quantizer: ActivationQuantizer, name: str) -> None:
         super().__init__()
         low, high = quantizer.grid.range
@@ -89,8 +95,9 @@ class ActivationNodes(nn.Module):
         )
         self.ends: Optional[tuple[float, float]] = None
         if quantizer.grid.bits < 8:
-            self.ends = tuple(
-                float((end - zero_point) * scale) for end in (low, high)
+            self.ends = (
+                float((low - zero_point) * scale),
+                float((high - zero_point) * scale),
             )
         self.calls = 0
 
@@ -117,6 +124,10 @@ class Normalise(nn.Module):
         preprocessor (nn.Module, optional): Of OpenMMLab, with ``mean`` and
             ``std`` of three channels, and ``to_rgb``.
     """
+
+    mean: Tensor
+    std: Tensor
+    order: Tensor
 
     def __init__(self, preprocessor: Any) -> None:
         super().__init__()
@@ -176,7 +187,7 @@ def with_nodes(network: nn.Module) -> nn.Module:
     for name, module in list(network.named_modules()):
         if getattr(module, 'inplace', False):
             # The graph is the same, and torch takes half as long for it.
-            module.inplace = False  # type: ignore[assignment]
+            module.inplace = False
         if isinstance(module, ActivationQuantizer) and module.active:
             parent, _, child = name.rpartition('.')
             network.get_submodule(parent).add_module(
@@ -231,9 +242,7 @@ def trace(
     # One image alone would be taken for a constant of the network.
     count = 2 if batch == 'dynamic' else int(batch)
     example = example[:1].cpu().expand(count, *example.shape[1:]).contiguous()
-    dynamic = (
-        ({0: torch.export.Dim('batch')},) if batch == 'dynamic' else None
-    )
+    dynamic = ({0: torch.export.Dim('batch')},) if batch == 'dynamic' else None
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

@@ -19,7 +19,7 @@ def call(monkeypatch, tool, *args):
     return info.value.code
 
 
-@pytest.mark.parametrize('tool', ['ptq.py', 'test.py'])
+@pytest.mark.parametrize('tool', ['ptq.py', 'test.py', 'export.py'])
 def test_errors_are_one_line(monkeypatch, capsys, tmp_path, tool):
     args = (tmp_path / 'none.py', 'none.pth', '--work-dir', tmp_path / 'run')
     assert call(monkeypatch, tool, *args) == 1
@@ -37,7 +37,18 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     assert '--resume' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('tool', ['ptq.py', 'test.py', 'train.py'])
+@pytest.mark.parametrize(
+    'tool', ['ptq.py', 'test.py', 'train.py', 'export.py']
+)
 def test_help(monkeypatch, capsys, tool):
     assert call(monkeypatch, tool, '--help') == 0
     assert 'config' in capsys.readouterr().out
+
+
+def test_a_missing_package_is_named_on_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    args = (CONFIG, 'none.pth', '--work-dir', tmp_path)
+    assert call(monkeypatch, 'export.py', *args) == 1
+    error = capsys.readouterr().err
+    assert "pip install 'mmrazor_brecq[export]'" in error
+    assert 'Traceback' not in error
