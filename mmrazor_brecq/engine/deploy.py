@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,10 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..algorithms import BRECQ
 from ..export import build_target, require
-from ..layers import quant_layers
 from ..report import export_table
 from .checkpoint import load_quantized
 from .files import save_json, written_whole
@@ -137,7 +137,8 @@ def write(
     target, path = build_target(request.target), str(request.output)
     network = copy.deepcopy(model.architecture).cpu()
     target.check(network)
-    _warn_of_packing(target, network, request.pack)
+    for remark in target.remarks(network, request.pack):
+        print_log(remark, 'current', logging.WARNING)
     from ..export.build import Options, build
     from ..export.session import to_bytes
     from ..export.verify import verify
@@ -218,37 +219,6 @@ def _calibration_loader(cfg: Config) -> Any:
             'checkpoint; use the config of the run'
         )
     return loader
-
-
-def _warn_of_packing(target: Any, network: nn.Module, pack: bool) -> None:
-    widths = {
-        target.width(layer.weight_quantizer.grid.bits, pack)
-        for layer in quant_layers(network).values()
-    }
-    if pack and min(widths) == 8:
-        print_log(
-            f'--pack changes nothing: {type(target).__name__} packs widths '
-            f'of {list(target.packed)}, the weights have more bits',
-            'current',
-            30,
-        )
-    if 2 in widths:
-        print_log(
-            'INT2 weights (opset 25) are for storage: of the runtimes known '
-            'here only ONNX Runtime loads them, and only with '
-            'session.disable_quant_qdq=1 or basic optimisation, which '
-            'computes in float',
-            'current',
-            30,
-        )
-    elif 4 in widths and target.step_after:
-        print_log(
-            'INT4 weights make the file small; ONNX Runtime on a CPU '
-            'computes with them in float. Without --pack it computes in '
-            'integers',
-            'current',
-            30,
-        )
 
 
 def load_images(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mmengine.registry import Registry
 from torch import nn
 
-from ..layers import activation_quantizers, quant_layers
+from ..layers import QuantLayer, quant_layers
+from ..quantizers import ActivationQuantizer
 from ..registry import SCOPE
 
 TARGETS = Registry('target', scope=SCOPE, locations=['mmrazor_brecq.export'])
@@ -51,24 +53,44 @@ class Target:
         """
         if self.zero_points:
             return
-        for name, layer in quant_layers(model).items():
-            zero_point = layer.weight_quantizer.zero_point
-            if zero_point.any() and layer.weight_quantizer.grid.bits == 8:
-                raise ValueError(self._asymmetric(name, 'weight'))
-            for quantizer in activation_quantizers(layer):
-                if not quantizer.grid.symmetric:
-                    raise ValueError(self._asymmetric(name, 'activation'))
-        for name, module in model.named_modules():
-            for quantizer in activation_quantizers(module)[:1]:
-                if not quantizer.grid.symmetric:
-                    raise ValueError(self._asymmetric(name, 'activation'))
+        asymmetric = list(_asymmetric(model))
+        if asymmetric:
+            layer, kind = asymmetric[0]
+            cures = (
+                f'model.quantization.{kind}.symmetric=True'
+                for kind in dict.fromkeys(kind for _, kind in asymmetric)
+            )
+            raise ValueError(
+                f'{self.runtime} takes symmetric integers alone, and the '
+                f'{kind} of {layer!r} is not: quantize with '
+                f'--cfg-options {" ".join(cures)}'
+            )
 
-    def _asymmetric(self, layer: str, kind: str) -> str:
-        return (
-            f'{type(self).__name__} takes symmetric integers alone, and the '
-            f'{kind} of {layer!r} is not: quantize with '
-            f'`model.quantization.{kind}.symmetric=True`'
-        )
+    def remarks(self, model: nn.Module, pack: bool) -> list[str]:
+        """What a user should know who asks for this.
+
+        Args:
+            model (nn.Module): Quantized.
+            pack (bool): Whether packing is asked for.
+        """
+        widths = {
+            self.width(layer.weight_quantizer.grid.bits, pack)
+            for layer in quant_layers(model).values()
+        }
+        found = []
+        if pack and widths == {8}:
+            found.append(
+                f'--pack changes nothing: {self.runtime} takes packed '
+                f'weights of {list(self.packed)} bits, these have more'
+            )
+        if 2 in widths:
+            found.append(
+                'INT2 weights (opset 25) are for storage: of the runtimes '
+                'known here only ONNX Runtime loads them, and only with '
+                'session.disable_quant_qdq=1 or basic optimisation, which '
+                'computes in float'
+            )
+        return found
 
     def width(self, bits: int, pack: bool) -> int:
         """Bits that a weight takes in the file.
@@ -79,6 +101,19 @@ class Target:
         """
         fits = [width for width in self.packed if bits <= width]
         return fits[0] if pack and fits else 8
+
+
+def _asymmetric(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Layers and units with a zero point that no rewriting takes away."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLayer):
+            quantizer = module.weight_quantizer
+            # Of fewer bits, the integers less the zero point fit as well.
+            if quantizer.grid.bits == 8 and quantizer.zero_point.any():
+                yield name, 'weight'
+        if isinstance(module, ActivationQuantizer):
+            if module.active and not module.grid.symmetric:
+                yield name.removesuffix('.input_quantizer'), 'activation'
 
 
 #: The first opset in which a packed type can be dequantized.
@@ -99,6 +134,15 @@ class OnnxRuntime(Target):
     step_after: tuple[str, ...] = ('Conv',)
     integer_bias: bool = True
 
+    def remarks(self, model: nn.Module, pack: bool) -> list[str]:
+        found = super().remarks(model, pack)
+        if pack:
+            found.append(
+                'ONNX Runtime on a CPU computes with packed weights in '
+                'float; without --pack it computes in integers'
+            )
+        return found
+
 
 @TARGETS.register_module(name='openvino')
 @dataclass(frozen=True)
@@ -107,6 +151,19 @@ class OpenVINO(Target):
 
     runtime: str = 'OpenVINO'
     packed: tuple[int, ...] = (4,)
+
+    def remarks(self, model: nn.Module, pack: bool) -> list[str]:
+        found = super().remarks(model, pack)
+        layers = [n for n, kind in _asymmetric(model) if kind == 'weight']
+        if layers:
+            found.append(
+                f'{len(layers)} layers, {layers[0]!r} first, have 8-bit '
+                'weights with zero points, which OpenVINO computes with in '
+                'float; quantized with '
+                '--cfg-options model.quantization.weight.symmetric=True they '
+                'have none'
+            )
+        return found
 
 
 @TARGETS.register_module(name='tensorrt')

@@ -187,7 +187,8 @@ def test_tensorrt_names_the_first_layer_that_is_asymmetric(
             quantized('residual'), images, path, target='tensorrt'
         )
     assert "'stem.0'" in str(info.value)
-    assert 'model.quantization.weight.symmetric=True' in str(info.value)
+    for kind in ('weight', 'activation'):
+        assert f'model.quantization.{kind}.symmetric=True' in str(info.value)
 
 
 @pytest.mark.slow
