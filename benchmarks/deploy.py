@@ -13,6 +13,7 @@ What is quantized already, in --out, is not quantized again.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import os.path as osp
@@ -135,7 +136,9 @@ def peers(model: str, network: nn.Module, images: Tensor, out: str) -> list:
     ]
 
 
-def demo_checkpoint(model: str, setting: str, out: str) -> tuple[str, str]:
+def demo_checkpoint(
+    model: str, setting: str, out: str, options: list[str]
+) -> tuple[str, str]:
     """Config and quantized checkpoint, made where it is not there yet."""
     folder = osp.join(out, f'{model}_{setting}')
     checkpoint = osp.join(folder, 'quantized.pth')
@@ -146,6 +149,8 @@ def demo_checkpoint(model: str, setting: str, out: str) -> tuple[str, str]:
     if not osp.exists(checkpoint):
         command = [sys.executable, 'tools/ptq.py', config]
         command += [f'demo/{model}_fashion-mnist.pth', '--work-dir', folder]
+        if options:
+            command += ['--cfg-options', *options]
         subprocess.run(
             command,
             cwd=ROOT,
@@ -156,13 +161,16 @@ def demo_checkpoint(model: str, setting: str, out: str) -> tuple[str, str]:
     return config, checkpoint
 
 
-def demo_files(model: str, out: str) -> tuple[list, list]:
+def demo_files(
+    model: str, out: str, settings: list[str], options: list[str]
+) -> tuple[list, list]:
     """All files of a demo model, and its test images."""
     os.environ.setdefault('MMRAZOR_BRECQ_DEMO', osp.join(ROOT, 'demo'))
     files: list[File] = []
-    for setting in SETTINGS:
-        config, checkpoint = demo_checkpoint(model, setting, out)
-        cfg = read_config(config)
+    for setting in settings:
+        config, checkpoint = demo_checkpoint(model, setting, out, options)
+        changes = dict(option.split('=', 1) for option in options)
+        cfg = read_config(config, {k: literal(v) for k, v in changes.items()})
         if not files:
             plain = build_model(cfg)
             load_float(plain, f'{ROOT}/demo/{model}_fashion-mnist.pth')
@@ -192,7 +200,17 @@ def demo_files(model: str, out: str) -> tuple[list, list]:
     return files, test
 
 
-def large_files(model: str, out: str) -> tuple[list, list]:
+def literal(text: str) -> Any:
+    """A value as the command line of the tools reads it."""
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
+
+
+def large_files(
+    model: str, out: str, settings: list[str]
+) -> tuple[list, list]:
     """All files of a network of mmcls with random weights, at 224 pixels."""
     from mmcls.models import build_classifier
 
@@ -216,7 +234,7 @@ def large_files(model: str, out: str) -> tuple[list, list]:
     ).eval()
     images = torch.randn(32, 3, 224, 224)
     files = peers(model, network, images, out)
-    for setting in SETTINGS:
+    for setting in settings:
         weight, activation = (int(x) for x in setting[1:].split('a'))
         quantized, _ = mmrazor_brecq.quantize(
             network,
@@ -277,7 +295,7 @@ def sizes(out: str, settings: list[str]) -> None:
     print('| :-- | --: | --: | --: |')
     for model in DEMO:
         for setting in settings:
-            _, path = demo_checkpoint(model, setting, out)
+            _, path = demo_checkpoint(model, setting, out, [])
             with open(osp.join(osp.dirname(path), 'report.json')) as file:
                 bits = json.load(file)['weight_bytes']['quantized']
             size = osp.getsize(path)
@@ -291,6 +309,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--models', nargs='+', default=[*DEMO, *LARGE])
+    parser.add_argument('--settings', nargs='+', default=SETTINGS)
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        help='of the demo models, as for tools/ptq.py',
+    )
     parser.add_argument('--out', default='work_dirs/deploy')
     parser.add_argument(
         '--seconds', type=float, default=15, help='of each latency'
@@ -309,8 +334,10 @@ def main() -> None:
         '| :-- | :-- | :-- | --: | --: | --: | --: | --: | --: |'
     )
     for model in args.models:
-        files, test = (demo_files if model in DEMO else large_files)(
-            model, out
+        files, test = (
+            demo_files(model, out, args.settings, args.cfg_options)
+            if model in DEMO
+            else large_files(model, out, args.settings)
         )
         shape = (3, 64, 64) if model in DEMO else (3, 224, 224)
         measure(files, shape, args.seconds)

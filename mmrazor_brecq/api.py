@@ -43,7 +43,8 @@ def quantize(
         model (nn.Module): A trained network; it is left as it is.
         images (Tensor): N x C x H x W calibration images, preprocessed as
             the network wants them, without labels. 1,024 are plenty.
-        weight_bits (int): Width of weights, 2 to 8.
+        weight_bits (int): Width of weights, 2 to 8; 8-bit ones are
+            symmetric, as runtimes want them.
         activation_bits (int, optional): Width of activations, 2 to 8; None
             leaves them in float.
         bit_overrides (dict, optional): Widths by layer name or pattern.
@@ -67,7 +68,7 @@ def quantize(
     brecq = BRECQ(
         copy.deepcopy(model),
         quantization=dict(
-            weight=dict(bits=weight_bits),
+            weight=dict(bits=weight_bits, symmetric=weight_bits == 8),
             activation=activation,
             bit_overrides=bit_overrides or {},
         ),
@@ -191,11 +192,20 @@ def export_onnx(
         force=force,
         **requirements,
     )
-    size = 64 if batch == 'dynamic' else int(batch)
-    batches = [part for part in images.cpu().split(size) if len(part) == size]
-    batches = batches or [images.cpu()]
+    images = images.cpu()
+    half = (len(images) + 1) // 2
+    if batch == 'dynamic':
+        batches = list(images.split(min(half, 64)))
+    else:
+        size = int(batch)
+        batches = list(images[: len(images) // size * size].split(size))
+    if len(batches) < 2:
+        raise ValueError(
+            f'{len(images)} images, expected two batches or more: one to '
+            'calibrate on and one for the proof'
+        )
     half = (len(batches) + 1) // 2
-    proof = batches[half:] or batches
+    calibration, proof = batches[:half], batches[half:]
     return write(
-        model, batches[:half], [(x, x) for x in proof], None, request, {}
+        model, calibration, [(x, x) for x in proof], None, request, {}
     )

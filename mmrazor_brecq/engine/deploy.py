@@ -238,7 +238,8 @@ def load_images(
     """
     loader = dict(loader)
     if request.batch != 'dynamic':
-        size = loader['batch_size'] = int(request.batch)
+        size = int(request.batch)
+        loader.update(batch_size=size, drop_last=True)
         count = max(count // size, 1) * size
     for data in Runner.build_dataloader(loader):
         with torch.no_grad():

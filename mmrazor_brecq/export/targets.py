@@ -103,6 +103,17 @@ class Target:
         return fits[0] if pack and fits else 8
 
 
+#: What makes weights of eight bits better to run.
+SYMMETRIC = (
+    'quantized with --cfg-options model.quantization.weight.symmetric=True '
+    'they have none'
+)
+
+
+def _is_grouped(layer: Any) -> bool:
+    return getattr(layer, 'groups', 1) > 1
+
+
 def _asymmetric(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Layers and units with a zero point that no rewriting takes away."""
     for name, module in model.named_modules():
@@ -136,6 +147,14 @@ class OnnxRuntime(Target):
 
     def remarks(self, model: nn.Module, pack: bool) -> list[str]:
         found = super().remarks(model, pack)
+        layers = [n for n, kind in _asymmetric(model) if kind == 'weight']
+        slow = [n for n in layers if _is_grouped(model.get_submodule(n))]
+        if slow:
+            found.append(
+                f'{len(slow)} grouped convolutions, {slow[0]!r} first, have '
+                '8-bit weights with zero points, which ONNX Runtime is slow '
+                f'with; {SYMMETRIC}'
+            )
         if pack:
             found.append(
                 'ONNX Runtime on a CPU computes with packed weights in '
@@ -159,9 +178,7 @@ class OpenVINO(Target):
             found.append(
                 f'{len(layers)} layers, {layers[0]!r} first, have 8-bit '
                 'weights with zero points, which OpenVINO computes with in '
-                'float; quantized with '
-                '--cfg-options model.quantization.weight.symmetric=True they '
-                'have none'
+                f'float; {SYMMETRIC}'
             )
         return found
 
