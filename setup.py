@@ -67,7 +67,9 @@ class BuildMim(Command):
 build.sub_commands.append(('build_mim', None))
 
 lite = ['mmcv-lite>=2.0.1,<2.1', 'mmcls==1.0.0rc6']
-export = ['onnx', 'onnxscript', 'onnx-ir', 'onnxruntime>=1.22', 'safetensors']
+# ONNX Runtime has left Python 3.9 behind.
+export = ['onnx', 'onnxscript', 'onnx-ir', 'safetensors']
+export += ['onnxruntime>=1.22; python_version >= "3.10"']
 openvino = ['openvino', 'nncf']
 report = ['matplotlib']
 # The tests of the export run in OpenVINO as well; nncf only the benchmark.

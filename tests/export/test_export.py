@@ -204,6 +204,27 @@ def test_tensorrt_takes_the_symmetric_form(quantized, images, path):
             assert not onnx.numpy_helper.to_array(tensor).any()
 
 
+def test_targets_say_what_they_are_slow_with(quantized):
+    plain, symmetric = (
+        quantized('inverted', symmetric=x) for x in (False, True)
+    )
+    for name, word in (
+        ('onnxruntime', "'blocks.0.depthwise.0' first"),
+        ('openvino', "'stem.0' first"),
+    ):
+        target = build_target(name)
+        (remark,) = target.remarks(plain.architecture, pack=False)
+        assert word in remark and 'weight.symmetric=True' in remark
+        assert target.remarks(symmetric.architecture, pack=False) == []
+        (remark, *_) = target.remarks(symmetric.architecture, pack=True)
+        assert '--pack changes nothing' in remark
+
+
+def test_too_few_images(quantized, images, path):
+    with pytest.raises(ValueError, match='1 images, expected two batches'):
+        mmrazor_brecq.export_onnx(quantized('residual'), images[:1], path)
+
+
 @pytest.fixture
 def own_target():
     """A target of somebody else's, by its name."""
