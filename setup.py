@@ -68,9 +68,14 @@ build.sub_commands.append(('build_mim', None))
 
 lite = ['mmcv-lite>=2.0.1,<2.1', 'mmcls==1.0.0rc6']
 search = ['scipy>=1.9']
-export = ['onnx', 'onnxruntime>=1.22']
+# ONNX Runtime has left Python 3.9 behind.
+export = ['onnx', 'onnxscript', 'onnx-ir', 'safetensors']
+export += ['onnxruntime>=1.22; python_version >= "3.10"']
+openvino = ['openvino', 'nncf']
 report = ['matplotlib']
-dev = ['ruff', 'mypy', 'pytest', *search, *export, *report]
+# The tests of the export run in OpenVINO as well; nncf only the benchmark.
+dev = ['ruff', 'mypy', 'pytest', 'pillow', *search, *export, *report]
+dev += ['openvino']
 
 setup(
     name=PACKAGE,
@@ -110,8 +115,9 @@ setup(
         'dev': dev,
         'search': search,
         'export': export,
+        'openvino': openvino,
         'report': report,
-        'all': lite + dev + search + export + report,
+        'all': lite + dev + search + export + openvino + report,
     },
     zip_safe=False,
 )

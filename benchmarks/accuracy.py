@@ -26,7 +26,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 FOLDERS = {'resnet18': 'resnet', 'mobilenet-v2': 'mobilenet_v2'}
-SETTINGS = ['w8a8', 'w4a4', 'w3a3', 'w2a4', 'w2a2', 'w4a32', 'w2a32']
+SETTINGS = ['w8a8', 'w4a8', 'w4a4', 'w3a3', 'w2a4', 'w2a2', 'w4a32', 'w2a32']
 
 
 def measure(model: str, setting: str, seed: int, out: str, more: list) -> dict:

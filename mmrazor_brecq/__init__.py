@@ -18,12 +18,12 @@ from .version import __version__  # noqa: E402
 # site-packages, where an editable install has nothing.
 MODULE2PACKAGE[SCOPE] = f'{__name__}.version'
 
-__all__ = ['__version__', 'quantize']
+__all__ = ['__version__', 'export_onnx', 'load', 'quantize', 'save']
 
 
 def __getattr__(name: str) -> Any:
-    if name == 'quantize':
-        from .api import quantize
+    if name in ('export_onnx', 'load', 'quantize', 'save'):
+        from . import api
 
-        return quantize
+        return getattr(api, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

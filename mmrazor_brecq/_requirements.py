@@ -20,6 +20,19 @@ MMCV_OF_HOST = {
     'mmpretrain': ('2.0.0', '2.2'),
 }
 
+#: The extra of ours that brings a package.
+EXTRAS = {
+    'onnx': 'export',
+    'onnx_ir': 'export',
+    'onnxruntime': 'export',
+    'onnxscript': 'export',
+    'safetensors': 'export',
+    'openvino': 'openvino',
+    'nncf': 'openvino',
+    'scipy': 'search',
+    'matplotlib': 'report',
+}
+
 
 def check_requirements() -> None:
     """Check torch, mmengine and mmcv by their metadata, importing none.
@@ -39,23 +52,27 @@ def check_requirements() -> None:
     _check_mmcv()
 
 
-def need(name: str, extra: str) -> Any:
-    """Import a package of one of our extras.
+def require(name: str) -> Any:
+    """Import an optional package.
 
     Args:
-        name (str): The package.
-        extra (str): The extra that brings it.
+        name (str): A package of :data:`EXTRAS`, or a module in it.
+
+    Returns:
+        ModuleType: The module.
 
     Raises:
-        ImportError: If it is not there; the message has the command that
-            helps.
+        ImportError: If it is not there; the message names the extra.
     """
+    root = name.split('.')[0]
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or '').split('.')[0] != root:
+            raise
         raise ImportError(
-            f'This needs {name.split(".")[0]}: pip install '
-            f"'mmrazor_brecq[{extra}]'"
+            f'This needs the package {root!r}, which is not installed: '
+            f"pip install 'mmrazor_brecq[{EXTRAS[root]}]'"
         ) from error
 
 

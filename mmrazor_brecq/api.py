@@ -1,4 +1,10 @@
-"""Quantization in two lines, for notebooks and scripts."""
+"""Quantization in two lines, for notebooks and scripts.
+
+model, report = mmrazor_brecq.quantize(network, images)
+mmrazor_brecq.save(model, 'quantized.pth')
+model = mmrazor_brecq.load(network, 'quantized.pth')
+mmrazor_brecq.export_onnx(model, images, 'quantized.onnx')
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from .algorithms import BRECQ
+from .engine.checkpoint import load_quantized, read_quantized, save_quantized
+from .engine.deploy import Request, write
+from .engine.launch import build_model, read_config
 from .report import weight_bytes
+from .version import __version__
 
 
 def quantize(
@@ -33,7 +43,8 @@ def quantize(
         model (nn.Module): A trained network; it is left as it is.
         images (Tensor): N x C x H x W calibration images, preprocessed as
             the network wants them, without labels. 1,024 are plenty.
-        weight_bits (int): Width of weights, 2 to 8.
+        weight_bits (int): Width of weights, 2 to 8; 8-bit ones are
+            symmetric, as runtimes want them.
         activation_bits (int, optional): Width of activations, 2 to 8; None
             leaves them in float.
         bit_overrides (dict, optional): Widths by layer name or pattern.
@@ -57,7 +68,7 @@ def quantize(
     brecq = BRECQ(
         copy.deepcopy(model),
         quantization=dict(
-            weight=dict(bits=weight_bits),
+            weight=dict(bits=weight_bits, symmetric=weight_bits == 8),
             activation=activation,
             bit_overrides=bit_overrides or {},
         ),
@@ -93,4 +104,108 @@ def quantize(
         units=units,
         weight_bytes=weight_bytes(brecq),
         seconds=time.perf_counter() - start,
+    )
+
+
+def save(model: BRECQ, path: str) -> None:
+    """Write a quantized network as integers of its bits.
+
+    Args:
+        model (BRECQ): What :func:`quantize` returned.
+        path (str): A file, of torch or, if it ends in ``.safetensors``, of
+            safetensors; one that is there is overwritten.
+    """
+    bits = {name: list(bits) for name, bits in model.bits.items()}
+    meta = dict(mmrazor_brecq=__version__, bits=bits)
+    save_quantized(model, meta, path)
+
+
+def load(network: Union[str, nn.Module], path: str) -> BRECQ:
+    """Read a quantized network.
+
+    Args:
+        network (str | nn.Module): The config of its run, or the float
+            network that it was made from (weights do not matter; it is
+            left as it is).
+        path (str): What :func:`save` or ``tools/ptq.py`` wrote.
+
+    Returns:
+        BRECQ: In evaluation mode.
+
+    Raises:
+        ValueError: If it is a float checkpoint, or one of another network.
+    """
+    if isinstance(network, str):
+        model = build_model(read_config(network))
+    else:
+        meta = read_quantized(path)['meta']
+        model = BRECQ(
+            copy.deepcopy(network),
+            meta['quantization'],
+            meta.get('partition'),
+        ).eval()
+    load_quantized(model, path)
+    return model
+
+
+def export_onnx(
+    model: BRECQ,
+    images: Tensor,
+    path: str,
+    target: str = 'onnxruntime',
+    pack: bool = False,
+    batch: Union[str, int] = 'dynamic',
+    force: bool = False,
+    **requirements: Any,
+) -> dict[str, Any]:
+    """Write a quantized network as a file of ONNX, and prove it.
+
+    Args:
+        model (BRECQ): What :func:`quantize` or :func:`load` returned.
+        images (Tensor): N x C x H x W, preprocessed. The first half
+            calibrates what the target wants beside the network's own
+            steps, the second half is for the proof.
+        path (str): The file, ``.onnx``.
+        target (str): ``onnxruntime``, ``openvino``, ``tensorrt`` or the
+            name of a registered one.
+        pack (bool): Store weights of four bits and fewer as INT4 or INT2.
+        batch (str | int): ``'dynamic'``, or the number of images.
+        force (bool): Overwrite a file that is there.
+        requirements (dict): Further fields of
+            :class:`mmrazor_brecq.engine.deploy.Request`, such as
+            ``least_agreement``.
+
+    Returns:
+        dict: What is known of the file, as in the JSON file beside it.
+
+    Raises:
+        FileExistsError: If the file is there, without ``force``.
+        ImportError: If a package is missing.
+        ValueError: If the target cannot have the network, or the file is
+            not what it was made from; then nothing is written.
+    """
+    request = Request(
+        target=target,
+        pack=pack,
+        batch=batch,
+        output=path,
+        force=force,
+        **requirements,
+    )
+    images = images.cpu()
+    half = (len(images) + 1) // 2
+    if batch == 'dynamic':
+        batches = list(images.split(min(half, 64)))
+    else:
+        size = int(batch)
+        batches = list(images[: len(images) // size * size].split(size))
+    if len(batches) < 2:
+        raise ValueError(
+            f'{len(images)} images, expected two batches or more: one to '
+            'calibrate on and one for the proof'
+        )
+    half = (len(batches) + 1) // 2
+    calibration, proof = batches[:half], batches[half:]
+    return write(
+        model, calibration, [(x, x) for x in proof], None, request, {}
     )

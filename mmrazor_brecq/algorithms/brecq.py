@@ -79,9 +79,8 @@ class BRECQ(BaseModel):
             self.data_preprocessor = architecture.data_preprocessor
         self.architecture = architecture
         self.scheme = QuantizationScheme(**quantization or {})
-        self.partition = TASK_UTILS.build(
-            partition or dict(type='BlockPartition')
-        )
+        self.partition_cfg = partition or dict(type='BlockPartition')
+        self.partition = TASK_UTILS.build(self.partition_cfg)
         self.reconstructor = TASK_UTILS.build(
             reconstructor or dict(type='BlockReconstructor')
         )

@@ -1,4 +1,6 @@
-"""Reading checkpoints, safely and with words about what does not fit."""
+"""Checkpoints: written whole, read safely, with words about what does not
+fit.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,17 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .._requirements import require
 from ..algorithms import BRECQ
+from ..export import decode, encode, is_encoded
+from ..layers import quant_layers
+from .files import save_tensors, written_whole
 
 #: In every quantized checkpoint, and in no float one.
 MARK = 'input_shape'
+
+#: Files of this ending are of safetensors, all others of torch.
+SAFETENSORS = '.safetensors'
 
 
 def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
@@ -35,11 +44,10 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f'No checkpoint at {path!r}')
-    with open(path, 'rb') as file:
-        if not file.read(2).startswith((b'PK', b'\x80')):
-            raise ValueError(_broken(path, 'neither an archive nor a pickle'))
     try:
-        content = torch.load(path, 'cpu', weights_only=not trust)
+        content = _read_file(path, trust)
+        if is_encoded(content):
+            return decode(content)
     except pickle.UnpicklingError as error:
         if 'eights only' not in str(error):
             raise ValueError(_broken(path, error)) from error
@@ -48,6 +56,8 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
             'it can run any code that its maker put in. If you trust its '
             'source, add --trust-checkpoint'
         ) from error
+    except ImportError:
+        raise
     except Exception as error:  # pickle raises whatever bytes make of it
         raise ValueError(_broken(path, error)) from error
     if isinstance(content, Mapping):
@@ -60,6 +70,53 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
         f'{path!r} holds no state_dict: expected a mapping of '
         'names to tensors, itself or under `state_dict`'
     )
+
+
+def _read_file(path: str, trust: bool) -> Any:
+    if path.endswith(SAFETENSORS):
+        return require('safetensors.torch').load_file(path)
+    with open(path, 'rb') as file:
+        if not file.read(2).startswith((b'PK', b'\x80')):
+            raise ValueError('neither an archive nor a pickle')
+    return torch.load(path, 'cpu', weights_only=not trust)
+
+
+def check_container(path: str) -> None:
+    """See that a checkpoint of this name can be written, before any work.
+
+    Raises:
+        ImportError: If it asks for safetensors, which are not installed.
+    """
+    if path.endswith(SAFETENSORS):
+        require('safetensors.torch')
+
+
+def save_quantized(model: BRECQ, meta: dict[str, Any], path: str) -> None:
+    """Write a quantized network as integers of its bits.
+
+    Args:
+        model (BRECQ): Reconstructed.
+        meta (dict): More that is to be known of it, plain Python; what
+            :func:`load_quantized` needs is added.
+        path (str): A file; one that ends in ``.safetensors`` becomes one.
+    """
+    layers = quant_layers(model)
+    widths = {
+        f'{name}.weight': layer.weight_quantizer.grid.bits
+        for name, layer in layers.items()
+        if layer.frozen
+    }
+    meta = dict(
+        meta,
+        quantization=model.scheme.to_dict(),
+        partition=model.partition_cfg,
+    )
+    content = encode(model.state_dict(), widths, meta)
+    if path.endswith(SAFETENSORS):
+        with written_whole(path) as name:
+            require('safetensors.torch').save_file(content, name)
+    else:
+        save_tensors(content, path)
 
 
 def _broken(path: str, error: Union[Exception, str]) -> str:
@@ -136,6 +193,27 @@ def _first(what: str, keys: list[str], count: int = 3) -> list[str]:
     )
 
 
+def read_quantized(path: str) -> dict[str, Any]:
+    """Read a quantized checkpoint.
+
+    Args:
+        path (str): What ``tools/ptq.py`` wrote.
+
+    Returns:
+        dict: ``state_dict`` and ``meta``.
+
+    Raises:
+        ValueError: If it is a float checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    if MARK not in checkpoint['state_dict']:
+        raise ValueError(
+            f'{path!r} is a float checkpoint: quantize it with '
+            'tools/ptq.py first'
+        )
+    return dict(dict(meta={}), **checkpoint)
+
+
 def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
     """Load a quantized checkpoint into a freshly built model.
 
@@ -149,9 +227,9 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is a float checkpoint, or one of another config.
     """
-    checkpoint = read_checkpoint(path)
-    state = checkpoint['state_dict']
-    before = checkpoint.get('meta', {}).get('quantization')
+    checkpoint = read_quantized(path)
+    state, meta = checkpoint['state_dict'], checkpoint['meta']
+    before = meta.get('quantization')
     own = model.scheme.to_dict()
     other = [k for k in before or {} if before[k] != own[k]]
     if other:
@@ -159,11 +237,6 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
             f'{path!r} was quantized with model.quantization.{other[0]} = '
             f'{before[other[0]]}, the config says {own[other[0]]}: use the '
             'config of its run'
-        )
-    if MARK not in state:
-        raise ValueError(
-            f'{path!r} is a float checkpoint: quantize it with '
-            'tools/ptq.py first'
         )
     try:
         model.load_state_dict(state)
@@ -173,7 +246,7 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
             f'{_second_line(error)} Use the config that lies beside the '
             'checkpoint'
         ) from error
-    return checkpoint.get('meta', {})
+    return meta
 
 
 def _second_line(error: Exception) -> str:

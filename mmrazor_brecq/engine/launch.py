@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
 from ..reconstruction import Rows, Store
+from ..registry import MODELS
 from .calibration import ImageSet, collect_images, memory_budget
 from .checkpoint import load_float, load_quantized
 from .files import check_writable
@@ -24,20 +25,12 @@ from .files import check_writable
 BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
 
 
-def load_config(
-    path: str,
-    options: Optional[dict[str, Any]] = None,
-    work_dir: Optional[str] = None,
-    launcher: str = 'none',
-) -> Config:
-    """Read a config of a quantization.
+def read_config(path: str, options: Optional[dict[str, Any]] = None) -> Config:
+    """Read a config of a quantization, and do nothing else.
 
     Args:
         path (str): A Python, YAML or JSON config.
         options (dict, optional): Changes, by dotted key.
-        work_dir (str, optional): Folder of the run; by default the
-            config's ``work_dir``, or one named after the config.
-        launcher (str): As in mmengine.
 
     Returns:
         Config: Complete.
@@ -73,6 +66,28 @@ def load_config(
             f'{path!r} configures no quantization: expected model.type = '
             "'mmrazor_brecq.BRECQ', inherit one of configs/brecq"
         )
+    return cfg
+
+
+def load_config(
+    path: str,
+    options: Optional[dict[str, Any]] = None,
+    work_dir: Optional[str] = None,
+    launcher: str = 'none',
+) -> Config:
+    """Read a config of a quantization that is to be run.
+
+    Args:
+        path (str): As for :func:`read_config`.
+        options (dict, optional): Likewise.
+        work_dir (str, optional): Folder of the run; by default the
+            config's ``work_dir``, or one named after the config.
+        launcher (str): As in mmengine.
+
+    Returns:
+        Config: Complete.
+    """
+    cfg = read_config(path, options)
     cfg.launcher = launcher
     if cfg.get('randomness', {}).get('seed') is None:
         # A run without a seed could not be resumed.
@@ -133,6 +148,16 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
     runner = build_runner(cfg)
     load_quantized(bare_model(runner), checkpoint)
     return runner.test()
+
+
+def build_model(cfg: Config) -> BRECQ:
+    """The model of a config, without a runner and without weights."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = dict(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        # As the runner does it.
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(model).eval()
 
 
 def build_runner(cfg: Config) -> Runner:

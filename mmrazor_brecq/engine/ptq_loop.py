@@ -38,8 +38,8 @@ from .calibration import (
     memory_budget,
     warn_of_overlap,
 )
-from .checkpoint import fingerprint
-from .files import keep_older, save_json, save_tensors
+from .checkpoint import check_container, fingerprint, save_quantized
+from .files import keep_older, save_json
 from .progress import Progress
 
 
@@ -47,8 +47,8 @@ from .progress import Progress
 class PTQLoop(TestLoop):
     """Calibrates, reconstructs, evaluates, and writes what came of it.
 
-    Leaves ``quantized.pth`` and ``report.json`` in the run's folder. While
-    it works, ``progress/`` there keeps what is finished.
+    Leaves ``quantized.pth``, packed to its bits, and ``report.json`` in the
+    run's folder. While it works, ``progress/`` there keeps what is finished.
 
     Args:
         runner (Runner): Its model is a :class:`BRECQ` with float weights.
@@ -60,6 +60,8 @@ class PTQLoop(TestLoop):
             what is free (half of it by default); beyond it they lie in
             files in the run's folder.
         resume (bool): Go on with an unfinished run.
+        checkpoint (str): Name of the quantized checkpoint; one that ends in
+            ``.safetensors`` is written as such.
         fp16 (bool): Evaluate in half precision.
     """
 
@@ -70,9 +72,12 @@ class PTQLoop(TestLoop):
         evaluator: Union[Evaluator, dict, list],
         calibration: dict,
         resume: bool = False,
+        checkpoint: str = 'quantized.pth',
         fp16: bool = False,
     ) -> None:
         super().__init__(runner, dataloader, evaluator, fp16)
+        check_container(checkpoint)
+        self.checkpoint = checkpoint
         self.num_images = calibration['num_images']
         self.memory = calibration.get('memory', 0.5)
         self.calibration_dataloader = runner.build_dataloader(
@@ -229,7 +234,7 @@ class PTQLoop(TestLoop):
             identity=identity,
         )
         checkpoint, table = (
-            osp.join(folder, name) for name in ('quantized.pth', 'report.json')
+            osp.join(folder, name) for name in (self.checkpoint, 'report.json')
         )
         keep_older(checkpoint)
         keep_older(table)
@@ -239,11 +244,8 @@ class PTQLoop(TestLoop):
             identity=identity,
             bits={name: list(bits) for name, bits in self.model.bits.items()},
             classes=list(dataset.get('classes', [])),
-            quantization=self.model.scheme.to_dict(),
         )
-        save_tensors(
-            dict(state_dict=self.model.state_dict(), meta=meta), checkpoint
-        )
+        save_quantized(self.model, meta, checkpoint)
         save_json(report, table)
         self.runner.logger.info('\n' + closing_table(report))
         self.runner.logger.info(

@@ -8,6 +8,7 @@ from .affine import (
 )
 from .fused import flat, fused, like, reuse_freed_memory
 from .losses import weighted_squared_error
+from .packing import pack_bits, unpack_bits
 from .relaxation import (
     annealed_beta,
     inverse_rectified_sigmoid,
@@ -26,11 +27,13 @@ __all__ = [
     'integer_range',
     'inverse_rectified_sigmoid',
     'like',
+    'pack_bits',
     'quantize',
     'rectified_sigmoid',
     'relaxed_integers',
     'reuse_freed_memory',
     'rounding_error',
     'rounding_penalty',
+    'unpack_bits',
     'weighted_squared_error',
 ]

@@ -72,8 +72,9 @@ class QuantLayer(nn.Module):
     ) -> None:
         weight = state_dict.get(prefix + 'weight')
         if weight is not None and not weight.is_floating_point():
+            # In its own order of memory, whatever that of the file is.
             self._set_integers(
-                torch.empty_like(weight, device=self.weight.device)
+                torch.empty_like(self.weight, dtype=weight.dtype)
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from .._requirements import need
+from .._requirements import require
 from .cost import FLOAT, LatencyTable
 from .shapes import CallShape
 
@@ -38,7 +38,7 @@ def layer_graph(shape: CallShape, weight: int, activation: int) -> bytes:
     Returns:
         bytes: The model, with one input and one output.
     """
-    onnx = need('onnx', 'export')
+    onnx = require('onnx')
     helper = onnx.helper
     rng = np.random.default_rng(0)
     constants, nodes = [], []
@@ -120,7 +120,7 @@ def time_graph(
         repeats (int): Runs that are timed, after a few that are not.
         threads (int): Threads of the runtime.
     """
-    onnxruntime = need('onnxruntime', 'export')
+    onnxruntime = require('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

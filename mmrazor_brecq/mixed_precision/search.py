@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from .._requirements import need
+from .._requirements import require
 from ..registry import TASK_UTILS
 from .pairwise import Pairwise
 
@@ -176,14 +176,14 @@ class _Program:
             at += [i] * (len(plus) + len(minus))
             columns += plus + minus
             values += [1.0] * len(plus) + [-1.0] * len(minus)
-        matrix = need('scipy.sparse', 'search').coo_array(
+        matrix = require('scipy.sparse').coo_array(
             (values, (at, columns)), (len(rows), len(self.places))
         )
         return matrix.tocsr(), np.array([right for _, _, right in rows])
 
     def solve(self, time_limit: float, gap: float) -> Any:
         """Hand it to the solver."""
-        solver = need('scipy.optimize', 'search')
+        solver = require('scipy.optimize')
         matrix, right = self._consistency()
         constraints = [solver.LinearConstraint(matrix, right, right)]
         for cost, limit in self.problem.limits:

@@ -46,3 +46,82 @@ def closing_table(report: dict[str, Any]) -> str:
     console = Console(file=io.StringIO(), width=100)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def export_table(report: dict[str, Any]) -> str:
+    """How far an exported file is from the network that it was made from.
+
+    Args:
+        report (dict): As in the JSON file beside it.
+
+    Returns:
+        str: A table and a few lines.
+    """
+    table = Table(
+        'Runtime',
+        'Images',
+        'Same class',
+        'Largest diff.',
+        'Mean diff.',
+        'Top-1',
+        'in torch',
+    )
+    for match in report['matches']:
+        top1 = (
+            '-' if match[key] is None else f'{match[key]:.2f}'
+            for key in ('accuracy', 'accuracy_torch')
+        )
+        table.add_row(
+            match['runtime'],
+            str(match['images']),
+            f'{match["agreement"]:.2%}',
+            f'{match["largest"]:.2%}',
+            f'{match["mean"]:.2%}',
+            *top1,
+        )
+    layers = report['layers']
+    lines = []
+    if layers:
+        worst = min(layers, key=lambda layer: layer['exact'])
+        equal = sum(layer['exact'] == 1 for layer in layers)
+        within = min(layer['within'] for layer in layers)
+        lines.append(
+            f'Layer by layer, each on the same input: {equal} of '
+            f'{len(layers)} give the same integers throughout, {within:.2%} '
+            'or more are within one step in all; furthest is '
+            f'{worst["name"]}, {worst["exact"]:.2%} equal'
+        )
+    lines += [
+        f'{name} does not take it: {reason}'
+        for name, reason in report['refused'].items()
+    ]
+    counts = report['operators']
+    floats = _by_reason(report['float_convolutions'])
+    if counts:
+        integer = ', '.join(
+            f'{counts[op]} {op}'
+            for op in sorted(counts)
+            if op.startswith('Q') or 'Integer' in op
+        )
+        lines.append(
+            f'ONNX Runtime makes of it: {integer}; convolutions in float: '
+            f'{"; ".join(floats) or "none"}'
+        )
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table)
+    for line in lines:
+        console.print(line, highlight=False)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _by_reason(names: dict[str, str], shown: int = 3) -> list[str]:
+    """Names with one reason together, the first few of them."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in names.items():
+        groups.setdefault(reason, []).append(name)
+    return [
+        f'{", ".join(group[:shown])}'
+        + (f' and {len(group) - shown} more' if len(group) > shown else '')
+        + f' ({reason})'
+        for reason, group in groups.items()
+    ]

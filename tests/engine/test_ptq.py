@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from mmrazor_brecq.engine.checkpoint import read_checkpoint
 from mmrazor_brecq.engine.launch import ptq, test
 from mmrazor_brecq.engine.progress import Progress
 from mmrazor_brecq.functional import integer_range
@@ -22,7 +23,7 @@ del test  # or pytest takes it for a test
 
 
 def frozen(path):
-    return torch.load(path)['state_dict']
+    return read_checkpoint(str(path))['state_dict']
 
 
 def same(a, b):
@@ -74,7 +75,9 @@ def test_leaves_a_report_a_checkpoint_and_curves(finished):
 
 def test_checkpoint_holds_integers_within_their_bits(finished):
     folder, _ = finished
-    content = torch.load(folder / 'quantized.pth', weights_only=True)
+    path = folder / 'quantized.pth'
+    assert torch.load(path, weights_only=True)['data'].dtype == torch.uint8
+    content = read_checkpoint(str(path))
     state = content['state_dict']
     weights = [k for k in state if k.endswith('weight_quantizer.bits')]
     assert len(weights) == 21

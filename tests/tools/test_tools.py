@@ -19,7 +19,9 @@ def call(monkeypatch, tool, *args):
     return info.value.code
 
 
-@pytest.mark.parametrize('tool', ['ptq.py', 'test.py', 'search_bits.py'])
+@pytest.mark.parametrize(
+    'tool', ['ptq.py', 'test.py', 'search_bits.py', 'export.py']
+)
 def test_errors_are_one_line(monkeypatch, capsys, tmp_path, tool):
     args = (tmp_path / 'none.py', 'none.pth', '--work-dir', tmp_path / 'run')
     assert call(monkeypatch, tool, *args) == 1
@@ -51,8 +53,24 @@ def test_a_table_of_another_kind_is_refused(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     'tool',
-    ['ptq.py', 'test.py', 'train.py', 'search_bits.py', 'measure_latency.py'],
+    [
+        'ptq.py',
+        'test.py',
+        'train.py',
+        'export.py',
+        'search_bits.py',
+        'measure_latency.py',
+    ],
 )
 def test_help(monkeypatch, capsys, tool):
     assert call(monkeypatch, tool, '--help') == 0
     assert 'config' in capsys.readouterr().out
+
+
+def test_a_missing_package_is_named_on_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    args = (CONFIG, 'none.pth', '--work-dir', tmp_path)
+    assert call(monkeypatch, 'export.py', *args) == 1
+    error = capsys.readouterr().err
+    assert "pip install 'mmrazor_brecq[export]'" in error
+    assert 'Traceback' not in error

@@ -1,0 +1,134 @@
+"""demo/classify.py: a file of tools/export.py and an image are enough."""
+
+from __future__ import annotations
+
+import ast
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+Image = pytest.importorskip('PIL.Image')
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / 'demo/classify.py'
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Red on the left, blue on the right, 20 pixels wide and 10 high."""
+    pixels = np.zeros((10, 20, 3), np.uint8)
+    pixels[:, :10, 0] = 200
+    pixels[:, 10:, 2] = 100
+    path = str(tmp_path / 'picture.png')
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def model(path, dtype, channels='RGB', **about):
+    """A network whose logits are the means of the channels it is given."""
+    nhwc = dtype == 'uint8'
+    kind = onnx.TensorProto.UINT8 if nhwc else onnx.TensorProto.FLOAT
+    axes = onnx.numpy_helper.from_array(
+        np.array([1, 2] if nhwc else [2, 3]), 'axes'
+    )
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node('Cast', ['image'], ['x'], to=1),
+            onnx.helper.make_node(
+                'ReduceMean', ['x', 'axes'], ['logits'], keepdims=0
+            ),
+        ],
+        'means',
+        [onnx.helper.make_tensor_value_info('image', kind, [None] * 4)],
+        [onnx.helper.make_tensor_value_info('logits', 1, [None, 3])],
+        [axes],
+    )
+    proto = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid('', 21)], ir_version=10
+    )
+    normalisation = dict(mean=[0, 0, 0], std=[100] * 3, channels=channels)
+    about = dict(
+        input=dict(dtype=dtype, size=[10, 10]),
+        normalisation=normalisation,
+        classes=['red', 'green', 'blue'],
+        **about,
+    )
+    onnx.helper.set_model_props(
+        proto, {k: json.dumps(v) for k, v in about.items()}
+    )
+    onnx.save(proto, path)
+    return str(path)
+
+
+def classify(monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', ['classify.py', *map(str, args)])
+    with pytest.raises(SystemExit) as info:
+        runpy.run_path(str(SCRIPT), run_name='__main__')
+    return info.value.code
+
+
+@pytest.mark.parametrize(
+    'dtype, channels, first',
+    [
+        ('uint8', 'RGB', 'red'),
+        ('float32', 'RGB', 'red'),
+        ('float32', 'BGR', 'blue'),
+    ],
+)  # a network that takes BGR has its blue where this one has red
+def test_classes_come_in_order(
+    monkeypatch, capsys, tmp_path, picture, dtype, channels, first
+):
+    path = model(tmp_path / 'm.onnx', dtype, channels)
+    assert classify(monkeypatch, picture, '--model', path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines][0] == first
+    assert len(lines) == 3
+    shares = [float(line.split('%')[0]) for line in lines]
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+
+
+def test_the_middle_is_cut_out(monkeypatch, capsys, tmp_path, picture):
+    resize = dict(edge=10, crop=10)
+    path = model(tmp_path / 'm.onnx', 'uint8', resize=resize)
+    classify(monkeypatch, picture, '--model', path)
+    assert capsys.readouterr().out.splitlines()[0].split()[-1] == 'red'
+
+
+def test_an_image_that_is_none(monkeypatch, tmp_path):
+    path = model(tmp_path / 'm.onnx', 'uint8')
+    text = tmp_path / 'notes.txt'
+    text.write_text('no image')
+    assert 'is no image' in classify(monkeypatch, text, '--model', path)
+    missing = tmp_path / 'missing.png'
+    assert 'No image at' in classify(monkeypatch, missing, '--model', path)
+
+
+def test_a_model_that_is_none(monkeypatch, tmp_path, picture):
+    path = tmp_path / 'm.onnx'
+    path.write_text('no model')
+    message = classify(monkeypatch, picture, '--model', path)
+    assert 'is no model' in message
+
+
+def test_it_needs_three_packages_alone():
+    names = {
+        name.split('.')[0]
+        for node in ast.walk(ast.parse(SCRIPT.read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+        )
+    }
+    assert names - set(sys.stdlib_module_names) == {
+        'numpy',
+        'onnxruntime',
+        'PIL',
+    }

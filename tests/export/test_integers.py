@@ -1,0 +1,146 @@
+"""The integer checkpoint: lossless, as small as its bits, plain to read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmrazor_brecq
+from mmrazor_brecq.engine.checkpoint import read_checkpoint, save_quantized
+from mmrazor_brecq.export import decode, encode
+from mmrazor_brecq.report import weight_bytes
+
+DOC = Path(__file__).parents[2] / 'docs/checkpoint.md'
+
+
+@pytest.fixture
+def state():
+    return {
+        'float': torch.randn(3, 2),
+        'double': torch.randn(2).double(),
+        'integers': torch.randint(-4, 4, (3, 5, 7)).to(torch.int8),
+        'eight': torch.randint(-128, 128, (5,)).to(torch.int8),
+        'short': torch.tensor(-300, dtype=torch.int16),
+        'empty': torch.zeros(0),
+        'flag': torch.tensor(True),
+    }
+
+
+def test_nothing_is_lost(state):
+    content = encode(state, dict(integers=3), dict(a=[1, 'b']))
+    found = decode(content)
+    assert found['meta'] == dict(a=[1, 'b'])
+    assert list(found['state_dict']) == list(state)
+    for name, value in state.items():
+        other = found['state_dict'][name]
+        assert other.dtype == value.dtype and torch.equal(other, value)
+
+
+def test_a_later_format_is_refused(state):
+    content = encode(state, {}, {})
+    content['format'] += 1
+    with pytest.raises(ValueError, match='update mmrazor_brecq'):
+        decode(content)
+
+
+def test_data_that_is_cut_is_refused(state):
+    content = encode(state, {}, {})
+    content['data'] = torch.cat([content['data'], content['data'][:1]])
+    with pytest.raises(ValueError, match='bytes, expected'):
+        decode(content)
+
+
+@pytest.mark.parametrize('ending', ['pth', 'safetensors'])
+@pytest.mark.parametrize('bits', [(2, 4), (3, 8), (8, 8), (4, None)])
+def test_the_same_network_comes_back(
+    quantized, toy, images, tmp_path, bits, ending
+):
+    model = quantized('residual', *bits)
+    path = str(tmp_path / f'quantized.{ending}')
+    mmrazor_brecq.save(model, path)
+    other = mmrazor_brecq.load(toy('residual', seed=1), path)
+    assert torch.equal(other(images), model(images))
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+
+
+@pytest.mark.parametrize('ending', ['pth', 'safetensors'])
+@pytest.mark.parametrize('bits', [2, 3, 4, 8])
+def test_a_file_is_as_small_as_its_bits(quantized, tmp_path, bits, ending):
+    """On a network of real width; what a file costs is about 2 kB."""
+    from mmrazor_brecq.algorithms import BRECQ
+
+    network = torch.nn.Sequential(
+        *[torch.nn.Conv2d(96, 96, 3, padding=1) for _ in range(6)]
+    )
+    model = BRECQ(
+        network,
+        dict(weight=dict(bits=bits), first_last_bits=None),
+        reconstructor=dict(type='NearestRounding', batch_size=2),
+    ).eval()
+    images = torch.randn(4, 96, 4, 4)
+    list(model.reconstruct(model.prepare(images[:1]), list(images.split(2))))
+    path = tmp_path / f'quantized.{ending}'
+    save_quantized(model, {}, str(path))
+    expected = weight_bytes(model)['quantized']
+    assert expected < path.stat().st_size <= 1.05 * expected
+
+
+def test_the_reader_of_the_documentation(quantized, tmp_path, monkeypatch):
+    """Ten lines of plain torch, taken out of the page and run."""
+    model = quantized('residual', 3, 4)
+    monkeypatch.chdir(tmp_path)
+    mmrazor_brecq.save(model, 'quantized.pth')
+    code = re.search(r'```python\n(.*?)```', DOC.read_text(), re.S).group(1)
+    statements = [line for line in code.splitlines() if line.strip()]
+    body = [line for line in statements if not line.startswith('import')]
+    assert len(body) <= 10 and 'mmrazor_brecq' not in code
+    names = {}
+    exec(code, names)
+    assert names['state'].keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(names['state'][name], value), name
+
+
+def test_an_unpacked_file_of_before_still_loads(
+    quantized, toy, images, tmp_path
+):
+    model = quantized('residual', 4, 4)
+    path = str(tmp_path / 'quantized.pth')
+    meta = dict(quantization=model.scheme.to_dict())
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    other = mmrazor_brecq.load(toy('residual', seed=1), path)
+    assert torch.equal(other(images), model(images))
+
+
+def test_a_float_checkpoint_is_told_apart(toy, tmp_path):
+    path = str(tmp_path / 'float.pth')
+    torch.save(toy('residual').state_dict(), path)
+    with pytest.raises(ValueError, match='float checkpoint.*tools/ptq.py'):
+        mmrazor_brecq.load(toy('residual'), path)
+
+
+def test_another_network_is_refused(quantized, toy, tmp_path):
+    path = str(tmp_path / 'quantized.pth')
+    mmrazor_brecq.save(quantized('residual'), path)
+    with pytest.raises(ValueError, match='does not belong'):
+        mmrazor_brecq.load(toy('inverted'), path)
+
+
+def test_safetensors_that_are_missing(quantized, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'safetensors', None)
+    monkeypatch.setitem(__import__('sys').modules, 'safetensors.torch', None)
+    path = str(tmp_path / 'quantized.safetensors')
+    with pytest.raises(ImportError, match=r'mmrazor_brecq\[export\]'):
+        mmrazor_brecq.save(quantized('residual'), path)
+
+
+def test_cut_safetensors_are_told(quantized, tmp_path):
+    path = tmp_path / 'quantized.safetensors'
+    mmrazor_brecq.save(quantized('residual'), str(path))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match='no whole checkpoint'):
+        read_checkpoint(str(path))

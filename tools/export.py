@@ -1,0 +1,87 @@
+"""Writes a quantized checkpoint as a file of ONNX, and proves it.
+
+python tools/export.py CONFIG QUANTIZED
+"""
+
+from __future__ import annotations
+
+import sys
+
+from mmrazor_brecq.cli import run_tool, tool_parser
+from mmrazor_brecq.engine.deploy import Request, export
+from mmrazor_brecq.engine.launch import load_config
+
+
+def main() -> int:
+    parser = tool_parser(
+        __doc__,
+        config='the config of the run',
+        checkpoint='quantized.pth of the run',
+    )
+    parser.add_argument(
+        '--target',
+        default='onnxruntime',
+        help='onnxruntime, openvino, tensorrt, or one of your own',
+    )
+    parser.add_argument(
+        '--pack',
+        action='store_true',
+        help='store weights of four bits and fewer as INT4 and INT2',
+    )
+    parser.add_argument(
+        '--batch', default='dynamic', help='`dynamic`, or a number of images'
+    )
+    parser.add_argument('--output', help='the file; beside the checkpoint')
+    parser.add_argument(
+        '--force', action='store_true', help='overwrite the file'
+    )
+    parser.add_argument(
+        '--with-preprocess',
+        action='store_true',
+        help='take uint8 images, N x H x W x 3, RGB, and normalise inside',
+    )
+    parser.add_argument(
+        '--no-verify',
+        action='store_true',
+        help='write the file without comparing it to torch',
+    )
+    parser.add_argument(
+        '--images', type=int, default=1024, help='images to compare on'
+    )
+    for name, least, what in (
+        ('agreement', Request.least_agreement, 'images of the same class'),
+        ('exact', Request.least_exact, 'equal integers in each layer'),
+        ('within', Request.least_within, 'integers within one step'),
+    ):
+        parser.add_argument(
+            f'--least-{name}',
+            type=float,
+            default=least,
+            help=f'share of {what} below which it fails, {least}',
+        )
+    args = parser.parse_args()
+
+    def action() -> None:
+        cfg = load_config(
+            args.config, args.cfg_options, args.work_dir, args.launcher
+        )
+        request = Request(
+            target=args.target,
+            pack=args.pack,
+            batch=args.batch,
+            output=args.output,
+            force=args.force,
+            preprocess=args.with_preprocess,
+            verify=not args.no_verify,
+            images=args.images,
+            least_agreement=args.least_agreement,
+            least_exact=args.least_exact,
+            least_within=args.least_within,
+        )
+        export(cfg, args.checkpoint, request)
+
+    return run_tool(args, action)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
