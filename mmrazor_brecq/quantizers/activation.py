@@ -60,26 +60,25 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer('zero_point', torch.tensor(0, dtype=torch.int16))
         self.register_buffer('bits', torch.tensor(bits, dtype=torch.uint8))
 
-    def sample(self, values: Tensor, parts: int = 1) -> Tensor:
+    def sample(self, values: Tensor, part: int = 0, parts: int = 1) -> Tensor:
         """Some of many values, for :meth:`fit`.
 
         Args:
             values (Tensor): Activations, any shape.
+            part (int): Which of the samples it is.
             parts (int): How many samples will be put together.
 
         Returns:
-            Tensor: 1-dimensional, with the extremes among them.
+            Tensor: 1-dimensional.
         """
         values = values.detach().flatten()
         size = self.sample_size // parts
         if len(values) <= size:
             return values
         # Not every n-th: that would be the same few columns of an image.
-        chosen = torch.randint(
-            len(values), (size,), generator=torch.Generator().manual_seed(0)
-        )
-        ends = torch.stack(values.aminmax())
-        return torch.cat([values[chosen.to(values.device)], ends])
+        generator = torch.Generator().manual_seed(part)
+        chosen = torch.randint(len(values), (size,), generator=generator)
+        return values[chosen.to(values.device)]
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:

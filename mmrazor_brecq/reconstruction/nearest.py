@@ -100,16 +100,23 @@ class NearestRounding:
         data: UnitData,
         quantizers: Sequence[ActivationQuantizer],
     ) -> Optional[tuple[ActivationQuantizer, Tensor]]:
-        """The first quantizer without a step, and a sample of its input."""
+        """The first quantizer without a step, and a sample of its input.
+
+        The least and the greatest value are among the sample, once each.
+        """
         images = torch.arange(min(share(self.fit_images), len(data.inputs)))
         parts = images.split(self.batch_size)
         found: list[ActivationQuantizer] = []
         samples: list[Tensor] = []
+        ends: list[Tensor] = []
 
         def look(quantizer: Any, args: Any) -> None:
             if not quantizer.active and quantizer in (found or [quantizer]):
                 found[:] = [quantizer]
-                samples.append(quantizer.sample(args[0], len(parts)))
+                ends.extend(args[0].aminmax())
+                samples.append(
+                    quantizer.sample(args[0], len(samples), len(parts))
+                )
 
         hooks = [q.register_forward_pre_hook(look) for q in quantizers]
         try:
@@ -119,7 +126,10 @@ class NearestRounding:
         finally:
             for hook in hooks:
                 hook.remove()
-        return (found[0], torch.cat(samples)) if found else None
+        if not found:
+            return None
+        extremes = torch.stack(torch.stack(ends).aminmax())
+        return found[0], torch.cat([*samples, extremes])
 
     @torch.no_grad()
     def outputs(self, unit: Unit, data: UnitData) -> Iterator[Any]:
