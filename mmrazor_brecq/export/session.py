@@ -42,9 +42,11 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     if not fused:
+        # Some optimisations are wrong where inner values are looked at.
         options.add_session_config_entry('session.disable_quant_qdq', '1')
-        basic = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.graph_optimization_level = basic
+        options.graph_optimization_level = (
+            ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
     if optimized:
         options.optimized_model_filepath = optimized
     return ort.InferenceSession(

@@ -245,19 +245,22 @@ def trace(
     dynamic = ({0: torch.export.Dim('batch')},) if batch == 'dynamic' else None
     try:
         with _quiet(), torch.no_grad():
+            # By itself first: the exporter to ONNX takes a batch that is no
+            # free number for the example's, and says nothing.
+            captured = torch.export.export(
+                plain, (example,), dynamic_shapes=dynamic, strict=False
+            )
             program = torch.onnx.export(
-                plain,
-                (example,),
+                captured,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=['image'],
-                dynamic_shapes=dynamic,
                 verbose=False,
             )
     except Exception as error:
         raise ValueError(
             f'{type(network).__name__} cannot be exported: {_reason(error)}'
-            + (' Try --batch 1' if batch == 'dynamic' else '')
+            + (' Try a fixed --batch' if batch == 'dynamic' else '')
         ) from error
     model = program.model  # type: ignore[union-attr]
     outputs = model.graph.outputs
@@ -272,5 +275,7 @@ def _reason(error: BaseException) -> str:
     """What went wrong at the root, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if 'Constraints violated' in str(error):
+        return 'its code makes a plain number of the number of images.'
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[0] if lines else ""}'[:300]

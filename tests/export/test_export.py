@@ -312,6 +312,36 @@ def test_a_package_that_is_missing(quantized, images, path, monkeypatch):
         mmrazor_brecq.export_onnx(quantized('residual'), images, path)
 
 
+class Windows(nn.Module):
+    """Its code makes a plain number of the batch, as Swin's windows do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.out = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.conv(x).relu().permute(0, 2, 3, 1).reshape(-1, 16, 4)
+        count = int(x.shape[0] / 4)
+        return self.out(x.view(count, 64, 4).mean(1))
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_not_free_is_told(images, path):
+    """The exporter of torch fixes it in silence, and the file is wrong."""
+    model, _ = mmrazor_brecq.quantize(
+        Windows().eval(),
+        images,
+        reconstructor=dict(type='NearestRounding', batch_size=8),
+    )
+    with pytest.raises(ValueError, match='Windows cannot be.*fixed --batch'):
+        mmrazor_brecq.export_onnx(model, images, path)
+    report = mmrazor_brecq.export_onnx(
+        model, images, path, batch=4, least_agreement=0.0
+    )
+    assert exact(report) > 0.99
+
+
 class Unexportable(nn.Module):
     """Its code asks for what its tensors hold."""
 
