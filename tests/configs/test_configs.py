@@ -173,9 +173,9 @@ def test_takes_another_schedule_in_one_line(tmp_path, schedule):
         f"_base_ = ['{DEMO}', '{base}/{schedule}.py']\n"
         "model = dict(reconstructor=_base_.pop('schedule'))",
     )
-    iterations = Config.fromfile(f'{base}/{schedule}.py').schedule.iterations
+    chosen = Config.fromfile(f'{base}/{schedule}.py').schedule.to_dict()
     expected = parse(DEMO).to_dict()
-    expected['model']['reconstructor']['iterations'] = iterations
+    expected['model']['reconstructor'].update(chosen)
     assert cfg.to_dict() == expected
 
 
