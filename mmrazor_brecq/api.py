@@ -20,7 +20,6 @@ from .engine.checkpoint import load_quantized, read_quantized, save_quantized
 from .engine.deploy import Request, write
 from .engine.launch import build_model, read_config
 from .report import weight_bytes
-from .version import __version__
 
 
 def quantize(
@@ -115,9 +114,7 @@ def save(model: BRECQ, path: str) -> None:
         path (str): A file, of torch or, if it ends in ``.safetensors``, of
             safetensors; one that is there is overwritten.
     """
-    bits = {name: list(bits) for name, bits in model.bits.items()}
-    meta = dict(mmrazor_brecq=__version__, bits=bits)
-    save_quantized(model, meta, path)
+    save_quantized(model, {}, path)
 
 
 def load(network: Union[str, nn.Module], path: str) -> BRECQ:

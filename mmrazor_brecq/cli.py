@@ -89,6 +89,15 @@ def tool_parser(
     return parser
 
 
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """What a tool that reads a float checkpoint takes, too."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='load the checkpoint even if that can run code in it',
+    )
+
+
 def run_tool(
     args: argparse.Namespace,
     action: Callable[[], Any],

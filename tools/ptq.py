@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from mmrazor_brecq.cli import run_tool, tool_parser
+from mmrazor_brecq.cli import add_trust_option, run_tool, tool_parser
 from mmrazor_brecq.engine.launch import load_config, ptq
 
 
@@ -22,11 +22,7 @@ def main() -> int:
         action='store_true',
         help='go on with the unfinished run in the folder',
     )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='load the checkpoint even if that can run code in it',
-    )
+    add_trust_option(parser)
     args = parser.parse_args()
 
     def action() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from mmrazor_brecq.cli import run_tool, tool_parser
+from mmrazor_brecq.cli import add_trust_option, run_tool, tool_parser
 from mmrazor_brecq.engine.bit_search import search_bits
 from mmrazor_brecq.engine.launch import load_config
 
@@ -40,11 +40,7 @@ def main() -> int:
     parser.add_argument(
         '--latency-table', help='what tools/measure_latency.py wrote'
     )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='load the checkpoint even if that can run code in it',
-    )
+    add_trust_option(parser)
     args = parser.parse_args()
 
     def action() -> None:

@@ -18,6 +18,7 @@ from .._requirements import require
 from ..algorithms import BRECQ
 from ..export import decode, encode, is_encoded
 from ..layers import quant_layers
+from ..version import __version__
 from .files import save_tensors, written_whole
 
 #: In every quantized checkpoint, and in no float one.
@@ -97,7 +98,8 @@ def save_quantized(model: BRECQ, meta: dict[str, Any], path: str) -> None:
     Args:
         model (BRECQ): Reconstructed.
         meta (dict): More that is to be known of it, plain Python; what
-            :func:`load_quantized` needs is added.
+            made it, its bits, and what :func:`load_quantized` needs are
+            added.
         path (str): A file; one that ends in ``.safetensors`` becomes one.
     """
     layers = quant_layers(model)
@@ -108,6 +110,8 @@ def save_quantized(model: BRECQ, meta: dict[str, Any], path: str) -> None:
     }
     meta = dict(
         meta,
+        mmrazor_brecq=__version__,
+        bits={name: list(bits) for name, bits in model.bits.items()},
         quantization=model.scheme.to_dict(),
         partition=model.partition_cfg,
     )

@@ -240,9 +240,7 @@ class PTQLoop(TestLoop):
         keep_older(table)
         dataset = getattr(self.dataloader.dataset, 'metainfo', {})
         meta = dict(
-            mmrazor_brecq=__version__,
             identity=identity,
-            bits={name: list(bits) for name, bits in self.model.bits.items()},
             classes=list(dataset.get('classes', [])),
         )
         save_quantized(self.model, meta, checkpoint)

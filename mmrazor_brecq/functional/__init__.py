@@ -6,7 +6,7 @@ from .affine import (
     quantize,
     rounding_error,
 )
-from .fused import flat, fused, like, reuse_freed_memory
+from .fused import flat, fused, like, memory_order, reuse_freed_memory
 from .losses import weighted_squared_error
 from .packing import pack_bits, unpack_bits
 from .relaxation import (
@@ -27,6 +27,7 @@ __all__ = [
     'integer_range',
     'inverse_rectified_sigmoid',
     'like',
+    'memory_order',
     'pack_bits',
     'quantize',
     'rectified_sigmoid',

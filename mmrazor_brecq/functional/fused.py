@@ -84,18 +84,22 @@ def flat(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
         order (Tensor, optional): A tensor of that shape, the memory order
             of which is followed; that of ``x`` by default.
     """
-    return x.permute(_order(x if order is None else order)).reshape(-1)
+    return x.permute(memory_order(x if order is None else order)).reshape(-1)
 
 
 def like(values: Tensor, x: Tensor) -> Tensor:
     """Undo :func:`flat`: ``values`` in the shape and memory order of ``x``."""
-    order = _order(x)
+    order = memory_order(x)
     back = [order.index(d) for d in range(x.dim())]
     return values.view([x.shape[d] for d in order]).permute(back)
 
 
-def _order(x: Tensor) -> list[int]:
-    """Dimensions of ``x``, those of large steps in memory first."""
+def memory_order(x: Tensor) -> list[int]:
+    """Dimensions of ``x``, those of large steps in memory first.
+
+    Args:
+        x (Tensor): Of any shape.
+    """
     if x.is_contiguous():
         return list(range(x.dim()))
     return sorted(range(x.dim()), key=lambda d: (-x.stride()[d], d))

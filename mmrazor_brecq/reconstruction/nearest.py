@@ -17,7 +17,7 @@ from ..layers import QuantLayer, activation_quantizers, quant_layers
 from ..quantizers import ActivationQuantizer
 from ..registry import TASK_UTILS
 from .objectives import MSE
-from .processes import share, take_from_first, total
+from .processes import mean_error, share, take_from_first, total
 from .refiner import NetworkRefiner
 from .unit_data import UnitData, UnitReport
 
@@ -169,14 +169,15 @@ class NearestRounding:
     def _held_out(
         self, unit: Unit, data: UnitData, output: Callable[[Tensor], Any]
     ) -> float:
-        found = torch.zeros(2, dtype=torch.float64)
-        for index in data.judges(self.batch_size):
-            error = self.objective.loss(
-                unit, output(index), data.targets.take(index), index
+        return mean_error(
+            (
+                self.objective.loss(
+                    unit, output(index), data.targets.take(index), index
+                ),
+                len(index),
             )
-            found += torch.tensor([len(index) * float(error), len(index)])
-        error, images = total(found).tolist()
-        return error / max(images, 1)
+            for index in data.judges(self.batch_size)
+        )
 
     def __call__(
         self, unit: Unit, data: UnitData, generator: torch.Generator

@@ -44,6 +44,40 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         grad.copy_(part.view_as(grad))
 
 
+def descend(
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """One step of an optimiser, the same in all processes.
+
+    Args:
+        loss (Tensor): Of this process' images, a scalar.
+        optimizer (Optimizer): Holds what is learned.
+        schedule (LRScheduler): Of its learning rates.
+    """
+    optimizer.zero_grad()
+    loss.backward()
+    average_gradients(
+        p for group in optimizer.param_groups for p in group['params']
+    )
+    optimizer.step()
+    schedule.step()
+
+
+def mean_error(errors: Iterable[tuple[Tensor, int]]) -> float:
+    """The mean error an image over the images of all processes.
+
+    Args:
+        errors (iterable): Mean errors of batches, and their sizes.
+    """
+    found = torch.zeros(2, dtype=torch.float64)
+    for error, images in errors:
+        found += torch.tensor([images * float(error), images])
+    summed, images = total(found).tolist()
+    return summed / max(images, 1)
+
+
 def take_from_first(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors by those of the first process."""
     if get_world_size() > 1:

@@ -21,7 +21,7 @@ from .nearest import (
     open_quantizers,
     open_steps,
 )
-from .processes import average_gradients, share, total
+from .processes import descend, share, total
 from .unit_data import UnitData, UnitReport
 
 
@@ -130,9 +130,6 @@ class BlockReconstructor(NearestRounding):
             optimizer, self.iterations
         )
         weights = sum(layer.weight.numel() for layer in layers)
-        learned = [
-            p for group in optimizer.param_groups for p in group['params']
-        ]
         batch = share(self.batch_size)
         for i in range(self.iterations):
             index = torch.randint(data.trained, (batch,), generator=generator)
@@ -155,11 +152,7 @@ class BlockReconstructor(NearestRounding):
                     for layer in layers
                 )
                 loss = loss + self.penalty / weights * undecided
-            optimizer.zero_grad()
-            loss.backward()
-            average_gradients(learned)
-            optimizer.step()
-            schedule.step()
+            descend(loss, optimizer, schedule)
             if i % 10 == 0:
                 report.losses.append((i, self._finite(error, i)))
 

@@ -14,11 +14,11 @@ from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
 from ..registry import TASK_UTILS
 from .processes import (
-    average_gradients,
+    descend,
+    mean_error,
     own_generator,
     share,
     take_from_first,
-    total,
 )
 from .rows import Rows, tensors
 from .unit_data import UnitReport
@@ -157,7 +157,6 @@ class NetworkRefiner:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, self.iterations
         )
-        learned = [p for g in optimizer.param_groups for p in g['params']]
         size = share(self.batch_size)
         for i in range(self.iterations):
             index = torch.randint(trained, (size,), generator=generator)
@@ -165,11 +164,7 @@ class NetworkRefiner:
             for augment in self.augment:
                 batch = augment(batch, generator)
             error = _error(network, teacher, batch)
-            optimizer.zero_grad()
-            error.backward()
-            average_gradients(learned)
-            optimizer.step()
-            schedule.step()
+            descend(error, optimizer, schedule)
             if i % 10 == 0:
                 report.losses.append((i, float(error.detach())))
 
@@ -179,12 +174,11 @@ class NetworkRefiner:
     ) -> float:
         """Error on the images from ``first`` on."""
         network.eval()
-        found = torch.zeros(2, dtype=torch.float64)
-        for index in torch.arange(first, len(images)).split(self.batch_size):
-            error = _error(network, teacher, images.take(index))
-            found += torch.tensor([len(index) * float(error), len(index)])
-        error, count = total(found).tolist()
-        return error / max(count, 1)
+        parts = torch.arange(first, len(images)).split(self.batch_size)
+        return mean_error(
+            (_error(network, teacher, images.take(index)), len(index))
+            for index in parts
+        )
 
 
 def _error(network: nn.Module, teacher: nn.Module, images: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from typing import IO, Optional
 import torch
 from torch import Tensor
 
+from ..functional import memory_order
+
 
 class Store:
     """Holds tensors in memory up to a budget, and beyond it in files.
@@ -95,12 +97,7 @@ class Column:
         self.images, self.fold = images, fold
         self.shape = tuple(example.shape[1:])
         self.dtype, self.home = example.dtype, example.device
-        stride = example.stride()[1:]
-        self.order = sorted(
-            range(len(self.shape)), key=lambda d: (-stride[d], d)
-        )
-        if example[0].is_contiguous():
-            self.order = list(range(len(self.shape)))
+        self.order = memory_order(example[0])
         self.elements = fold * prod(self.shape)
         self.nbytes = images * self.elements * example.element_size()
 
