@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Union
 
 import psutil
@@ -82,6 +82,30 @@ def memory_budget(
         "'500MB', a share of what is free (above 0, up to 1), or None for "
         'no limit'
     )
+
+
+def hold_images(
+    model: BRECQ,
+    loader: DataLoader,
+    calibration: Mapping[str, Any],
+    folder: str,
+    images: ImageSet,
+) -> Rows:
+    """The calibration images that a config names, held as it says.
+
+    Args:
+        model (BRECQ): With its preprocessor.
+        loader (DataLoader): Of the images.
+        calibration (dict): ``num_images``, and ``memory`` (half of what is
+            free by default) for :func:`memory_budget`.
+        folder (str): Where the files lie that memory has no room for.
+        images (ImageSet): Remembers them.
+    """
+    device = next(model.parameters()).device
+    budget = memory_budget(calibration.get('memory', 0.5), device)
+    store = Store(budget, folder)
+    count = calibration['num_images']
+    return collect_images(model, loader, count, images, store)
 
 
 def collect_images(

@@ -15,9 +15,9 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
-from ..reconstruction import Rows, Store
+from ..reconstruction import Rows
 from ..registry import MODELS
-from .calibration import ImageSet, collect_images, memory_budget
+from .calibration import ImageSet, hold_images
 from .checkpoint import load_float, load_quantized
 from .files import check_writable
 
@@ -203,15 +203,14 @@ def calibration_images(
         model (BRECQ): With its preprocessor.
         num_images (int, optional): In place of those of the config.
     """
-    calibration = runner.cfg.test_cfg.calibration
-    device = next(model.parameters()).device
-    return collect_images(
+    calibration = dict(runner.cfg.test_cfg.calibration)
+    if num_images is not None:
+        calibration['num_images'] = num_images
+    loader = calibration['dataloader']
+    return hold_images(
         model,
-        runner.build_dataloader(calibration['dataloader'], runner.seed),
-        num_images or calibration['num_images'],
+        runner.build_dataloader(loader, runner.seed),
+        calibration,
+        runner.work_dir,
         ImageSet(),
-        Store(
-            memory_budget(calibration.get('memory', 0.5), device),
-            runner.work_dir,
-        ),
     )

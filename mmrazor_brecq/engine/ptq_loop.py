@@ -33,9 +33,8 @@ from ..report import UnitProgress, closing_table, weight_bytes
 from ..version import __version__
 from .calibration import (
     ImageSet,
-    collect_images,
     fingerprint_images,
-    memory_budget,
+    hold_images,
     warn_of_overlap,
 )
 from .checkpoint import check_container, fingerprint, save_quantized
@@ -78,8 +77,7 @@ class PTQLoop(TestLoop):
         super().__init__(runner, dataloader, evaluator, fp16)
         check_container(checkpoint)
         self.checkpoint = checkpoint
-        self.num_images = calibration['num_images']
-        self.memory = calibration.get('memory', 0.5)
+        self.calibration = calibration
         self.calibration_dataloader = runner.build_dataloader(
             calibration['dataloader'], seed=runner.seed
         )
@@ -101,16 +99,12 @@ class PTQLoop(TestLoop):
         model = self.model
         calibration = ImageSet()
         with clock('prepare'):
-            device = next(model.parameters()).device
-            store = Store(
-                memory_budget(self.memory, device), self.runner.work_dir
-            )
-            images = collect_images(
+            images = hold_images(
                 model,
                 self.calibration_dataloader,
-                self.num_images,
+                self.calibration,
+                self.runner.work_dir,
                 calibration,
-                store,
             )
             calibration.gather()
             identity = self._identity(images)
@@ -149,7 +143,9 @@ class PTQLoop(TestLoop):
             metrics = super().run()
         progress.metrics['quantized'] = _plain(metrics)
         if is_main_process():
-            self._write(progress, clock, bytes_of_weights, identity, store)
+            self._write(
+                progress, clock, bytes_of_weights, identity, images.store
+            )
             progress.remove()
         barrier()
         return metrics
@@ -173,7 +169,7 @@ class PTQLoop(TestLoop):
                 self.evaluator.process(data_samples=outputs, data_batch=data)
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         all_reduce(overlap)
-        warn_of_overlap(int(overlap), self.num_images)
+        warn_of_overlap(int(overlap), self.calibration['num_images'])
         self.runner.logger.info(
             f'{name}: '
             + ', '.join(f'{key} {value:.4g}' for key, value in metrics.items())
