@@ -6,14 +6,22 @@ from .affine import (
     quantize,
     rounding_error,
 )
-from .fused import flat, fused, like, memory_order, reuse_freed_memory
+from .fused import (
+    flat,
+    from_rows,
+    fused,
+    like,
+    memory_order,
+    reuse_freed_memory,
+    rows,
+)
 from .losses import weighted_squared_error
 from .packing import pack_bits, unpack_bits
 from .relaxation import (
     annealed_beta,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
-    relaxed_integers,
+    relaxed_rows,
     rounding_penalty,
 )
 
@@ -23,6 +31,7 @@ __all__ = [
     'dequantize_rows',
     'fake_quantize',
     'flat',
+    'from_rows',
     'fused',
     'integer_range',
     'inverse_rectified_sigmoid',
@@ -31,10 +40,11 @@ __all__ = [
     'pack_bits',
     'quantize',
     'rectified_sigmoid',
-    'relaxed_integers',
+    'relaxed_rows',
     'reuse_freed_memory',
     'rounding_error',
     'rounding_penalty',
+    'rows',
     'unpack_bits',
     'weighted_squared_error',
 ]

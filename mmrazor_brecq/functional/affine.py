@@ -48,7 +48,54 @@ def quantize(
     return torch.clamp(torch.round(x / scale) + zero_point, qmin, qmax)
 
 
+class _DequantizeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        step: Tensor,
+        zero_point: Tensor,
+        qmin: int,
+        qmax: int,
+    ) -> Tensor:
+        ctx.save_for_backward(q, step, zero_point)
+        ctx.range = qmin, qmax
+        return _dequantize_rows(
+            q.detach(), step.detach(), zero_point, qmin, qmax
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
+        q, step, zero_point = ctx.saved_tensors
+        grad_q, grad_step = _dequantize_rows_backward(
+            grad, q.detach(), step.detach(), zero_point, *ctx.range
+        )
+        return grad_q, grad_step.sum_to_size(step.shape), None, None, None
+
+
 @fused
+def _dequantize_rows(
+    q: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int
+) -> Tensor:
+    return q.clamp(qmin - zero_point, qmax - zero_point) * step
+
+
+@fused
+def _dequantize_rows_backward(
+    grad: Tensor,
+    q: Tensor,
+    step: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+) -> tuple[Tensor, Tensor]:
+    low, high = qmin - zero_point, qmax - zero_point
+    inside = (q >= low) & (q <= high)
+    grad_step = (grad * q.clamp(low, high)).sum(1, keepdim=True)
+    return torch.where(inside, grad * step, 0), grad_step
+
+
 def dequantize_rows(
     q: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int
 ) -> Tensor:
@@ -65,7 +112,7 @@ def dequantize_rows(
     Returns:
         Tensor: C x K.
     """
-    return q.clamp(qmin - zero_point, qmax - zero_point) * step
+    return _DequantizeRows.apply(q, step, zero_point, qmin, qmax)
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -94,12 +141,33 @@ def rounding_error(
     Returns:
         Tensor: C x F means of ``|x - x_on_the_grid|^p``.
     """
+    if len(x) == 1 and x.shape[1] >= 2 * _PIECES:
+        return _in_pieces(x, scale, zero_point, qmin, qmax, p)
     # A dimension of 1 is a shape of its own to the compiler.
     alone = 1 in (*scale.shape, x.shape[1])
     kernel: Any = _rounding_error
     if alone:
         kernel = kernel.__wrapped__
     return kernel(x, scale, zero_point, qmin, qmax, p)
+
+
+#: What a row of its own is cut into.
+_PIECES = 64
+
+
+def _in_pieces(
+    x: Tensor, scale: Tensor, zero_point: Tensor, *args: Any
+) -> Tensor:
+    """The same for a single row, cut into several so that one kernel fits."""
+    whole = x.shape[1] // _PIECES * _PIECES
+    pieces = x[:, :whole].view(_PIECES, -1)
+    grids = scale.repeat(_PIECES, 1), zero_point.repeat(_PIECES, 1)
+    error = rounding_error(pieces, *grids, *args).mean(0, keepdim=True)
+    rest = x[:, whole:]
+    if rest.shape[1]:
+        others = _rounding_error.__wrapped__(rest, scale, zero_point, *args)  # type: ignore[attr-defined]
+        error = torch.lerp(others, error, whole / x.shape[1])
+    return error
 
 
 @fused

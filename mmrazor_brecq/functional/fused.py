@@ -89,9 +89,34 @@ def flat(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
 
 def like(values: Tensor, x: Tensor) -> Tensor:
     """Undo :func:`flat`: ``values`` in the shape and memory order of ``x``."""
-    order = memory_order(x)
-    back = [order.index(d) for d in range(x.dim())]
-    return values.view([x.shape[d] for d in order]).permute(back)
+    return _unpermuted(values, x, memory_order(x))
+
+
+def rows(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
+    """A row for each index of the first dimension, in the order of memory.
+
+    A view wherever memory has no gaps and the first dimension leads in it.
+
+    Args:
+        x (Tensor): N x ...
+        order (Tensor, optional): As in :func:`flat`.
+    """
+    dims = _first_leads(x if order is None else order)
+    return x.permute(dims).reshape(len(x), -1)
+
+
+def from_rows(values: Tensor, x: Tensor) -> Tensor:
+    """Undo :func:`rows`: ``values`` in the shape of ``x``."""
+    return _unpermuted(values, x, _first_leads(x))
+
+
+def _first_leads(x: Tensor) -> list[int]:
+    return [0] + [d for d in memory_order(x) if d]
+
+
+def _unpermuted(values: Tensor, x: Tensor, dims: list[int]) -> Tensor:
+    back = [dims.index(d) for d in range(x.dim())]
+    return values.view([x.shape[d] for d in dims]).permute(back)
 
 
 def memory_order(x: Tensor) -> list[int]:

@@ -2,9 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .fused import from_rows, fused, rows
+
+
+class _SquaredError(torch.autograd.Function):
+    """One kernel forward and one backward, in the output's memory order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, target: Tensor, weight: Optional[Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(output, target, weight)
+        return _errors(*_aligned(output.detach(), target, weight)).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        output, target, weight = ctx.saved_tensors
+        factor = 2 / max(output.numel(), 1) * grad
+        slope = _slopes(*_aligned(output, target, weight), factor)
+        return from_rows(slope, output), None, None
+
+
+def _aligned(
+    output: Tensor, target: Tensor, weight: Optional[Tensor]
+) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+    """All three as rows, in the order of memory of the output."""
+    if weight is not None:
+        weight = weight.expand(len(weight), *output.shape[1:])
+        weight = rows(weight, output)
+    return rows(output), rows(target, output), weight
+
+
+@fused
+def _errors(
+    output: Tensor, target: Tensor, weight: Optional[Tensor]
+) -> Tensor:
+    """Of each row, the mean."""
+    error = (output - target).square()
+    return (error if weight is None else error * weight).mean(1)
+
+
+@fused
+def _slopes(
+    output: Tensor, target: Tensor, weight: Optional[Tensor], factor: Tensor
+) -> Tensor:
+    slope = factor * (output - target)
+    return slope if weight is None else slope * weight
 
 
 def weighted_squared_error(
@@ -18,10 +68,9 @@ def weighted_squared_error(
     Args:
         output (Tensor): N x ... outputs.
         target (Tensor): The same shape.
-        weight (Tensor, optional): Broadcastable to ``output``, mean 1.
+        weight (Tensor, optional): 1 x ... or N x ..., mean 1.
 
     Returns:
         Tensor: A scalar.
     """
-    error = (output - target).square()
-    return (error if weight is None else error * weight).mean()
+    return _SquaredError.apply(output, target, weight)

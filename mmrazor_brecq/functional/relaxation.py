@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -23,12 +23,98 @@ def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
     return torch.logit((h - GAMMA) / (ZETA - GAMMA))
 
 
+class _RelaxedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        alpha: Tensor,
+        base: Tensor,
+        step: Tensor,
+        zero_point: Tensor,
+        qmin: int,
+        qmax: int,
+    ) -> Tensor:
+        ctx.save_for_backward(alpha, base, step, zero_point)
+        ctx.range = qmin, qmax
+        return _relaxed_rows(
+            alpha.detach(), base, step.detach(), zero_point, qmin, qmax
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
+        alpha, base, step, zero_point = ctx.saved_tensors
+        grad_alpha, grad_step = _relaxed_rows_backward(
+            grad, alpha.detach(), base, step.detach(), zero_point, *ctx.range
+        )
+        grad_step = grad_step.sum_to_size(step.shape)
+        return grad_alpha, None, grad_step, None, None, None
+
+
 @fused
-def relaxed_integers(alpha: Tensor, base: Tensor) -> Tensor:
-    """``base + h(alpha)``, with the rectified sigmoid ``h``; all of one
-    dimension.
+def _relaxed_rows(
+    alpha: Tensor,
+    base: Tensor,
+    step: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+) -> Tensor:
+    q = base + rectified_sigmoid(alpha)
+    return q.clamp(qmin - zero_point, qmax - zero_point) * step
+
+
+@fused
+def _relaxed_rows_backward(
+    grad: Tensor,
+    alpha: Tensor,
+    base: Tensor,
+    step: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+) -> tuple[Tensor, Tensor]:
+    h, slope = _slope(alpha)
+    q = base + h.clamp(0, 1)
+    low, high = qmin - zero_point, qmax - zero_point
+    inside = (q >= low) & (q <= high)
+    grad_step = (grad * q.clamp(low, high)).sum(1, keepdim=True)
+    return torch.where(inside, grad * step * slope, 0), grad_step
+
+
+def relaxed_rows(
+    alpha: Tensor,
+    base: Tensor,
+    step: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+) -> Tensor:
+    """Real values of the relaxed integers ``base + h(alpha)``.
+
+    What :func:`mmrazor_brecq.functional.dequantize_rows` makes of them, in
+    one kernel.
+
+    Args:
+        alpha (Tensor): C x K, with the rectified sigmoid ``h``.
+        base (Tensor): C x K whole numbers.
+        step (Tensor): C x 1 or 1 x 1.
+        zero_point (Tensor): Likewise.
+        qmin (int): Smallest integer.
+        qmax (int): Largest integer.
+
+    Returns:
+        Tensor: C x K.
     """
-    return base + rectified_sigmoid(alpha)
+    return _RelaxedRows.apply(alpha, base, step, zero_point, qmin, qmax)
+
+
+def _slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """The sigmoid before it is clamped, and the slope after that."""
+    chance = torch.sigmoid(alpha)
+    h = chance * (ZETA - GAMMA) + GAMMA
+    slope = (ZETA - GAMMA) * chance * (1 - chance)
+    return h, torch.where((h > 0) & (h < 1), slope, 0)
 
 
 def rounding_penalty(alpha: Tensor, beta: Tensor) -> Tensor:
@@ -43,33 +129,29 @@ def rounding_penalty(alpha: Tensor, beta: Tensor) -> Tensor:
 
 
 class _RoundingPenalty(torch.autograd.Function):
+    """Finds the gradient along with the value: powers are the dear part."""
+
     @staticmethod
     def forward(ctx: Any, alpha: Tensor, beta: Tensor) -> Tensor:
-        ctx.save_for_backward(alpha, beta)
-        return _penalty(alpha.detach(), beta)
+        value, slope = _penalty(alpha.detach(), beta)
+        ctx.save_for_backward(slope)
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        alpha, beta = ctx.saved_tensors
-        return _penalty_backward(grad, alpha.detach(), beta), None
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None
 
 
 @fused
-def _penalty(alpha: Tensor, beta: Tensor) -> Tensor:
-    decided = (2 * rectified_sigmoid(alpha) - 1).abs()
-    return (1 - _power(decided, beta)).sum()
-
-
-@fused
-def _penalty_backward(grad: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    chance = torch.sigmoid(alpha)
-    h = chance * (ZETA - GAMMA) + GAMMA
-    slope = (ZETA - GAMMA) * chance * (1 - chance)
-    slope = torch.where((h > 0) & (h < 1), slope, 0)
-    sided = 2 * h - 1
-    steep = beta * _power(sided.abs(), beta - 1) * sided.sign()
-    return grad * (-2 * steep * slope)
+def _penalty(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    h, slope = _slope(alpha)
+    sided = 2 * h.clamp(0, 1) - 1
+    decided = sided.abs()
+    power = _power(decided, beta)
+    steep = beta * power / decided.clamp(min=1e-3) * sided.sign()
+    return (1 - power).sum(), -2 * steep * slope
 
 
 def _power(x: Tensor, exponent: Tensor) -> Tensor:

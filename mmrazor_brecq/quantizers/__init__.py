@@ -1,6 +1,6 @@
 from .activation import ActivationQuantizer
 from .observers import LpObserver, MinMaxObserver
-from .rounding import AdaRound, Nearest
+from .rounding import AdaRound, Nearest, Rounding
 from .weight import WeightQuantizer
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     'LpObserver',
     'MinMaxObserver',
     'Nearest',
+    'Rounding',
     'WeightQuantizer',
 ]

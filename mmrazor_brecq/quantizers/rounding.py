@@ -13,50 +13,68 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import (
+    dequantize_rows,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
-    relaxed_integers,
+    relaxed_rows,
     rounding_penalty,
 )
 from ..registry import MODELS
 
 
+class Rounding(nn.Module):
+    """What roundings have in common."""
+
+    def start(self, position: Tensor) -> None:
+        """Begin.
+
+        Args:
+            position (Tensor): C x K weights in units of their step.
+        """
+        raise NotImplementedError
+
+    def forward(self) -> Tensor:
+        """The integers, C x K."""
+        raise NotImplementedError
+
+    def values(
+        self, step: Tensor, zero_point: Tensor, qmin: int, qmax: int
+    ) -> Tensor:
+        """Real values of the integers, C x K, kept within the grid.
+
+        See :func:`mmrazor_brecq.functional.dequantize_rows`.
+        """
+        return dequantize_rows(self(), step, zero_point, qmin, qmax)
+
+    def penalty(self, beta: Tensor) -> Tensor:
+        """What is undecided, a scalar: nothing, unless a rounding says so."""
+        return beta.new_zeros(())
+
+
 @MODELS.register_module()
-class Nearest(nn.Module):
+class Nearest(Rounding):
     """Every weight goes to the nearest grid point; nothing is learned."""
 
     integers: Tensor
 
     def start(self, position: Tensor) -> None:
-        """Round.
-
-        Args:
-            position (Tensor): C x K weights in units of their step.
-        """
+        """Round."""
         self.integers = position.round()
 
     def forward(self) -> Tensor:
         """Whole numbers, C x K."""
         return self.integers
 
-    def penalty(self, beta: Tensor) -> Tensor:
-        """What is undecided: nothing."""
-        return beta.new_zeros(())
-
 
 @MODELS.register_module()
-class AdaRound(nn.Module):
+class AdaRound(Rounding):
     """Each weight learns to go up or down (Nagel et al., ICML 2020)."""
 
     alpha: nn.Parameter
     base: Tensor
 
     def start(self, position: Tensor) -> None:
-        """Begin where nothing has been rounded yet.
-
-        Args:
-            position (Tensor): C x K weights in units of their step.
-        """
+        """Begin where nothing has been rounded yet."""
         self.base = position.floor()
         self.alpha = nn.Parameter(
             inverse_rectified_sigmoid(position - self.base)
@@ -64,10 +82,18 @@ class AdaRound(nn.Module):
 
     def forward(self) -> Tensor:
         """``floor(position) + h(alpha)``, C x K."""
-        if self.training:
-            relaxed = relaxed_integers(self.alpha.view(-1), self.base.view(-1))
-            return relaxed.view_as(self.base)
-        return self.base + rectified_sigmoid(self.alpha).round()
+        up = rectified_sigmoid(self.alpha)
+        return self.base + (up if self.training else up.round())
+
+    def values(
+        self, step: Tensor, zero_point: Tensor, qmin: int, qmax: int
+    ) -> Tensor:
+        """In training, by :func:`mmrazor_brecq.functional.relaxed_rows`."""
+        if not self.training:
+            return super().values(step, zero_point, qmin, qmax)
+        # A view: the compiler takes a parameter's shape for fixed.
+        alpha = self.alpha.view_as(self.base)
+        return relaxed_rows(alpha, self.base, step, zero_point, qmin, qmax)
 
     def penalty(self, beta: Tensor) -> Tensor:
         """See :func:`mmrazor_brecq.functional.rounding_penalty`."""
@@ -87,7 +113,7 @@ class _Round(torch.autograd.Function):
 
 
 @MODELS.register_module()
-class StraightThrough(nn.Module):
+class StraightThrough(Rounding):
     """Each weight moves freely, and is rounded wherever it stands.
 
     The gradient passes the rounding as if it were not there (Bengio et
@@ -97,17 +123,9 @@ class StraightThrough(nn.Module):
     position: nn.Parameter
 
     def start(self, position: Tensor) -> None:
-        """Begin where the weights are.
-
-        Args:
-            position (Tensor): C x K weights in units of their step.
-        """
+        """Begin where the weights are."""
         self.position = nn.Parameter(position.clone())
 
     def forward(self) -> Tensor:
         """The nearest whole numbers, C x K."""
         return _Round.apply(self.position)
-
-    def penalty(self, beta: Tensor) -> Tensor:
-        """What is undecided: nothing."""
-        return beta.new_zeros(())

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import dequantize_rows, flat, like
+from ..functional import dequantize_rows, from_rows, rows
 from ..registry import MODELS, TASK_UTILS
 from .observers import Grid
 
@@ -68,10 +68,10 @@ class WeightQuantizer(nn.Module):
         Args:
             weight (Tensor): C x ..., finite.
         """
-        rows = _rows(weight.detach())
+        values = rows(weight.detach())
         if not self.per_channel:
-            rows = rows.reshape(1, -1)
-        scale, zero_point = self.observer(rows, self.grid)
+            values = values.reshape(1, -1)
+        scale, zero_point = self.observer(values, self.grid)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
 
@@ -83,7 +83,7 @@ class WeightQuantizer(nn.Module):
             rounding (dict, optional): In place of the configured one.
         """
         self.rounding = MODELS.build(rounding or self.rounding_cfg)
-        self.rounding.start(_rows(weight.detach()) / self.scale[:, None])
+        self.rounding.start(rows(weight.detach()) / self.scale[:, None])
         if self.learn_scale:
             self.log_step = nn.Parameter(torch.zeros_like(self.scale))
 
@@ -92,13 +92,13 @@ class WeightQuantizer(nn.Module):
         step = self.scale
         if self.log_step is not None:
             step = step * self.log_step.exp()
-        rows = dequantize_rows(
-            self._integers(weight),
-            step[:, None],
-            self.zero_point[:, None].to(step.dtype),
-            *self.grid.range,
-        )
-        return like(rows.view(-1), weight)
+        zero_point = self.zero_point[:, None].to(step.dtype)
+        grid = step[:, None], zero_point, *self.grid.range
+        if self.rounding is not None and weight.is_floating_point():
+            values = self.rounding.values(*grid)
+        else:
+            values = dequantize_rows(self._integers(weight), *grid)
+        return from_rows(values, weight)
 
     @torch.no_grad()
     def freeze(self, weight: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class WeightQuantizer(nn.Module):
         if self.log_step is not None:
             self.scale.mul_(self.log_step.exp())
         self.forget()
-        return like(integers.view(-1), weight)
+        return from_rows(integers, weight)
 
     @torch.no_grad()
     def thaw(self, integers: Tensor, near: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ class WeightQuantizer(nn.Module):
         """
         step = self.scale[:, None]
         whole = self._integers(integers)
-        rest = (_rows(near, integers) / step - whole).clamp(-0.4, 0.4)
-        return like(((whole + rest) * step).view(-1), integers)
+        rest = (rows(near, integers) / step - whole).clamp(-0.4, 0.4)
+        return from_rows((whole + rest) * step, integers)
 
     def forget(self) -> None:
         """Back to nearest rounding at the steps that were fitted."""
@@ -138,12 +138,10 @@ class WeightQuantizer(nn.Module):
     def _integers(self, weight: Tensor) -> Tensor:
         """C x K integers less the zero point, before they are clamped."""
         if not weight.is_floating_point():
-            return (
-                _rows(weight).to(self.scale.dtype) - self.zero_point[:, None]
-            )
+            return rows(weight).to(self.scale.dtype) - self.zero_point[:, None]
         if self.rounding is not None:
             return self.rounding()
-        return (_rows(weight) / self.scale[:, None]).round()
+        return (rows(weight) / self.scale[:, None]).round()
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
@@ -153,8 +151,3 @@ class WeightQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f'{self.grid}, per_channel={self.per_channel}'
-
-
-def _rows(weight: Tensor, order: Optional[Tensor] = None) -> Tensor:
-    """A row for each output channel, in the order of memory."""
-    return flat(weight, order).view(weight.shape[0], -1)

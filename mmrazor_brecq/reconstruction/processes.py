@@ -8,6 +8,7 @@ end with the same integers. In a single process nothing here does anything.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Optional
 
 import torch
 from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
@@ -42,6 +43,25 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     parts = together.split([grad.numel() for grad in grads])
     for grad, part in zip(grads, parts):
         grad.copy_(part.view_as(grad))
+
+
+def adam(
+    learned: Iterable[tuple[list[nn.Parameter], float]],
+) -> Optional[torch.optim.Optimizer]:
+    """An optimiser of parameters that learn at rates of their own.
+
+    Args:
+        learned (iterable): Parameters and their learning rate.
+
+    Returns:
+        Optimizer, optional: None if there is no parameter.
+    """
+    rates: dict[float, list[nn.Parameter]] = {}
+    for parameters, rate in learned:
+        rates.setdefault(rate, []).extend(parameters)
+    # As few groups as there are rates: each costs a call.
+    groups = [dict(params=ps, lr=rate) for rate, ps in rates.items() if ps]
+    return torch.optim.Adam(groups, fused=True) if groups else None
 
 
 def descend(

@@ -21,7 +21,7 @@ from .nearest import (
     open_quantizers,
     open_steps,
 )
-from .processes import descend, share, total
+from .processes import adam, descend, share, total
 from .unit_data import UnitData, UnitReport
 
 
@@ -103,13 +103,12 @@ class BlockReconstructor(NearestRounding):
         masks = MaskPool(generator, device)
         for quantizer in open_steps(unit.module):
             quantizer.learn(masks)
-        groups = self._parameter_groups(unit, layers)
-        if not groups:
+        optimizer = self._optimizer(unit, layers)
+        if optimizer is None:
             report.note = 'there is nothing to learn: nearest kept'
             return
         for quantizer in open_quantizers(unit.module):
             quantizer.train()
-        optimizer = torch.optim.Adam(groups, fused=True)
         self._optimise(unit, optimizer, data, masks, generator, report)
         report.after = self.judge(unit, data)
         report.accepted = report.after < report.before
@@ -156,26 +155,25 @@ class BlockReconstructor(NearestRounding):
             if i % 10 == 0:
                 report.losses.append((i, self._finite(error, i)))
 
-    def _parameter_groups(
+    def _optimizer(
         self, unit: Unit, layers: list[QuantLayer]
-    ) -> list[dict[str, Any]]:
+    ) -> Optional[torch.optim.Optimizer]:
         weights = [layer.weight_quantizer for layer in layers]
-        groups = [
-            ([p for q in weights for p in q.trainable()], self.rounding_lr),
-            (
-                [q.log_step for q in weights if q.log_step is not None],
-                self.weight_scale_lr,
-            ),
-            (
-                [
-                    p
-                    for q in activation_quantizers(unit.module)
-                    for p in q.trainable()
-                ],
-                self.activation_scale_lr,
-            ),
-        ]
-        return [dict(params=params, lr=lr) for params, lr in groups if params]
+        inputs = activation_quantizers(unit.module)
+        steps = [q.log_step for q in weights if q.log_step is not None]
+        return adam(
+            [
+                (
+                    [p for q in weights for p in q.trainable()],
+                    self.rounding_lr,
+                ),
+                (steps, self.weight_scale_lr),
+                (
+                    [p for q in inputs for p in q.trainable()],
+                    self.activation_scale_lr,
+                ),
+            ]
+        )
 
     def _mixed_inputs(
         self, unit: Unit, data: UnitData, index: Tensor, masks: MaskPool

@@ -14,6 +14,7 @@ from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
 from ..registry import TASK_UTILS
 from .processes import (
+    adam,
     descend,
     mean_error,
     own_generator,
@@ -95,8 +96,8 @@ class NetworkRefiner:
         before = {k: v.clone() for k, v in network.state_dict().items()}
         trained = len(images) - held_out
         report.before = self._judge(network, teacher, images, trained)
-        groups = self._reopen(network, teacher)
-        optimizer = torch.optim.Adam(groups, fused=True)
+        optimizer = adam(self._reopen(network, teacher))
+        assert optimizer is not None
         self._optimise(
             optimizer, network, teacher, images, trained, seed, report
         )
@@ -116,7 +117,7 @@ class NetworkRefiner:
 
     def _reopen(
         self, network: nn.Module, teacher: nn.Module
-    ) -> list[dict[str, Any]]:
+    ) -> list[tuple[list[nn.Parameter], float]]:
         """Make the weights real and all parameters learnable."""
         weights: list[nn.Parameter] = []
         steps: list[nn.Parameter] = []
@@ -135,13 +136,12 @@ class NetworkRefiner:
             if activation.active:
                 activation.learn()
                 inputs += activation.trainable()
-        groups = [
+        return [
             (weights, self.rounding_lr),
             (steps, self.weight_scale_lr),
             (inputs, self.activation_scale_lr),
             (biases, self.bias_lr),
         ]
-        return [dict(params=params, lr=lr) for params, lr in groups if params]
 
     def _optimise(
         self,

@@ -10,10 +10,13 @@ from mmrazor_brecq.functional import (
     dequantize_rows,
     fake_quantize,
     flat,
+    from_rows,
     fused,
     like,
-    relaxed_integers,
+    relaxed_rows,
     rounding_penalty,
+    rows,
+    weighted_squared_error,
 )
 
 LAYOUTS = dict(
@@ -42,6 +45,21 @@ def test_flat_tensors_hold_all_elements_and_go_back(layout, x):
     assert values.shape == (x.numel(),)
     assert torch.equal(values.sort().values, x.reshape(-1).sort().values)
     assert torch.equal(like(values, x), x)
+
+
+@pytest.mark.parametrize(
+    'layout',
+    [layout for layout in LAYOUTS if layout not in ('scalar', 'empty')],
+)
+def test_rows_are_those_of_the_first_dimension_and_go_back(layout, x):
+    x = LAYOUTS[layout](x)
+    values = rows(x)
+
+    assert len(values) == len(x)
+    for row, original in zip(values, x):
+        assert torch.equal(row.sort().values, original.flatten().sort().values)
+    assert torch.equal(from_rows(values, x), x)
+    assert torch.equal(rows(x + 1, x), values + 1)
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'matrix'])
@@ -105,14 +123,21 @@ def results(x, keep):
     (out * x).sum().backward()
     alpha = flat(x).view(2, -1).clone().requires_grad_()
     step = torch.tensor([[0.1], [0.2]], requires_grad=True)
-    relaxed = relaxed_integers(alpha, alpha.detach().floor())
-    zero_point = torch.tensor([[3.0], [0.0]])
-    rows = dequantize_rows(relaxed, step, zero_point, -2, 1)
-    penalty = rounding_penalty(alpha, torch.tensor(3.0))
-    (rows.square().sum() + penalty).backward()
+    base = alpha.detach().floor()
+    grid = step, torch.tensor([[3.0], [0.0]]), -2, 1
+    relaxed = relaxed_rows(alpha, base, *grid)
+    moved = dequantize_rows(base + alpha, *grid)
+    penalty = rounding_penalty(alpha.view(-1), torch.tensor(3.0))
+    b = x.detach().requires_grad_()
+    error = weighted_squared_error(b, 0.5 * x, x[:1].abs())
+    losses = relaxed.square().sum(), moved.square().sum(), penalty, error
+    sum(losses).backward()
     return [
         t.detach()
-        for t in (out, a.grad, s.grad, rows, penalty, alpha.grad, step.grad)
+        for t in (
+            *(out, a.grad, s.grad, relaxed, moved, penalty, error, b.grad),
+            *(alpha.grad, step.grad),
+        )
     ]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mmrazor_brecq.functional import weighted_squared_error
@@ -19,3 +20,19 @@ def test_weights_count_element_by_element():
     weight = torch.tensor([[2.0, 0.0]])
 
     assert weighted_squared_error(x, y, weight) == 1.0
+
+
+@pytest.mark.parametrize('images', [1, 5])
+@pytest.mark.parametrize(
+    'order', [torch.contiguous_format, torch.channels_last]
+)
+def test_gradients_are_those_of_the_formula(images, order, generator):
+    """In whatever memory order output, target and weight are."""
+    x, y = torch.randn(2, 5, 4, 3, 2, generator=generator)
+    weight = torch.rand(images, 4, 3, 2, generator=generator)
+    fast, slow = (x.to(memory_format=order).requires_grad_() for _ in range(2))
+    (3 * weighted_squared_error(fast, y, weight)).backward()
+    (3 * (weight * (slow - y).square()).mean()).backward()
+
+    torch.testing.assert_close(fast.grad, slow.grad)
+    assert fast.grad.stride() == slow.detach().stride()

@@ -7,7 +7,7 @@ from mmrazor_brecq.functional import (
     annealed_beta,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
-    relaxed_integers,
+    relaxed_rows,
     rounding_penalty,
 )
 
@@ -51,13 +51,26 @@ def test_the_penalty_pushes_to_the_nearer_end():
     assert alpha.grad[0] > 0 > alpha.grad[1]
 
 
-def test_relaxed_integers_lie_between_two_whole_ones(generator):
+def test_relaxed_rows_are_the_dequantized_relaxed_integers(generator):
     alpha = torch.randn(3, 50, generator=generator) * 4
     base = torch.randint(-8, 8, (3, 50), generator=generator).float()
-    relaxed = relaxed_integers(alpha, base)
+    step = torch.rand(3, 1, generator=generator) + 0.1
+    zero_point = torch.tensor([[1.0], [0.0], [-2.0]])
+    grad = torch.randn(3, 50, generator=generator)
+    found = []
+    for one_kernel in True, False:
+        a, s = (x.clone().requires_grad_() for x in (alpha, step))
+        if one_kernel:
+            rows = relaxed_rows(a, base, s, zero_point, -4, 3)
+        else:
+            integers = base + rectified_sigmoid(a)
+            low, high = -4 - zero_point, 3 - zero_point
+            rows = torch.minimum(torch.maximum(integers, low), high) * s
+        rows.backward(grad)
+        found.append((rows, a.grad, s.grad))
 
-    torch.testing.assert_close(relaxed, base + rectified_sigmoid(alpha))
-    assert ((relaxed >= base) & (relaxed <= base + 1)).all()
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_exponent_is_flat_through_the_warmup_and_then_falls_in_a_line():

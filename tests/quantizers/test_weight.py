@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmrazor_brecq.quantizers import WeightQuantizer
+from mmrazor_brecq.quantizers import Rounding, WeightQuantizer
 from mmrazor_brecq.registry import MODELS
 
 SHAPES = [(6, 3, 3, 3), (6, 20), (6, 2, 5)]
@@ -196,7 +196,7 @@ def test_a_state_of_another_width_is_refused_by_name():
 
 def test_a_rounding_from_outside_needs_no_change_here(weight):
     @MODELS.register_module()
-    class UpwardsForTheTest(nn.Module):
+    class UpwardsForTheTest(Rounding):
         def start(self, position):
             self.integers = position.ceil()
 
