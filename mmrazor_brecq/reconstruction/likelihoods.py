@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
-from .rows import Rows, tensors
+from .rows import Rows, at_once, tensors
 
 
 @TASK_UTILS.register_module()
@@ -102,6 +102,7 @@ def teacher_gradients(
     likelihood: Callable[[list[Tensor], torch.Generator], Tensor],
     generator: torch.Generator,
     collect: Callable[[tuple[str, int], slice, Tensor], None],
+    count: Optional[int] = None,
 ) -> None:
     """One forward and backward pass an image, for all units together.
 
@@ -115,7 +116,9 @@ def teacher_gradients(
             tensor in it, which images are at hand, and the loss's gradient
             there. Of a unit that is called several times only the first
             call counts, which is the one that is reconstructed.
+        count (int, optional): How many of the images; by default all.
     """
+    count = len(images) if count is None else min(count, len(images))
     seen: set[str] = set()
     now = slice(0, 0)
 
@@ -142,7 +145,10 @@ def teacher_gradients(
     try:
         with torch.enable_grad():
             for batch in images.split():
-                for part in batch.split(32):
+                for part in batch.split(at_once(batch)):
+                    part = part[: count - now.stop]
+                    if not len(part):
+                        return
                     seen.clear()
                     now = slice(now.stop, now.stop + len(part))
                     # What is in front of the first unit needs no gradient,

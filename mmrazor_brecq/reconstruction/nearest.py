@@ -104,6 +104,7 @@ class NearestRounding:
 
         The least and the greatest value are among the sample, once each.
         """
+        waiting = [q for q in quantizers if not q.active]
         images = torch.arange(min(share(self.fit_images), len(data.inputs)))
         parts = images.split(self.batch_size)
         found: list[ActivationQuantizer] = []
@@ -111,16 +112,16 @@ class NearestRounding:
         ends: list[Tensor] = []
 
         def look(quantizer: Any, args: Any) -> None:
-            if not quantizer.active and quantizer in (found or [quantizer]):
+            if quantizer in (found or [quantizer]):
                 found[:] = [quantizer]
                 ends.extend(args[0].aminmax())
                 samples.append(
                     quantizer.sample(args[0], len(samples), len(parts))
                 )
 
-        hooks = [q.register_forward_pre_hook(look) for q in quantizers]
+        hooks = [q.register_forward_pre_hook(look) for q in waiting]
         try:
-            for index in parts:
+            for index in parts if waiting else ():
                 args, kwargs = data.inputs.take(index)
                 unit.module(*args, **kwargs)
         finally:

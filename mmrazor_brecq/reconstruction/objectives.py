@@ -16,7 +16,7 @@ from ..functional import weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from .likelihoods import teacher_gradients
-from .processes import total
+from .processes import share, total
 from .rows import Rows, tensors
 
 
@@ -139,6 +139,8 @@ class FisherDiag(_Fisher):
             holds one gradient an image; by default all by their mean.
         temper (float): Exponent of the weights before they are
             normalised: 1 is the Fisher itself, 0 plain MSE.
+        images (int): Images that the mean is taken over; with
+            ``per_sample`` all are needed.
         likelihood (dict): The teacher's loss.
     """
 
@@ -146,9 +148,11 @@ class FisherDiag(_Fisher):
         self,
         per_sample: bool = False,
         temper: float = 0.5,
+        images: int = 256,
         likelihood: Optional[dict] = None,
     ) -> None:
         super().__init__(likelihood)
+        self.images = images
         self.per_sample = per_sample
         self.temper = temper
 
@@ -177,7 +181,13 @@ class FisherDiag(_Fisher):
                 found[place] = found.get(place, 0) + mean
 
         teacher_gradients(
-            teacher, units, images, self.likelihood, generator, collect
+            teacher,
+            units,
+            images,
+            self.likelihood,
+            generator,
+            collect,
+            None if self.per_sample else share(self.images),
         )
         self.weights = {}
         for place, weight in found.items():

@@ -18,6 +18,21 @@ def tensors(nested: Any) -> list[Tensor]:
     return [x for x in tree_leaves(nested) if isinstance(x, Tensor)]
 
 
+def at_once(*nested: Any, most: int = 32, elements: int = 2**19) -> int:
+    """How many images to run together, so that they need little memory.
+
+    Args:
+        nested (Any): Structures of tensors N x ..., what they are made of.
+        most (int): Images at the most.
+        elements (int): Numbers that their tensors may have in all, unless
+            a single image has more.
+    """
+    found = [x for x in tensors(nested) if x.dim()]
+    images = max(len(x) for x in found)
+    each = max(1, sum(x.numel() for x in found) // max(images, 1))
+    return min(most, max(1, elements // each))
+
+
 class Rows:
     """Structures of tensors whose first dimension runs over images.
 
