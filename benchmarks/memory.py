@@ -26,7 +26,7 @@ from torch import Tensor
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.engine.calibration import memory_budget
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
-from mmrazor_brecq.reconstruction import Rows, Store
+from mmrazor_brecq.reconstruction import Rows, Store, at_once
 
 MB = 2**20
 
@@ -68,7 +68,8 @@ def main() -> None:
     model = model.to(device).eval()
     weights = sum(p.numel() * 4 for p in model.parameters()) / MB
     before = peak_memory_mb()
-    sizes = [32] * (args.images // 32)
+    size = at_once(3 * 224 * 224, most=32, room=2**20)
+    sizes = [len(x) for x in torch.arange(args.images).split(size)]
     budget = memory_budget(args.memory, torch.device(device))
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir='.') as folder:
@@ -85,10 +86,10 @@ def main() -> None:
     budget_mb = (budget or 0) / MB
     for name, value in {
         'budget': budget_mb,
-        'model': weights,
-        'allowed: budget + model + 500 MB': budget_mb + weights + 500e6 / MB,
+        'the process with the model, before the run': before,
+        'of which weights': weights,
+        'allowed: budget + that + 500': budget_mb + before + 500e6 / MB,
         'peak resident size': peak_memory_mb(),
-        'of which before the run began': before,
         'activations held, at most': store.peak / MB,
         'activations written to files, in all': store.spilled / MB,
     }.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, Union
 
 import psutil
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..algorithms import BRECQ
-from ..reconstruction import Rows, Store, share
+from ..reconstruction import Rows, Store, at_once, share
 
 UNITS = {
     'B': 1,
@@ -139,10 +140,21 @@ def collect_images(
             '(`model.reconstructor.batch_size`, shared by all) and one image '
             f'to judge by, {least} in all, and this one has {count}'
         )
-    sampler: Any = loader.batch_sampler
-    size = sampler.batch_size
-    sizes = [min(size, count - i) for i in range(0, count, size)]
-    return Rows(_batches(model, loader, count, images), sizes, store)
+    batches = _batches(model, loader, count, images)
+    first = next(batches)
+    # What waits between two units is that of one part of a batch.
+    size = at_once(first[0].numel(), most=len(first), room=2**20)
+    whole = len(first)
+    sizes = [
+        min(size, stop - i)
+        for start in range(0, count, whole)
+        for stop in [min(start + whole, count)]
+        for i in range(start, stop, size)
+    ]
+    parts = (
+        part for batch in chain([first], batches) for part in batch.split(size)
+    )
+    return Rows(parts, sizes, store)
 
 
 def _batches(

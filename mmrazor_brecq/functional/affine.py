@@ -60,16 +60,14 @@ class _DequantizeRows(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(q, step, zero_point)
         ctx.range = qmin, qmax
-        return _dequantize_rows(
-            q.detach(), step.detach(), zero_point, qmin, qmax
-        )
+        return _dequantize_rows(q, step, zero_point, qmin, qmax)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         q, step, zero_point = ctx.saved_tensors
         grad_q, grad_step = _dequantize_rows_backward(
-            grad, q.detach(), step.detach(), zero_point, *ctx.range
+            grad, q, step, zero_point, *ctx.range
         )
         return grad_q, grad_step.sum_to_size(step.shape), None, None, None
 
@@ -209,9 +207,7 @@ class _FakeQuantize(torch.autograd.Function):
         zero_point = zero_point.to(step.dtype)  # one type: one fast kernel
         ctx.save_for_backward(x, step, zero_point, keep)
         ctx.range = qmin, qmax
-        return like(
-            _mixed(flat(x.detach()), step, zero_point, qmin, qmax, keep), x
-        )
+        return like(_mixed(flat(x), step, zero_point, qmin, qmax, keep), x)
 
     @staticmethod
     @once_differentiable

@@ -23,11 +23,14 @@ F = TypeVar('F', bound=Callable[..., Any])
 
 
 def fused(function: F) -> F:
-    """Decorate a function of 1-dimensional tensors to run as one kernel."""
+    """Decorate a function to run as one kernel, without gradients."""
     compiled: list[Callable] = []
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
+        # The compiler asks what a view is a view of, what is a parameter, and
+        # what needs a gradient, and compiles anew for every answer.
+        args = tuple(x.data if isinstance(x, Tensor) else x for x in args)
         if not compiled:
             compiled.append(_compiled(function))
         try:
@@ -57,6 +60,16 @@ def _compiled(function: Callable) -> Callable:
 
 
 @functools.cache
+def _c_library() -> Any:
+    """The C library if it is glibc, whose memory can be steered."""
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        return libc if hasattr(libc, 'malloc_trim') else None
+    except OSError:
+        return None
+
+
+@functools.cache
 def reuse_freed_memory() -> None:
     """Let the C library keep what is freed, for the next tensor of its kind.
 
@@ -65,12 +78,15 @@ def reuse_freed_memory() -> None:
     convolutions. Does nothing where the C library is another.
     """
     trim_threshold, mmap_threshold = -1, -3  # of <malloc.h>
-    try:
-        libc = ctypes.CDLL('libc.so.6')
+    if libc := _c_library():
         libc.mallopt(mmap_threshold, 2**25)
         libc.mallopt(trim_threshold, 2**30)
-    except (OSError, AttributeError):
-        pass
+
+
+def give_back_freed_memory() -> None:
+    """Let the C library return to the system what is free by now."""
+    if libc := _c_library():
+        libc.malloc_trim(0)
 
 
 def flat(x: Tensor, order: Optional[Tensor] = None) -> Tensor:

@@ -19,7 +19,7 @@ class _SquaredError(torch.autograd.Function):
         ctx: Any, output: Tensor, target: Tensor, weight: Optional[Tensor]
     ) -> Tensor:
         ctx.save_for_backward(output, target, weight)
-        return _errors(*_aligned(output.detach(), target, weight)).mean()
+        return _errors(*_aligned(output, target, weight)).mean()
 
     @staticmethod
     @once_differentiable

@@ -36,16 +36,14 @@ class _RelaxedRows(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(alpha, base, step, zero_point)
         ctx.range = qmin, qmax
-        return _relaxed_rows(
-            alpha.detach(), base, step.detach(), zero_point, qmin, qmax
-        )
+        return _relaxed_rows(alpha, base, step, zero_point, qmin, qmax)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         alpha, base, step, zero_point = ctx.saved_tensors
         grad_alpha, grad_step = _relaxed_rows_backward(
-            grad, alpha.detach(), base, step.detach(), zero_point, *ctx.range
+            grad, alpha, base, step, zero_point, *ctx.range
         )
         grad_step = grad_step.sum_to_size(step.shape)
         return grad_alpha, None, grad_step, None, None, None
@@ -133,7 +131,7 @@ class _RoundingPenalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, alpha: Tensor, beta: Tensor) -> Tensor:
-        value, slope = _penalty(alpha.detach(), beta)
+        value, slope = _penalty(alpha, beta)
         ctx.save_for_backward(slope)
         return value
 

@@ -91,9 +91,9 @@ class AdaRound(Rounding):
         """In training, by :func:`mmrazor_brecq.functional.relaxed_rows`."""
         if not self.training:
             return super().values(step, zero_point, qmin, qmax)
-        # A view: the compiler takes a parameter's shape for fixed.
-        alpha = self.alpha.view_as(self.base)
-        return relaxed_rows(alpha, self.base, step, zero_point, qmin, qmax)
+        return relaxed_rows(
+            self.alpha, self.base, step, zero_point, qmin, qmax
+        )
 
     def penalty(self, beta: Tensor) -> Tensor:
         """See :func:`mmrazor_brecq.functional.rounding_penalty`."""

@@ -5,7 +5,7 @@ from .official import OfficialFisher
 from .processes import own_generator, share
 from .reconstructor import BlockReconstructor
 from .refiner import WHOLE, NetworkRefiner
-from .rows import Rows
+from .rows import Rows, at_once
 from .store import Store
 from .stream import Stream
 from .unit_data import UnitData, UnitReport
@@ -30,4 +30,5 @@ __all__ = [
     'WHOLE',
     'own_generator',
     'share',
+    'at_once',
 ]

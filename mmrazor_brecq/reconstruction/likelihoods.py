@@ -119,6 +119,8 @@ def teacher_gradients(
         count (int, optional): How many of the images; by default all.
     """
     count = len(images) if count is None else min(count, len(images))
+    # A pass keeps all activations of the network for the way back.
+    together = at_once(images.elements, most=32, room=2**19)
     seen: set[str] = set()
     now = slice(0, 0)
 
@@ -145,7 +147,7 @@ def teacher_gradients(
     try:
         with torch.enable_grad():
             for batch in images.split():
-                for part in batch.split(at_once(batch)):
+                for part in batch.split(together):
                     part = part[: count - now.stop]
                     if not len(part):
                         return

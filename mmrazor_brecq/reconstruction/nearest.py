@@ -106,7 +106,11 @@ class NearestRounding:
         """
         waiting = [q for q in quantizers if not q.active]
         images = torch.arange(min(share(self.fit_images), len(data.inputs)))
-        parts = images.split(self.batch_size)
+        parts = [
+            part
+            for batch in images.split(self.batch_size)
+            for part in data.parts(batch)
+        ]
         found: list[ActivationQuantizer] = []
         samples: list[Tensor] = []
         ends: list[Tensor] = []

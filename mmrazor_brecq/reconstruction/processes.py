@@ -65,19 +65,22 @@ def adam(
 
 
 def descend(
-    loss: Tensor,
+    losses: Iterable[Tensor],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
     """One step of an optimiser, the same in all processes.
 
     Args:
-        loss (Tensor): Of this process' images, a scalar.
+        losses (iterable): Scalars whose sum is to fall, of this process'
+            images. Each is asked for when the one before it has left its
+            gradient, so that only one of them holds memory.
         optimizer (Optimizer): Holds what is learned.
         schedule (LRScheduler): Of its learning rates.
     """
     optimizer.zero_grad()
-    loss.backward()
+    for loss in losses:
+        loss.backward()
     average_gradients(
         p for group in optimizer.param_groups for p in group['params']
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Optional
 
 import torch
@@ -128,32 +130,57 @@ class BlockReconstructor(NearestRounding):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, self.iterations
         )
-        weights = sum(layer.weight.numel() for layer in layers)
         batch = share(self.batch_size)
         for i in range(self.iterations):
             index = torch.randint(data.trained, (batch,), generator=generator)
-            args, kwargs = self._mixed_inputs(unit, data, index, masks)
-            error = self.objective.loss(
-                unit,
-                unit.module(*args, **kwargs),
-                data.targets.take(index),
-                index,
+            errors: list[Tensor] = []
+            losses = chain(
+                self._errors(unit, data, index, masks, report, errors),
+                self._penalties(layers, i / self.iterations),
             )
-            loss = error / max(report.before, 1e-12)
-            progress = i / self.iterations
-            if progress >= self.warmup:
-                beta = torch.tensor(
-                    annealed_beta(progress, self.warmup, *self.beta),
-                    device=error.device,
-                )
-                undecided = sum(
-                    layer.weight_quantizer.rounding.penalty(beta)
-                    for layer in layers
-                )
-                loss = loss + self.penalty / weights * undecided
-            descend(loss, optimizer, schedule)
+            descend(losses, optimizer, schedule)
             if i % 10 == 0:
-                report.losses.append((i, self._finite(error, i)))
+                error = self._finite(torch.stack(errors).sum(), i)
+                report.losses.append((i, error))
+
+    def _errors(
+        self,
+        unit: Unit,
+        data: UnitData,
+        index: Tensor,
+        masks: MaskPool,
+        report: UnitReport,
+        errors: list[Tensor],
+    ) -> Iterator[Tensor]:
+        """The error of a batch part by part, relative to nearest rounding's.
+
+        What it is in itself is put into ``errors``.
+        """
+        for part in data.parts(index):
+            args, kwargs = self._mixed_inputs(unit, data, part, masks)
+            output = unit.module(*args, **kwargs)
+            target = data.targets.take(part)
+            error = self.objective.loss(unit, output, target, part)
+            error = error * (len(part) / len(index))
+            errors.append(error.detach())
+            yield error / max(report.before, 1e-12)
+
+    def _penalties(
+        self, layers: list[QuantLayer], progress: float
+    ) -> Iterator[Tensor]:
+        """The penalty of what is undecided, once the warmup is over."""
+        if progress < self.warmup:
+            return
+        device = layers[0].weight.device if layers else None
+        beta = torch.tensor(
+            annealed_beta(progress, self.warmup, *self.beta), device=device
+        )
+        weights = sum(layer.weight.numel() for layer in layers)
+        undecided = sum(
+            layer.weight_quantizer.rounding.penalty(beta) for layer in layers
+        )
+        if isinstance(undecided, Tensor) and undecided.requires_grad:
+            yield self.penalty / weights * undecided
 
     def _optimizer(
         self, unit: Unit, layers: list[QuantLayer]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 import torch
@@ -21,7 +21,7 @@ from .processes import (
     share,
     take_from_first,
 )
-from .rows import Rows, tensors
+from .rows import Rows, at_once, tensors
 from .unit_data import UnitReport
 
 #: What a report calls the whole network.
@@ -158,15 +158,21 @@ class NetworkRefiner:
             optimizer, self.iterations
         )
         size = share(self.batch_size)
+        # A pass keeps all activations of the network for the way back.
+        together = at_once(images.elements, most=size, room=2**19)
         for i in range(self.iterations):
             index = torch.randint(trained, (size,), generator=generator)
             batch = images.take(index)
             for augment in self.augment:
                 batch = augment(batch, generator)
-            error = _error(network, teacher, batch)
-            descend(error, optimizer, schedule)
+            errors: list[Tensor] = []
+            descend(
+                _errors(network, teacher, batch.split(together), errors),
+                optimizer,
+                schedule,
+            )
             if i % 10 == 0:
-                report.losses.append((i, float(error.detach())))
+                report.losses.append((i, float(sum(errors))))
 
     @torch.no_grad()
     def _judge(
@@ -174,11 +180,26 @@ class NetworkRefiner:
     ) -> float:
         """Error on the images from ``first`` on."""
         network.eval()
-        parts = torch.arange(first, len(images)).split(self.batch_size)
+        size = at_once(images.elements, most=self.batch_size, room=2**20)
+        parts = torch.arange(first, len(images)).split(size)
         return mean_error(
             (_error(network, teacher, images.take(index)), len(index))
             for index in parts
         )
+
+
+def _errors(
+    network: nn.Module,
+    teacher: nn.Module,
+    parts: Sequence[Tensor],
+    errors: list[Tensor],
+) -> Iterator[Tensor]:
+    """The error of a batch part by part, left in ``errors``, too."""
+    images = sum(map(len, parts))
+    for part in parts:
+        error = _error(network, teacher, part) * (len(part) / images)
+        errors.append(error.detach())
+        yield error
 
 
 def _error(network: nn.Module, teacher: nn.Module, images: Tensor) -> Tensor:

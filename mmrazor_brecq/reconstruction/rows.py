@@ -18,19 +18,15 @@ def tensors(nested: Any) -> list[Tensor]:
     return [x for x in tree_leaves(nested) if isinstance(x, Tensor)]
 
 
-def at_once(*nested: Any, most: int = 32, elements: int = 2**19) -> int:
-    """How many images to run together, so that they need little memory.
+def at_once(elements: int, most: int, room: int = 2**21) -> int:
+    """How many images run together, so that they need little memory.
 
     Args:
-        nested (Any): Structures of tensors N x ..., what they are made of.
+        elements (int): Numbers that an image has.
         most (int): Images at the most.
-        elements (int): Numbers that their tensors may have in all, unless
-            a single image has more.
+        room (int): Numbers that all of them may have.
     """
-    found = [x for x in tensors(nested) if x.dim()]
-    images = max(len(x) for x in found)
-    each = max(1, sum(x.numel() for x in found) // max(images, 1))
-    return min(most, max(1, elements // each))
+    return max(1, min(most, room // max(1, elements)))
 
 
 class Rows:
@@ -91,6 +87,11 @@ class Rows:
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    @property
+    def elements(self) -> int:
+        """Numbers that an image has."""
+        return sum(x.elements for x in self.leaves if isinstance(x, Column))
 
     def take(self, index: Tensor) -> Any:
         """The structure of some images.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rows import Rows
+from .rows import Rows, at_once
 
 
 @dataclass
@@ -32,9 +32,19 @@ class UnitData:
         """Number of images to learn from."""
         return len(self.inputs) - self.held_out
 
+    def parts(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Cut a batch so that a part runs through the unit in little memory.
+
+        Args:
+            index (Tensor): Numbers of images.
+        """
+        elements = self.inputs.elements + self.targets.elements
+        return index.split(at_once(elements, most=max(1, len(index))))
+
     def judges(self, size: int) -> tuple[Tensor, ...]:
-        """Indices of the images that judge, ``size`` at a time."""
-        return torch.arange(self.trained, len(self.inputs)).split(size)
+        """Indices of the images that judge, ``size`` or fewer at a time."""
+        judges = torch.arange(self.trained, len(self.inputs)).split(size)
+        return tuple(part for batch in judges for part in self.parts(batch))
 
 
 @dataclass
