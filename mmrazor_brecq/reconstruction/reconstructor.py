@@ -55,7 +55,7 @@ class BlockReconstructor(NearestRounding):
         self,
         iterations: int = 200,
         rounding_lr: float = 0.1,
-        weight_scale_lr: float = 1e-3,
+        weight_scale_lr: float = 2.5e-3,
         activation_scale_lr: float = 1e-3,
         penalty: float = 0.1,
         warmup: float = 0.2,
