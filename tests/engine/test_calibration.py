@@ -3,10 +3,42 @@ from __future__ import annotations
 import psutil
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from mmrazor_brecq.engine.calibration import memory_budget
+from mmrazor_brecq.engine.calibration import (
+    ImageSet,
+    collect_images,
+    memory_budget,
+)
+from mmrazor_brecq.reconstruction import BlockReconstructor, Store
 
 CPU = torch.device('cpu')
+
+
+class Images(Dataset):
+    """What a data set of images gives, without the data set."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return dict(inputs=self.images[i])
+
+
+class Model(nn.Linear):
+    """What is asked of a model when images are collected."""
+
+    reconstructor = BlockReconstructor()
+
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def data_preprocessor(self, data, training):
+        return data
 
 
 @pytest.mark.parametrize(
@@ -35,3 +67,16 @@ def test_a_share_is_of_what_is_free():
 def test_all_else_is_refused(memory):
     with pytest.raises(ValueError, match=r'calibration\.memory=.*GiB'):
         memory_budget(memory, CPU)
+
+
+@pytest.mark.parametrize('count', [40, 48, 64])
+@pytest.mark.parametrize(('side', 'part'), [(64, 32), (224, 6), (600, 1)])
+def test_large_images_wait_in_small_parts(count, side, part):
+    """All of them, in order, whatever the batches of the loader are."""
+    images = torch.arange(64.0).view(-1, 1, 1, 1).expand(-1, 3, side, side)
+    loader = DataLoader(Images(images), batch_size=32)
+    rows = collect_images(Model(), loader, count, ImageSet(), Store())
+
+    assert len(rows) == count and max(rows.sizes) == part
+    found = torch.cat([batch[:, 0, 0, 0] for batch in rows.split()])
+    assert torch.equal(found, torch.arange(float(count)))

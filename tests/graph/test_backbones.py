@@ -338,12 +338,21 @@ def test_the_way_from_a_config_to_eight_bits(name):
     again = BlockPartition()(teacher, trace)
     assert [u.layers for u in again] == [u.layers for u in model.units]
 
-    # Reconstruct: each batch passes the float network once.
-    passes = collections.Counter()
+    # Reconstruct: each batch passes the float network once, and the
+    # quantized one, but for what is tried out within a unit.
+    passes, glue = collections.Counter(), collections.Counter()
     for module in teacher.modules():
         module.register_forward_hook(
             lambda module, *_: passes.update([module])
         )
+    inside = {m for unit in model.units for m in unit.module.modules()}
+    between = {
+        name: module
+        for name, module in model.architecture.named_modules()
+        if module not in inside
+    }
+    for name, module in between.items():
+        module.register_forward_hook(lambda *_, name=name: glue.update([name]))
     probe = Probe()
     batches = [images[:4], images[4:]]
     reports = list(model.reconstruct(teacher, batches, reconstructor=probe))
@@ -351,6 +360,11 @@ def test_the_way_from_a_config_to_eight_bits(name):
     assert passes == {
         module: len(uses) * len(batches)
         for module, uses in trace.by_module().items()
+    }
+    assert glue == {
+        uses[0].name: len(uses) * len(batches)
+        for uses in trace.by_module().values()
+        if uses[0].name in between
     }
 
     # Built anew from the config, the state gives the same.

@@ -204,6 +204,20 @@ def test_diagonal_weights_are_the_mean_squared_gradients(temper, toy, batches):
         )
 
 
+@pytest.mark.parametrize('images', [5, 7])
+def test_the_mean_is_taken_over_as_many_images_as_asked_for(
+    images, toy, batches
+):
+    some, only = FisherDiag(images=images), FisherDiag()
+    watched(some, toy('residual'), batches)
+    rest = [batches[0], batches[1][: images - 5]]
+    watched(only, toy('residual'), [x for x in rest if len(x)])
+
+    assert some.weights.keys() == only.weights.keys() != set()
+    for place, weight in some.weights.items():
+        assert torch.equal(weight, only.weights[place])
+
+
 def test_weights_a_sample_are_those_of_the_images_at_hand(toy, batches):
     network = toy('residual')
     objective = FisherDiag(per_sample=True, temper=1.0)

@@ -18,6 +18,7 @@ from mmrazor_brecq.reconstruction import (
     Stream,
     UnitData,
     UnitReport,
+    at_once,
 )
 
 #: Rates at which nothing of use is learned.
@@ -31,6 +32,10 @@ def learner(iterations=6, **kwargs):
 
 def run(model, teacher, batches, reconstructor, seed=0, done=None):
     return list(model.reconstruct(teacher, batches, seed, reconstructor, done))
+
+
+def states(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
 
 
 def same_state(a, b):
@@ -157,6 +162,31 @@ def test_steps_are_chosen_on_what_the_quantized_layers_before_give(
 
     assert len(seen) == 1
     torch.testing.assert_close(seen[0][:-2], inner.flatten())
+
+
+def test_a_batch_in_parts_learns_what_it_learns_as_a_whole(
+    quantize, batches, monkeypatch
+):
+    """Images too large to run together: the gradients of all add up."""
+    found = []
+    for room in 2**21, 1:
+        monkeypatch.setattr(at_once, '__defaults__', (room,))
+        model, teacher = quantize('residual', (3, 3))
+        unit, data = first_block(model, teacher, batches)
+        assert len(data.parts(torch.arange(4))) == (4 if room == 1 else 1)
+        # Without QDrop, which draws anew for every part.
+        for quantizer in activation_quantizers(unit.module):
+            quantizer.drop_prob = 0.0
+        generator = torch.Generator().manual_seed(0)
+        report = learner(12)(unit, data, generator)
+        found.append((report, states(unit.module)))
+    (whole, one), (parts, other) = found
+
+    assert whole.losses[1] == pytest.approx(parts.losses[1], rel=1e-3)
+    assert whole.after == pytest.approx(parts.after, rel=0.05)
+    for key in one:
+        if one[key].is_floating_point():
+            torch.testing.assert_close(one[key], other[key], rtol=1e-2, atol=0)
 
 
 def test_learning_makes_the_error_smaller(quantize, batches):

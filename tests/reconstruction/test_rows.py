@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_flatten
 
-from mmrazor_brecq.reconstruction import Rows
+from mmrazor_brecq.reconstruction import Rows, at_once
 from mmrazor_brecq.reconstruction.rows import tensors
 
 SIZES = [4, 3, 5]
@@ -133,3 +133,15 @@ def test_images_of_several_sizes_are_refused_with_the_cure():
     parts = [torch.zeros(4, 3, 8, 8), torch.zeros(3, 3, 6, 8)]
     with pytest.raises(ValueError, match=r'\(3, 6, 8\).*pipeline'):
         Rows(parts, [4, 3])
+
+
+def test_an_image_has_the_numbers_of_all_that_is_its_own(parts):
+    """Windows count, constants do not."""
+    assert Rows(parts, SIZES).elements == 3 * 2 + 4 * 5 + 1
+
+
+@pytest.mark.parametrize(
+    ('elements', 'count'), [(1, 32), (100, 10), (600, 1), (10**6, 1), (0, 32)]
+)
+def test_as_many_images_run_together_as_there_is_room_for(elements, count):
+    assert at_once(elements, most=32, room=1000) == count
