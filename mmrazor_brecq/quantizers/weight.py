@@ -55,6 +55,7 @@ class WeightQuantizer(nn.Module):
         self.rounding_cfg = rounding or dict(type='AdaRound')
         self.rounding: Any = None
         self.log_step: Optional[nn.Parameter] = None
+        self.pace = 1.0
         groups = out_channels if per_channel else 1
         self.register_buffer('scale', torch.full((groups,), torch.nan))
         self.register_buffer(
@@ -86,12 +87,14 @@ class WeightQuantizer(nn.Module):
         self.rounding.start(rows(weight.detach()) / self.scale[:, None])
         if self.learn_scale:
             self.log_step = nn.Parameter(torch.zeros_like(self.scale))
+            # A step moves all its weights: the more there are, the slower.
+            self.pace = (len(self.scale) / weight.numel()) ** 0.5
 
     def forward(self, weight: Tensor) -> Tensor:
         """Real weights on the grid, in the shape of ``weight``."""
         step = self.scale
         if self.log_step is not None:
-            step = step * self.log_step.exp()
+            step = step * self._growth()
         zero_point = self.zero_point[:, None].to(step.dtype)
         grid = step[:, None], zero_point, *self.grid.range
         if self.rounding is not None and weight.is_floating_point():
@@ -107,7 +110,7 @@ class WeightQuantizer(nn.Module):
         integers = self._integers(weight) + self.zero_point[:, None]
         integers = integers.clamp(*self.grid.range).to(torch.int8)
         if self.log_step is not None:
-            self.scale.mul_(self.log_step.exp())
+            self.scale.mul_(self._growth())
         self.forget()
         return from_rows(integers, weight)
 
@@ -134,6 +137,10 @@ class WeightQuantizer(nn.Module):
         return (
             [] if self.rounding is None else list(self.rounding.parameters())
         )
+
+    def _growth(self) -> Tensor:
+        """By what factor the steps have been learned to be larger."""
+        return (self.pace * self.log_step).exp()
 
     def _integers(self, weight: Tensor) -> Tensor:
         """C x K integers less the zero point, before they are clamped."""

@@ -34,7 +34,8 @@ class BlockReconstructor(NearestRounding):
     Args:
         iterations (int): Steps of the optimiser a unit.
         rounding_lr (float): Learning rate of the rounding variables.
-        weight_scale_lr (float): Of the logarithm of the weight steps.
+        weight_scale_lr (float): Of the logarithm of the weight steps, over
+            the root of the number of weights that a step has.
         activation_scale_lr (float): Of the logarithm of the activation
             steps.
         penalty (float): Weight of the rounding penalty, relative to the
@@ -55,7 +56,7 @@ class BlockReconstructor(NearestRounding):
         self,
         iterations: int = 200,
         rounding_lr: float = 0.1,
-        weight_scale_lr: float = 2.5e-3,
+        weight_scale_lr: float = 0.02,
         activation_scale_lr: float = 1e-3,
         penalty: float = 0.1,
         warmup: float = 0.2,

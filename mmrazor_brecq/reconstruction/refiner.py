@@ -41,7 +41,8 @@ class NetworkRefiner:
     Args:
         iterations (int): Steps of the optimiser.
         rounding_lr (float): Learning rate of the weights, in their steps.
-        weight_scale_lr (float): Of the logarithm of the weight steps.
+        weight_scale_lr (float): Of the logarithm of the weight steps, over
+            the root of the number of weights that a step has.
         activation_scale_lr (float): Of the logarithm of the activation
             steps.
         bias_lr (float): Of the biases.
@@ -54,7 +55,7 @@ class NetworkRefiner:
         self,
         iterations: int = 800,
         rounding_lr: float = 1e-2,
-        weight_scale_lr: float = 2e-3,
+        weight_scale_lr: float = 0.04,
         activation_scale_lr: float = 5e-3,
         bias_lr: float = 1e-3,
         batch_size: int = 32,
