@@ -92,9 +92,7 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Real weights on the grid, in the shape of ``weight``."""
-        step = self.scale
-        if self.log_step is not None:
-            step = step * self._growth()
+        step = self._step()
         zero_point = self.zero_point[:, None].to(step.dtype)
         grid = step[:, None], zero_point, *self.grid.range
         if self.rounding is not None and weight.is_floating_point():
@@ -109,8 +107,7 @@ class WeightQuantizer(nn.Module):
         self.eval()
         integers = self._integers(weight) + self.zero_point[:, None]
         integers = integers.clamp(*self.grid.range).to(torch.int8)
-        if self.log_step is not None:
-            self.scale.mul_(self._growth())
+        self.scale.copy_(self._step())
         self.forget()
         return from_rows(integers, weight)
 
@@ -138,9 +135,11 @@ class WeightQuantizer(nn.Module):
             [] if self.rounding is None else list(self.rounding.parameters())
         )
 
-    def _growth(self) -> Tensor:
-        """By what factor the steps have been learned to be larger."""
-        return (self.pace * self.log_step).exp()
+    def _step(self) -> Tensor:
+        """The steps, as far as they have been learned."""
+        if self.log_step is None:
+            return self.scale
+        return self.scale * (self.pace * self.log_step).exp()
 
     def _integers(self, weight: Tensor) -> Tensor:
         """C x K integers less the zero point, before they are clamped."""
