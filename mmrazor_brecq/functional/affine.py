@@ -72,15 +72,14 @@ class _DequantizeRows(torch.autograd.Function):
         return grad_q, grad_step.sum_to_size(step.shape), None, None, None
 
 
-@fused
-def _dequantize_rows(
+def values_on_grid(
     q: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int
 ) -> Tensor:
+    """See :func:`dequantize_rows`; to be part of a kernel."""
     return q.clamp(qmin - zero_point, qmax - zero_point) * step
 
 
-@fused
-def _dequantize_rows_backward(
+def slopes_on_grid(
     grad: Tensor,
     q: Tensor,
     step: Tensor,
@@ -88,10 +87,15 @@ def _dequantize_rows_backward(
     qmin: int,
     qmax: int,
 ) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`values_on_grid`: for ``q``, and C x 1 for steps."""
     low, high = qmin - zero_point, qmax - zero_point
     inside = (q >= low) & (q <= high)
     grad_step = (grad * q.clamp(low, high)).sum(1, keepdim=True)
     return torch.where(inside, grad * step, 0), grad_step
+
+
+_dequantize_rows = fused(values_on_grid)
+_dequantize_rows_backward = fused(slopes_on_grid)
 
 
 def dequantize_rows(

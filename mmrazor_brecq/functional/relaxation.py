@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .affine import slopes_on_grid, values_on_grid
 from .fused import fused
 
 GAMMA, ZETA = -0.1, 1.1
@@ -26,17 +27,11 @@ def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
 class _RelaxedRows(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        alpha: Tensor,
-        base: Tensor,
-        step: Tensor,
-        zero_point: Tensor,
-        qmin: int,
-        qmax: int,
+        ctx: Any, alpha: Tensor, base: Tensor, step: Tensor, *grid: Any
     ) -> Tensor:
+        zero_point, *ctx.range = grid
         ctx.save_for_backward(alpha, base, step, zero_point)
-        ctx.range = qmin, qmax
-        return _relaxed_rows(alpha, base, step, zero_point, qmin, qmax)
+        return _relaxed_rows(alpha, base, step, *grid)
 
     @staticmethod
     @once_differentiable
@@ -50,34 +45,17 @@ class _RelaxedRows(torch.autograd.Function):
 
 
 @fused
-def _relaxed_rows(
-    alpha: Tensor,
-    base: Tensor,
-    step: Tensor,
-    zero_point: Tensor,
-    qmin: int,
-    qmax: int,
-) -> Tensor:
-    q = base + rectified_sigmoid(alpha)
-    return q.clamp(qmin - zero_point, qmax - zero_point) * step
+def _relaxed_rows(alpha: Tensor, base: Tensor, *grid: Any) -> Tensor:
+    return values_on_grid(base + rectified_sigmoid(alpha), *grid)
 
 
 @fused
 def _relaxed_rows_backward(
-    grad: Tensor,
-    alpha: Tensor,
-    base: Tensor,
-    step: Tensor,
-    zero_point: Tensor,
-    qmin: int,
-    qmax: int,
+    grad: Tensor, alpha: Tensor, base: Tensor, *grid: Any
 ) -> tuple[Tensor, Tensor]:
     h, slope = _slope(alpha)
-    q = base + h.clamp(0, 1)
-    low, high = qmin - zero_point, qmax - zero_point
-    inside = (q >= low) & (q <= high)
-    grad_step = (grad * q.clamp(low, high)).sum(1, keepdim=True)
-    return torch.where(inside, grad * step * slope, 0), grad_step
+    grad_q, grad_step = slopes_on_grid(grad, base + h.clamp(0, 1), *grid)
+    return grad_q * slope, grad_step
 
 
 def relaxed_rows(
