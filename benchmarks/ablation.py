@@ -27,19 +27,18 @@ ACTIVATION = 'model.quantization.activation'
 #: Name of a variant, and what it changes.
 VARIANTS: dict[str, list[str]] = {
     'default': [],
-    'plain squared error': [f"{OBJECTIVE}={{'type':'MSE','_delete_':True}}"],
+    'plain squared error': [f'{OBJECTIVE}.type=MSE'],
     'Fisher untempered': [f'{OBJECTIVE}.temper=1.0'],
     'Fisher of each image': [f'{OBJECTIVE}.per_sample=True'],
-    'Fisher with all entries': [
-        f"{OBJECTIVE}={{'type':'FisherFull','_delete_':True}}"
-    ],
+    'Fisher with all entries': [f'{OBJECTIVE}.type=FisherFull'],
     'weight steps fixed': [f'{WEIGHT}.learn_scale=False'],
     'weight steps faster': [f'{BLOCKS}.weight_scale_lr=0.1'],
     'without QDrop': [f'{ACTIVATION}.drop_prob=0.0'],
-    'layers for units': ["model.partition={'type':'LayerPartition'}"],
+    'layers for units': ['model.partition.type=LayerPartition'],
     '600 iterations': [f'{BLOCKS}.iterations=600'],
     'a last pass of 150': [
-        f"{BLOCKS}.refiner={{'type':'NetworkRefiner','iterations':150}}"
+        f'{BLOCKS}.refiner.type=NetworkRefiner',
+        f'{BLOCKS}.refiner.iterations=150',
     ],
 }
 
