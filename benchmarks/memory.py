@@ -26,7 +26,7 @@ from torch import Tensor
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.engine.calibration import memory_budget
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
-from mmrazor_brecq.reconstruction import Rows, Store, at_once
+from mmrazor_brecq.reconstruction import FORWARD, Rows, Store, at_once
 
 MB = 2**20
 
@@ -68,7 +68,7 @@ def main() -> None:
     model = model.to(device).eval()
     weights = sum(p.numel() * 4 for p in model.parameters()) / MB
     before = peak_memory_mb()
-    size = at_once(3 * 224 * 224, most=32, room=2**20)
+    size = at_once(3 * 224 * 224, most=32, room=FORWARD)
     sizes = [len(x) for x in torch.arange(args.images).split(size)]
     budget = memory_budget(args.memory, torch.device(device))
     start = time.perf_counter()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..algorithms import BRECQ
-from ..reconstruction import Rows, Store, at_once, share
+from ..reconstruction import FORWARD, Rows, Store, at_once, share
 
 UNITS = {
     'B': 1,
@@ -143,7 +143,7 @@ def collect_images(
     batches = _batches(model, loader, count, images)
     first = next(batches)
     # What waits between two units is that of one part of a batch.
-    size = at_once(first[0].numel(), most=len(first), room=2**20)
+    size = at_once(first[0].numel(), most=len(first), room=FORWARD)
     whole = len(first)
     sizes = [
         min(size, stop - i)

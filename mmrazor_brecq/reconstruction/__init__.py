@@ -5,12 +5,13 @@ from .official import OfficialFisher
 from .processes import own_generator, share
 from .reconstructor import BlockReconstructor
 from .refiner import WHOLE, NetworkRefiner
-from .rows import Rows, at_once
+from .rows import FORWARD, Rows, at_once
 from .store import Store
 from .stream import Stream
 from .unit_data import UnitData, UnitReport
 
 __all__ = [
+    'FORWARD',
     'BlockReconstructor',
     'CutMix',
     'FisherDiag',

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
-from .rows import Rows, at_once, tensors
+from .rows import AND_BACK, Rows, at_once, tensors
 
 
 @TASK_UTILS.register_module()
@@ -119,8 +119,7 @@ def teacher_gradients(
         count (int, optional): How many of the images; by default all.
     """
     count = len(images) if count is None else min(count, len(images))
-    # A pass keeps all activations of the network for the way back.
-    together = at_once(images.elements, most=32, room=2**19)
+    together = at_once(images.elements, most=32, room=AND_BACK)
     seen: set[str] = set()
     now = slice(0, 0)
 

@@ -106,11 +106,7 @@ class NearestRounding:
         """
         waiting = [q for q in quantizers if not q.active]
         images = torch.arange(min(share(self.fit_images), len(data.inputs)))
-        parts = [
-            part
-            for batch in images.split(self.batch_size)
-            for part in data.parts(batch)
-        ]
+        parts = data.parts(images, self.batch_size)
         found: list[ActivationQuantizer] = []
         samples: list[Tensor] = []
         ends: list[Tensor] = []

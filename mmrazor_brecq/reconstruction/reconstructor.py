@@ -157,7 +157,7 @@ class BlockReconstructor(NearestRounding):
 
         What it is in itself is put into ``errors``.
         """
-        for part in data.parts(index):
+        for part in data.parts(index, len(index)):
             args, kwargs = self._mixed_inputs(unit, data, part, masks)
             output = unit.module(*args, **kwargs)
             target = data.targets.take(part)

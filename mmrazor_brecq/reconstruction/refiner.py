@@ -21,7 +21,7 @@ from .processes import (
     share,
     take_from_first,
 )
-from .rows import Rows, at_once, tensors
+from .rows import AND_BACK, FORWARD, Rows, at_once, tensors
 from .unit_data import UnitReport
 
 #: What a report calls the whole network.
@@ -159,8 +159,7 @@ class NetworkRefiner:
             optimizer, self.iterations
         )
         size = share(self.batch_size)
-        # A pass keeps all activations of the network for the way back.
-        together = at_once(images.elements, most=size, room=2**19)
+        together = at_once(images.elements, most=size, room=AND_BACK)
         for i in range(self.iterations):
             index = torch.randint(trained, (size,), generator=generator)
             batch = images.take(index)
@@ -181,7 +180,7 @@ class NetworkRefiner:
     ) -> float:
         """Error on the images from ``first`` on."""
         network.eval()
-        size = at_once(images.elements, most=self.batch_size, room=2**20)
+        size = at_once(images.elements, most=self.batch_size, room=FORWARD)
         parts = torch.arange(first, len(images)).split(size)
         return mean_error(
             (_error(network, teacher, images.take(index)), len(index))

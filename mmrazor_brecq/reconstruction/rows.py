@@ -18,6 +18,11 @@ def tensors(nested: Any) -> list[Tensor]:
     return [x for x in tree_leaves(nested) if isinstance(x, Tensor)]
 
 
+#: Numbers that images may have which pass a whole network together: forward,
+#: and forward and back, when all that is between is kept.
+FORWARD, AND_BACK = 2**20, 2**19
+
+
 def at_once(elements: int, most: int, room: int = 2**21) -> int:
     """How many images run together, so that they need little memory.
 

@@ -32,19 +32,19 @@ class UnitData:
         """Number of images to learn from."""
         return len(self.inputs) - self.held_out
 
-    def parts(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Cut a batch so that a part runs through the unit in little memory.
+    def parts(self, index: Tensor, size: int) -> tuple[Tensor, ...]:
+        """Cut images so that a part runs through the unit in little memory.
 
         Args:
             index (Tensor): Numbers of images.
+            size (int): Images in a part, at the most.
         """
         elements = self.inputs.elements + self.targets.elements
-        return index.split(at_once(elements, most=max(1, len(index))))
+        return index.split(at_once(elements, most=size))
 
     def judges(self, size: int) -> tuple[Tensor, ...]:
         """Indices of the images that judge, ``size`` or fewer at a time."""
-        judges = torch.arange(self.trained, len(self.inputs)).split(size)
-        return tuple(part for batch in judges for part in self.parts(batch))
+        return self.parts(torch.arange(self.trained, len(self.inputs)), size)
 
 
 @dataclass

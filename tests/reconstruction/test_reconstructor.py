@@ -173,7 +173,7 @@ def test_a_batch_in_parts_learns_what_it_learns_as_a_whole(
         monkeypatch.setattr(at_once, '__defaults__', (room,))
         model, teacher = quantize('residual', (3, 3))
         unit, data = first_block(model, teacher, batches)
-        assert len(data.parts(torch.arange(4))) == (4 if room == 1 else 1)
+        assert len(data.parts(torch.arange(4), 4)) == (4 if room == 1 else 1)
         # Without QDrop, which draws anew for every part.
         for quantizer in activation_quantizers(unit.module):
             quantizer.drop_prob = 0.0
