@@ -233,10 +233,13 @@ def _mixed(
     qmax: int,
     keep: Optional[Tensor],
 ) -> Tensor:
+    real = x.to(step.dtype)
     out = dequantize(
-        quantize(x, step, zero_point, qmin, qmax), step, zero_point
+        quantize(real, step, zero_point, qmin, qmax), step, zero_point
     )
-    return out if keep is None else torch.lerp(x, out, keep)
+    if keep is not None:
+        out = torch.lerp(real, out, keep)
+    return out.to(x.dtype)
 
 
 @fused
@@ -249,6 +252,7 @@ def _mixed_backward(
     qmax: int,
     keep: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
+    x, grad = x.to(step.dtype), grad.to(step.dtype)
     grid = torch.round(x / step) + zero_point
     inside = (grid >= qmin) & (grid <= qmax)
     out = dequantize(grid.clamp(qmin, qmax), step, zero_point)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..functional import weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
 from .rows import AND_BACK, Rows, at_once, tensors
@@ -41,9 +42,28 @@ class Categorical:
             )
         return loss
 
+    def divergence(self, outputs: list[Tensor], goals: list[Tensor]) -> Tensor:
+        """Kullback-Leibler divergence, in nats, the mean over images.
+
+        Args:
+            outputs (list[Tensor]): Logits, N x C each.
+            goals (list[Tensor]): Those that they should be.
+        """
+        images = len(outputs[0])
+        parts = [
+            F.kl_div(
+                out.log_softmax(-1),
+                goal.log_softmax(-1),
+                reduction='sum',
+                log_target=True,
+            )
+            for out, goal in zip(outputs, goals)
+        ]
+        return torch.stack(parts).sum() / images
+
 
 @TASK_UTILS.register_module()
-class CategoricalSketch:
+class CategoricalSketch(Categorical):
     """Gradients with the Fisher information of :class:`Categorical`.
 
     Where the network is sure of a label, nearly all labels that it draws
@@ -93,6 +113,20 @@ class Gaussian:
             noise = torch.randn(out.shape, generator=generator)
             loss = loss + (out * noise.to(out)).sum()
         return loss
+
+    def divergence(self, outputs: list[Tensor], goals: list[Tensor]) -> Tensor:
+        """Kullback-Leibler divergence, in nats, the mean over images.
+
+        Args:
+            outputs (list[Tensor]): Outputs of any shape.
+            goals (list[Tensor]): Those that they should be.
+        """
+        images = len(outputs[0])
+        parts = [
+            weighted_squared_error(out, goal) * (out.numel() / 2)
+            for out, goal in zip(outputs, goals)
+        ]
+        return torch.stack(parts).sum() / images
 
 
 def teacher_gradients(

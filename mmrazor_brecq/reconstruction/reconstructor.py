@@ -48,6 +48,10 @@ class BlockReconstructor(NearestRounding):
         batch_size (int): Images an iteration, those of all processes
             together.
         fit_images (int): Images that the activation steps are chosen on.
+        autocast (str, optional): Type of the numbers that convolutions and
+            matrix products take while a unit learns, ``'bfloat16'`` or
+            ``'float16'``; by default that of the weights. What judges is
+            exact.
         objective (dict): The error to make small.
         refiner (dict, optional): A last pass over the whole network.
     """
@@ -64,6 +68,7 @@ class BlockReconstructor(NearestRounding):
         negligible: float = 1e-5,
         batch_size: int = 32,
         fit_images: int = 256,
+        autocast: Optional[str] = None,
         objective: Optional[dict] = None,
         refiner: Optional[dict] = None,
     ) -> None:
@@ -78,6 +83,12 @@ class BlockReconstructor(NearestRounding):
         self.warmup = warmup
         self.beta = beta
         self.negligible = negligible
+        if autocast not in (None, 'bfloat16', 'float16'):
+            raise ValueError(
+                f'autocast={autocast!r}, expected None, bfloat16 or float16: '
+                'change `autocast` of the reconstructor'
+            )
+        self.autocast = autocast
         if refiner is not None:
             self.refiner = TASK_UTILS.build(refiner)
 
@@ -157,9 +168,16 @@ class BlockReconstructor(NearestRounding):
 
         What it is in itself is put into ``errors``.
         """
+        device = next(unit.module.parameters()).device.type
+        fast = torch.autocast(
+            device,
+            getattr(torch, self.autocast or '', None),
+            enabled=self.autocast is not None,
+        )
         for part in data.parts(index, len(index)):
             args, kwargs = self._mixed_inputs(unit, data, part, masks)
-            output = unit.module(*args, **kwargs)
+            with fast:
+                output = unit.module(*args, **kwargs)
             target = data.targets.take(part)
             error = self.objective.loss(unit, output, target, part)
             error = error * (len(part) / len(index))

@@ -9,7 +9,6 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import weighted_squared_error
 from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
 from ..registry import TASK_UTILS
@@ -33,10 +32,12 @@ class NetworkRefiner:
     """Fits all roundings, steps and biases to the float network's output.
 
     Units are reconstructed one by one, and none knows what those after it
-    make of its error. A short pass over all of them does: rounding passes
+    make of its error. A pass over all of them does: rounding passes
     gradients straight through (Bengio et al., 2013), and begins where the
-    units left it. Images are varied anew in every iteration, for there are
-    few of them and many weights.
+    units left it. What is made small is the divergence of what the network
+    says from what the float network says (Hinton et al., 2015). Images are
+    varied anew in every iteration, for there are few of them and many
+    weights.
 
     Args:
         iterations (int): Steps of the optimiser.
@@ -49,6 +50,8 @@ class NetworkRefiner:
         batch_size (int): Images an iteration, those of all processes
             together.
         augment (list[dict]): How images are varied.
+        likelihood (dict): What the network's outputs mean: classes by
+            default, ``Gaussian`` where it regresses.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class NetworkRefiner:
         bias_lr: float = 1e-3,
         batch_size: int = 32,
         augment: Optional[Sequence[dict]] = None,
+        likelihood: Optional[dict] = None,
     ) -> None:
         self.iterations = iterations
         self.rounding_lr = rounding_lr
@@ -70,6 +74,9 @@ class NetworkRefiner:
         if augment is None:
             augment = [dict(type=name) for name in ('Flip', 'Shift', 'CutMix')]
         self.augment = [TASK_UTILS.build(cfg) for cfg in augment]
+        self.likelihood = TASK_UTILS.build(
+            likelihood or dict(type='Categorical')
+        )
 
     def __call__(
         self,
@@ -89,8 +96,8 @@ class NetworkRefiner:
             seed (int): Of all randomness.
 
         Returns:
-            UnitReport: How it went, the error being the mean square of the
-            output's. What did not help on the images held out is undone.
+            UnitReport: How it went, the error being the divergence in
+            nats. What did not help on the images held out is undone.
         """
         start = time.perf_counter()
         report = UnitReport(WHOLE, list(quant_layers(network)))
@@ -167,7 +174,7 @@ class NetworkRefiner:
                 batch = augment(batch, generator)
             errors: list[Tensor] = []
             descend(
-                _errors(network, teacher, batch.split(together), errors),
+                self._errors(network, teacher, batch.split(together), errors),
                 optimizer,
                 schedule,
             )
@@ -183,31 +190,30 @@ class NetworkRefiner:
         size = at_once(images.elements, most=self.batch_size, room=FORWARD)
         parts = torch.arange(first, len(images)).split(size)
         return mean_error(
-            (_error(network, teacher, images.take(index)), len(index))
+            (self._error(network, teacher, images.take(index)), len(index))
             for index in parts
         )
 
+    def _errors(
+        self,
+        network: nn.Module,
+        teacher: nn.Module,
+        parts: Sequence[Tensor],
+        errors: list[Tensor],
+    ) -> Iterator[Tensor]:
+        """The error of a batch part by part, left in ``errors``, too."""
+        images = sum(map(len, parts))
+        for part in parts:
+            error = self._error(network, teacher, part)
+            error = error * (len(part) / images)
+            errors.append(error.detach())
+            yield error
 
-def _errors(
-    network: nn.Module,
-    teacher: nn.Module,
-    parts: Sequence[Tensor],
-    errors: list[Tensor],
-) -> Iterator[Tensor]:
-    """The error of a batch part by part, left in ``errors``, too."""
-    images = sum(map(len, parts))
-    for part in parts:
-        error = _error(network, teacher, part) * (len(part) / images)
-        errors.append(error.detach())
-        yield error
-
-
-def _error(network: nn.Module, teacher: nn.Module, images: Tensor) -> Tensor:
-    """How far the network's outputs are from the float network's."""
-    with torch.no_grad():
-        goals = tensors(run_float(teacher, images))
-    outputs = tensors(run_float(network, images))
-    return sum(
-        (weighted_squared_error(*pair) for pair in zip(outputs, goals)),
-        start=torch.zeros((), device=images.device),
-    )
+    def _error(
+        self, network: nn.Module, teacher: nn.Module, images: Tensor
+    ) -> Tensor:
+        """How far the network's outputs are from the float network's."""
+        with torch.no_grad():
+            goals = tensors(run_float(teacher, images))
+        outputs = tensors(run_float(network, images))
+        return self.likelihood.divergence(outputs, goals)

@@ -135,6 +135,11 @@ class Column:
         """A copy of the rows of neighbouring images."""
         return self._values(self._rows()[start:stop].clone())
 
+    def copy_to(self, tensor: Tensor, start: int) -> None:
+        """Fill a tensor with the rows of the images from ``start`` on."""
+        stop = start + len(tensor) // self.fold
+        tensor.copy_(self._values(self._rows()[start:stop]))
+
     def _values(self, rows: Tensor) -> Tensor:
         sizes = [self.shape[d] for d in self.order]
         back = [self.order.index(d) + 1 for d in range(len(self.shape))]
@@ -187,7 +192,6 @@ class Loan:
         storage = tensor.untyped_storage()
         if not storage.nbytes():
             storage.resize_(tensor.numel() * tensor.element_size())
-            images = len(tensor) // self.column.fold
-            tensor.copy_(self.column.between(self.start, self.start + images))
+            self.column.copy_to(tensor, self.start)
             self.version = tensor._version
         return True

@@ -206,3 +206,21 @@ def test_the_error_of_rounding_is_that_of_the_grid(p, generator):
         on_grid = dequantize(quantize(x, *grid, -2, 1), *grid)
         expected = (x - on_grid).abs().pow(p).mean(1)
         torch.testing.assert_close(found[:, i], expected)
+
+
+@pytest.mark.parametrize('dropped', [False, True])
+def test_fake_quantize_counts_exactly_in_half_the_bits(dropped, generator):
+    """Values of a narrow type come back in it, and are the exact ones."""
+    x = (torch.randn(400, generator=generator) * 40).bfloat16()
+    keep = (torch.rand(400, generator=generator) < 0.5).float()
+    grid = torch.tensor(0.3), torch.tensor(131), 0, 255
+    found = {}
+    for dtype in torch.bfloat16, torch.float32:
+        values = x.to(dtype, copy=True).detach().requires_grad_()
+        log_step = torch.tensor(0.1, requires_grad=True)
+        out = fake_quantize(values, log_step, *grid, keep if dropped else None)
+        out.square().sum().backward()
+        assert out.dtype == values.grad.dtype == dtype
+        found[dtype] = out.float(), values.grad.float(), log_step.grad
+    for narrow, exact in zip(*found.values()):
+        torch.testing.assert_close(narrow, exact, rtol=0.01, atol=0.5)

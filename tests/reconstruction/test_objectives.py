@@ -186,6 +186,23 @@ def test_regression_measures_the_jacobian(generator):
     )
 
 
+def test_the_divergence_is_half_the_fisher_of_a_small_error(generator):
+    goals = [torch.randn(5, n, generator=generator).double() for n in (4, 7)]
+    errors = [1e-3 * torch.randn(x.shape, generator=generator) for x in goals]
+    outputs = [goal + error for goal, error in zip(goals, errors)]
+
+    expected = 0.0
+    for goal, error in zip(goals, errors):
+        p = goal.softmax(-1)
+        variance = (p * error**2).sum(-1) - (p * error).sum(-1) ** 2
+        expected += float(variance.mean()) / 2
+    found = Categorical().divergence(outputs, goals)
+    assert float(found) == pytest.approx(expected, rel=1e-2)
+    squares = sum(float(error.square().sum(-1).mean()) for error in errors)
+    found = Gaussian().divergence(outputs, goals)
+    assert float(found) == pytest.approx(squares / 2, rel=1e-3)
+
+
 @pytest.mark.parametrize('temper', [1.0, 0.5])
 def test_diagonal_weights_are_the_mean_squared_gradients(temper, toy, batches):
     network = toy('residual')

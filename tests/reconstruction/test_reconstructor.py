@@ -599,3 +599,49 @@ def test_a_unit_with_nothing_to_learn_keeps_nearest():
     teacher = model.prepare(images[:1])
     for report in model.reconstruct(teacher, list(images.split(6))):
         assert 'nothing to learn' in report.note and not report.accepted
+
+
+class Types(nn.Identity):
+    """Notes the type of what passes, and whether a gradient will."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def forward(self, x):
+        self.seen.add((torch.is_grad_enabled(), x.dtype))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize('name', ['bfloat16', None])
+def test_a_unit_learns_in_the_type_that_was_chosen(name, quantize, batches):
+    model, teacher = quantize('residual')
+    block = model.units[1].module
+    block.relu = Types()
+    reports = run(model, teacher, batches, learner(autocast=name))
+
+    low = {
+        learning for learning, dtype in block.relu.seen if dtype.itemsize < 4
+    }
+    assert low == ({True} if name else set())
+    assert reports[1].losses
+    for layer in quant_layers(model).values():
+        assert layer.frozen
+    for quantizer in activation_quantizers(model):
+        assert quantizer.scale.dtype == torch.float32
+
+
+def test_learning_in_bfloat16_is_close_to_the_exact(quantize, batches):
+    after = {}
+    for name in None, 'bfloat16':
+        model, teacher = quantize('residual', (3, 4))
+        reconstructor = learner(40, autocast=name)
+        reports = run(model, teacher, batches, reconstructor)
+        after[name] = [r.after / r.before for r in reports]
+    for exact, fast in zip(after[None], after['bfloat16']):
+        assert abs(exact - fast) < 0.2
+
+
+def test_a_type_that_is_none_says_which_there_are():
+    with pytest.raises(ValueError, match='autocast=.int3.*bfloat16'):
+        learner(autocast='int3')

@@ -36,9 +36,12 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_the_output_comes_nearer_to_the_float_networks(rounded):
+@pytest.mark.parametrize('likelihood', ['Categorical', 'Gaussian'])
+def test_the_output_comes_nearer_to_the_float_networks(likelihood, rounded):
     model, teacher, images = rounded
-    report = refiner()(model.architecture, teacher, images, 3, seed=0)
+    report = refiner(likelihood=dict(type=likelihood))(
+        model.architecture, teacher, images, 3, seed=0
+    )
 
     assert report.accepted and report.after < 0.9 * report.before
     assert report.name == WHOLE
