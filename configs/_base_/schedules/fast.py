@@ -1,2 +1,8 @@
+# Few iterations in large steps, and fewer images to choose by.
 _base_ = './default.py'
-schedule = dict(iterations=80)
+schedule = dict(
+    iterations=40,
+    rounding_lr=0.25,
+    fit_images=128,
+    objective=dict(images=128),
+)
