@@ -20,7 +20,14 @@ class Categorical:
     """Labels drawn from the network's own softmax: no true labels needed.
 
     The expected squared gradient is then the true Fisher information.
+
+    Args:
+        temperature (float): What logits are divided by: above 1, classes
+            that are unlikely count for more (Hinton et al., 2015).
     """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        self.temperature = temperature
 
     def __call__(
         self, outputs: list[Tensor], generator: torch.Generator
@@ -32,7 +39,7 @@ class Categorical:
             generator (torch.Generator): Source of the labels, on the CPU.
         """
         loss = outputs[0].new_zeros(())
-        for logits in outputs:
+        for logits in self._softened(outputs):
             chances = logits.detach().softmax(-1).flatten(0, -2).cpu()
             labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
             loss = loss + F.cross_entropy(
@@ -49,7 +56,7 @@ class Categorical:
             outputs (list[Tensor]): Logits, N x C each.
             goals (list[Tensor]): Those that they should be.
         """
-        images = len(outputs[0])
+        pairs = zip(self._softened(outputs), self._softened(goals))
         parts = [
             F.kl_div(
                 out.log_softmax(-1),
@@ -57,9 +64,12 @@ class Categorical:
                 reduction='sum',
                 log_target=True,
             )
-            for out, goal in zip(outputs, goals)
+            for out, goal in pairs
         ]
-        return torch.stack(parts).sum() / images
+        return torch.stack(parts).sum() / len(outputs[0])
+
+    def _softened(self, outputs: list[Tensor]) -> list[Tensor]:
+        return [logits / self.temperature for logits in outputs]
 
 
 @TASK_UTILS.register_module()
@@ -83,7 +93,7 @@ class CategoricalSketch(Categorical):
             generator (torch.Generator): Source of ``r``, on the CPU.
         """
         loss = outputs[0].new_zeros(())
-        for logits in outputs:
+        for logits in self._softened(outputs):
             chances = logits.detach().softmax(-1)
             noise = torch.randn(chances.shape, generator=generator)
             drawn = chances.sqrt() * noise.to(chances)

@@ -19,7 +19,11 @@ from mmrazor_brecq.reconstruction import (
     OfficialFisher,
     Rows,
 )
-from mmrazor_brecq.reconstruction.likelihoods import Categorical, Gaussian
+from mmrazor_brecq.reconstruction.likelihoods import (
+    Categorical,
+    CategoricalSketch,
+    Gaussian,
+)
 from mmrazor_brecq.reconstruction.rows import tensors
 from mmrazor_brecq.registry import TASK_UTILS
 
@@ -160,6 +164,18 @@ def test_labels_are_drawn_from_the_networks_own_softmax(generator):
     )
 
 
+@pytest.mark.parametrize('kind', [Categorical, CategoricalSketch])
+def test_a_temperature_divides_the_logits(kind, generator):
+    logits = torch.randn(6, 5, generator=generator)
+    slopes = {}
+    for temperature, scale in (1.0, 1.0), (4.0, 4.0):
+        hot = (logits * scale).requires_grad_()
+        draws = torch.Generator().manual_seed(1)
+        kind(temperature)([hot], draws).backward()
+        slopes[temperature] = hot.grad * scale
+    torch.testing.assert_close(slopes[4.0], slopes[1.0])
+
+
 def test_labels_are_drawn_for_every_position(generator):
     """Logits of many places an image, and of several heads."""
     logits = [
@@ -186,17 +202,21 @@ def test_regression_measures_the_jacobian(generator):
     )
 
 
-def test_the_divergence_is_half_the_fisher_of_a_small_error(generator):
+@pytest.mark.parametrize('temperature', [1.0, 2.5])
+def test_the_divergence_is_half_the_fisher_of_a_small_error(
+    temperature, generator
+):
+    likelihood = Categorical(temperature)
     goals = [torch.randn(5, n, generator=generator).double() for n in (4, 7)]
     errors = [1e-3 * torch.randn(x.shape, generator=generator) for x in goals]
     outputs = [goal + error for goal, error in zip(goals, errors)]
 
     expected = 0.0
     for goal, error in zip(goals, errors):
-        p = goal.softmax(-1)
+        p = (goal / temperature).softmax(-1)
         variance = (p * error**2).sum(-1) - (p * error).sum(-1) ** 2
-        expected += float(variance.mean()) / 2
-    found = Categorical().divergence(outputs, goals)
+        expected += float(variance.mean()) / 2 / temperature**2
+    found = likelihood.divergence(outputs, goals)
     assert float(found) == pytest.approx(expected, rel=1e-2)
     squares = sum(float(error.square().sum(-1).mean()) for error in errors)
     found = Gaussian().divergence(outputs, goals)
