@@ -5,7 +5,8 @@
 Runs tools/ptq.py once for every model, setting and seed, and prints one
 table: mean and spread of the top-1 accuracy, and the median seconds of the
 reconstruction on one core.
-What is measured already, in --out, is not measured again.
+What is measured already, in --out, is not measured again: give another
+schedule (--schedule fast, --schedule best) an --out of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os.path as osp
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from mmengine.analysis import get_model_complexity_info
@@ -50,6 +52,20 @@ def measure(model: str, setting: str, seed: int, out: str, more: list) -> dict:
         )
     with open(report) as file:
         return json.load(file)
+
+
+def schedule_options(name: str) -> list[str]:
+    """What a schedule says, as options of tools/ptq.py."""
+
+    def flat(prefix: str, values: dict) -> Iterator[str]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(f'{prefix}.{key}', value)
+            else:
+                yield f'{prefix}.{key}={value}'
+
+    file = f'{ROOT}/configs/_base_/schedules/{name}.py'
+    return list(flat('model.reconstructor', Config.fromfile(file).schedule))
 
 
 def describe(model: str) -> str:
@@ -92,6 +108,7 @@ def main() -> None:
     parser.add_argument('--settings', nargs='+', default=SETTINGS)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--jobs', type=int, default=1)
+    parser.add_argument('--schedule', default='default')
     parser.add_argument('--out', default='work_dirs/accuracy')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], help='as for tools/ptq.py'
@@ -99,13 +116,12 @@ def main() -> None:
     args = parser.parse_args()
     runs = list(itertools.product(args.models, args.settings, args.seeds))
     out = osp.abspath(args.out)
+    more = [*schedule_options(args.schedule), *args.cfg_options]
     with ThreadPoolExecutor(args.jobs) as pool:
         reports = dict(
             zip(
                 runs,
-                pool.map(
-                    lambda run: measure(*run, out, args.cfg_options), runs
-                ),
+                pool.map(lambda run: measure(*run, out, more), runs),
             )
         )
     print(
