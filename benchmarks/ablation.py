@@ -33,6 +33,7 @@ VARIANTS: dict[str, list[str]] = {
     'Fisher with all entries': [f'{OBJECTIVE}.type=FisherFull'],
     'weight steps fixed': [f'{WEIGHT}.learn_scale=False'],
     'weight steps faster': [f'{BLOCKS}.weight_scale_lr=0.1'],
+    'rounding half as fast': [f'{BLOCKS}.rounding_lr=0.1'],
     'without QDrop': [f'{ACTIVATION}.drop_prob=0.0'],
     'layers for units': ['model.partition.type=LayerPartition'],
     '600 iterations': [f'{BLOCKS}.iterations=600'],
