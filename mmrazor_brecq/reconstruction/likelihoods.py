@@ -27,6 +27,11 @@ class Categorical:
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
+        if not temperature > 0:
+            raise ValueError(
+                f'temperature={temperature}, expected more than 0: change '
+                '`temperature` of the likelihood'
+            )
         self.temperature = temperature
 
     def __call__(

@@ -176,6 +176,12 @@ def test_a_temperature_divides_the_logits(kind, generator):
     torch.testing.assert_close(slopes[4.0], slopes[1.0])
 
 
+@pytest.mark.parametrize('temperature', [0.0, -1.0, float('nan')])
+def test_a_temperature_that_is_none_says_so(temperature):
+    with pytest.raises(ValueError, match='temperature=.*more than 0'):
+        Categorical(temperature)
+
+
 def test_labels_are_drawn_for_every_position(generator):
     """Logits of many places an image, and of several heads."""
     logits = [
