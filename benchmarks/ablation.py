@@ -17,7 +17,7 @@ import os.path as osp
 import statistics
 from concurrent.futures import ThreadPoolExecutor
 
-from accuracy import FOLDERS, measure
+from accuracy import FOLDERS, mean_and_spread, measure
 
 SETTINGS = ['w4a4', 'w3a3', 'w2a4', 'w2a2', 'w2a32']
 BLOCKS = 'model.reconstructor'
@@ -80,8 +80,7 @@ def main() -> None:
         for cell in cells:
             values = [found[name, cell, seed] for seed in args.seeds]
             means[name, cell] = statistics.mean(values)
-            spread = statistics.pstdev(values)
-            row.append(f'{means[name, cell]:.2f} ± {spread:.2f}')
+            row.append(mean_and_spread(values))
         difference = statistics.mean(
             means[name, cell] - means['default', cell] for cell in cells
         )

@@ -77,6 +77,11 @@ def describe(model: str) -> str:
     return f'{info["params"] / 1e6:.2f} | {info["flops"] / 1e6:.0f}'
 
 
+def mean_and_spread(values: list[float]) -> str:
+    """Of one number, measured with several seeds."""
+    return f'{statistics.mean(values):.2f} ± {statistics.pstdev(values):.2f}'
+
+
 def row(model: str, setting: str, size: str, reports: list[dict]) -> str:
     """One line of a table."""
     top1 = {

@@ -21,6 +21,7 @@ import statistics
 import time
 
 import torch
+from accuracy import FOLDERS, ROOT, mean_and_spread
 from mmengine.config import Config
 from mmengine.runner import Runner
 from scipy.stats import spearmanr
@@ -45,8 +46,6 @@ from mmrazor_brecq.graph import run_float
 from mmrazor_brecq.mixed_precision.sensitivity import quantized_choices
 from mmrazor_brecq.report import weight_bytes
 
-ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
-FOLDERS = {'resnet18': 'resnet', 'mobilenet-v2': 'mobilenet_v2'}
 #: By setting: the config's bits, and what is searched.
 SETTINGS = {
     'a32': ('w4a32', ['weight']),
@@ -227,10 +226,7 @@ def line(bench: Bench, name: str, config: str, seeds: list[int]) -> str:
     mixed = [bench.accuracy(f'mixed_{name}', config, seed) for seed in seeds]
 
     def top1(runs: list[dict]) -> str:
-        values = [run['top1'] for run in runs]
-        return (
-            f'{statistics.mean(values):.2f} ± {statistics.pstdev(values):.2f}'
-        )
+        return mean_and_spread([run['top1'] for run in runs])
 
     gain = statistics.mean(m['top1'] - p['top1'] for m, p in zip(mixed, plain))
     return (

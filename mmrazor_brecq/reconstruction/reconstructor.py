@@ -88,7 +88,9 @@ class BlockReconstructor(NearestRounding):
                 f'autocast={autocast!r}, expected None, bfloat16 or float16: '
                 'change `autocast` of the reconstructor'
             )
-        self.autocast = autocast
+        self.autocast: Optional[torch.dtype] = (
+            getattr(torch, autocast) if autocast else None
+        )
         if refiner is not None:
             self.refiner = TASK_UTILS.build(refiner)
 
@@ -168,10 +170,9 @@ class BlockReconstructor(NearestRounding):
 
         What it is in itself is put into ``errors``.
         """
-        device = next(unit.module.parameters()).device.type
         fast = torch.autocast(
-            device,
-            getattr(torch, self.autocast or '', None),
+            masks.device.type,
+            self.autocast,
             enabled=self.autocast is not None,
         )
         for part in data.parts(index, len(index)):
