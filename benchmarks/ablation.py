@@ -1,12 +1,12 @@
 """What does each part of the recipe bring?
 
-    python benchmarks/ablation.py --seeds 0 1 2 --jobs 2
+    python benchmarks/ablation.py --schedule fast --seeds 0 1 2
 
-One row a variant: the default with one thing changed, mean and spread of the
+One row a variant: a schedule with one thing changed, mean and spread of the
 top-1 accuracy over the seeds, for both demo models and all low-bit settings;
-the last column is the mean difference to the default. What is measured
-already, in --out, is not measured again, so it can be done in pieces
-(--variants, --models, --settings).
+the last columns are the mean differences to the schedule as it is, by model.
+What is measured already, in --out, is not measured again, so it can be done
+in pieces (--variants, --models, --settings).
 """
 
 from __future__ import annotations
@@ -15,32 +15,37 @@ import argparse
 import itertools
 import os.path as osp
 import statistics
-from concurrent.futures import ThreadPoolExecutor
 
-from accuracy import FOLDERS, mean_and_spread, measure
+import torch
+from accuracy import FOLDERS, mean_and_spread, schedule_options
+from quantize import config_of, quantize
 
 SETTINGS = ['w4a4', 'w3a3', 'w2a4', 'w2a2', 'w2a32']
 BLOCKS = 'model.reconstructor'
 OBJECTIVE = f'{BLOCKS}.objective'
 WEIGHT = 'model.quantization.weight'
 ACTIVATION = 'model.quantization.activation'
+AS_IT_IS = 'as it is'
 #: Name of a variant, and what it changes.
-VARIANTS: dict[str, list[str]] = {
-    'default': [],
-    'plain squared error': [f'{OBJECTIVE}.type=MSE'],
-    'Fisher untempered': [f'{OBJECTIVE}.temper=1.0'],
-    'Fisher of each image': [f'{OBJECTIVE}.per_sample=True'],
-    'Fisher with all entries': [f'{OBJECTIVE}.type=FisherFull'],
-    'weight steps fixed': [f'{WEIGHT}.learn_scale=False'],
-    'weight steps faster': [f'{BLOCKS}.weight_scale_lr=0.1'],
-    'rounding half as fast': [f'{BLOCKS}.rounding_lr=0.1'],
-    'without QDrop': [f'{ACTIVATION}.drop_prob=0.0'],
-    'layers for units': ['model.partition.type=LayerPartition'],
-    '600 iterations': [f'{BLOCKS}.iterations=600'],
-    'a last pass of 150': [
-        f'{BLOCKS}.refiner.type=NetworkRefiner',
-        f'{BLOCKS}.refiner.iterations=150',
-    ],
+VARIANTS: dict[str, dict] = {
+    AS_IT_IS: {},
+    'plain squared error': {OBJECTIVE: dict(type='MSE', _delete_=True)},
+    'Fisher untempered': {f'{OBJECTIVE}.temper': 1.0},
+    'Fisher of each image': {f'{OBJECTIVE}.per_sample': True},
+    'Fisher with all entries': {
+        OBJECTIVE: dict(type='FisherFull', _delete_=True)
+    },
+    'weight steps fixed': {f'{WEIGHT}.learn_scale': False},
+    'weight steps faster': {f'{BLOCKS}.weight_scale_lr': 0.1},
+    'rounding at 0.1': {f'{BLOCKS}.rounding_lr': 0.1},
+    'without QDrop': {f'{ACTIVATION}.drop_prob': 0.0},
+    'layers for units': {'model.partition.type': 'LayerPartition'},
+    'stages for units': {'model.partition.type': 'StagePartition'},
+    'a last pass of 150': {
+        f'{BLOCKS}.refiner.type': 'NetworkRefiner',
+        f'{BLOCKS}.refiner.iterations': 150,
+    },
+    'five times the iterations': {f'{BLOCKS}.iterations': 200},
 }
 
 
@@ -51,40 +56,47 @@ def main() -> None:
     parser.add_argument('--settings', nargs='+', default=SETTINGS)
     parser.add_argument('--variants', nargs='+', default=list(VARIANTS))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--jobs', type=int, default=1)
+    parser.add_argument('--schedule', default='fast')
     parser.add_argument('--out', default='work_dirs/ablation')
     args = parser.parse_args()
+    torch.set_num_threads(1)
+    schedule = schedule_options(args.schedule)
     cells = list(itertools.product(args.models, args.settings))
-    names = ['default', *(v for v in args.variants if v != 'default')]
 
-    def top1(run: tuple) -> float:
-        variant, (model, setting), seed = run
-        changes = list(VARIANTS[variant])
+    def top1(variant: str, model: str, setting: str, seed: int) -> float:
+        changes = VARIANTS[variant]
         if setting.endswith('a32'):
             # There is nothing of activations to change.
-            changes = [x for x in changes if not x.startswith(ACTIVATION)]
-        out = osp.join(osp.abspath(args.out), variant.replace(' ', '-'))
-        report = measure(model, setting, seed, out, changes)
-        return report['quantized']['accuracy/top1']
-
-    runs = list(itertools.product(names, cells, args.seeds))
-    with ThreadPoolExecutor(args.jobs) as pool:
-        found = dict(zip(runs, pool.map(top1, runs)))
+            changes = {
+                key: value
+                for key, value in changes.items()
+                if not key.startswith(ACTIVATION)
+            }
+        name = f'{model}_{setting}_{variant}_seed{seed}.json'
+        path = osp.join(args.out, args.schedule, name.replace(' ', '-'))
+        options = {**schedule, **changes}
+        found = quantize(model, config_of(model, setting), options, seed, path)
+        return found['top1']
 
     heads = [f'{model} {setting.upper()}' for model, setting in cells]
-    print(f'| Variant | {" | ".join(heads)} | Mean difference |')
-    print(f'| :-- |{" --: |" * (len(cells) + 1)}')
+    heads += [f'{model}, mean difference' for model in args.models]
+    print(f'| Variant | {" | ".join(heads)} |')
+    print(f'| :-- |{" --: |" * len(heads)}')
     means = {}
-    for name in names:
+    for name in [AS_IT_IS, *(v for v in args.variants if v != AS_IT_IS)]:
         row = [name]
         for cell in cells:
-            values = [found[name, cell, seed] for seed in args.seeds]
+            values = [top1(name, *cell, seed) for seed in args.seeds]
             means[name, cell] = statistics.mean(values)
             row.append(mean_and_spread(values))
-        difference = statistics.mean(
-            means[name, cell] - means['default', cell] for cell in cells
-        )
-        print(f'| {" | ".join(row)} | {difference:+.2f} |')
+        for model in args.models:
+            difference = statistics.mean(
+                means[name, cell] - means[AS_IT_IS, cell]
+                for cell in cells
+                if cell[0] == model
+            )
+            row.append(f'{difference:+.2f}')
+        print(f'| {" | ".join(row)} |', flush=True)
 
 
 if __name__ == '__main__':

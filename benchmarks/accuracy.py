@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
@@ -54,18 +55,18 @@ def measure(model: str, setting: str, seed: int, out: str, more: list) -> dict:
         return json.load(file)
 
 
-def schedule_options(name: str) -> list[str]:
-    """What a schedule says, as options of tools/ptq.py."""
+def schedule_options(name: str) -> dict[str, Any]:
+    """What a schedule says, as changes to a config."""
 
-    def flat(prefix: str, values: dict) -> Iterator[str]:
+    def flat(prefix: str, values: dict) -> Iterator[tuple[str, Any]]:
         for key, value in values.items():
             if isinstance(value, dict):
                 yield from flat(f'{prefix}.{key}', value)
             else:
-                yield f'{prefix}.{key}={value}'
+                yield f'{prefix}.{key}', value
 
     file = f'{ROOT}/configs/_base_/schedules/{name}.py'
-    return list(flat('model.reconstructor', Config.fromfile(file).schedule))
+    return dict(flat('model.reconstructor', Config.fromfile(file).schedule))
 
 
 def describe(model: str) -> str:
@@ -121,7 +122,9 @@ def main() -> None:
     args = parser.parse_args()
     runs = list(itertools.product(args.models, args.settings, args.seeds))
     out = osp.abspath(args.out)
-    more = [*schedule_options(args.schedule), *args.cfg_options]
+    schedule = schedule_options(args.schedule)
+    more = [f'{key}={value}' for key, value in schedule.items()]
+    more += args.cfg_options
     with ThreadPoolExecutor(args.jobs) as pool:
         reports = dict(
             zip(

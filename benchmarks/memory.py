@@ -24,9 +24,9 @@ from rich.table import Table
 from torch import Tensor
 
 from mmrazor_brecq.algorithms import BRECQ
-from mmrazor_brecq.engine.calibration import memory_budget
+from mmrazor_brecq.engine.calibration import activation_store
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
-from mmrazor_brecq.reconstruction import FORWARD, Rows, Store, at_once
+from mmrazor_brecq.reconstruction import FORWARD, Rows, at_once
 
 MB = 2**20
 
@@ -70,10 +70,9 @@ def main() -> None:
     before = peak_memory_mb()
     size = at_once(3 * 224 * 224, most=32, room=FORWARD)
     sizes = [len(x) for x in torch.arange(args.images).split(size)]
-    budget = memory_budget(args.memory, torch.device(device))
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir='.') as folder:
-        store = Store(budget, folder)
+        store = activation_store(args.memory, torch.device(device), folder)
         rows = Rows(images(sizes, device), sizes, store)
         teacher = model.prepare(rows.batch(0)[:1])
         for report in model.reconstruct(teacher, rows):
@@ -83,7 +82,7 @@ def main() -> None:
                 flush=True,
             )
     table = Table('', 'MB', title=f'{args.images} images, {device}')
-    budget_mb = (budget or 0) / MB
+    budget_mb = (store.budget or 0) / MB
     for name, value in {
         'budget': budget_mb,
         'the process with the model, before the run': before,

@@ -18,33 +18,23 @@ import json
 import os.path as osp
 import random
 import statistics
-import time
 
 import torch
-from accuracy import FOLDERS, ROOT, mean_and_spread
+from accuracy import FOLDERS, mean_and_spread
 from mmengine.config import Config
-from mmengine.runner import Runner
+from quantize import checkpoint_of, config_of, prepared, quantize, top1
 from scipy.stats import spearmanr
-from torch import nn
 
 from mmrazor_brecq.engine.bit_search import search_bits
-from mmrazor_brecq.engine.checkpoint import load_float
 from mmrazor_brecq.engine.files import save_json
-from mmrazor_brecq.engine.launch import (
-    bare_model,
-    build_runner,
-    calibration_images,
-    load_config,
-)
+from mmrazor_brecq.engine.launch import load_config
 from mmrazor_brecq.engine.sensitivity import (
     MixedPrecision,
     SensitivityFile,
     sensitivities,
     uniform_models,
 )
-from mmrazor_brecq.graph import run_float
 from mmrazor_brecq.mixed_precision.sensitivity import quantized_choices
-from mmrazor_brecq.report import weight_bytes
 
 #: By setting: the config's bits, and what is searched.
 SETTINGS = {
@@ -67,9 +57,6 @@ class Bench:
         out (str): Folder of what is measured.
     """
 
-    #: Test images and labels, for all.
-    images: list = []
-
     def __init__(
         self,
         model: str,
@@ -80,12 +67,7 @@ class Bench:
     ) -> None:
         self.model, self.setting = model, setting
         bits, self.kinds = SETTINGS[setting]
-        self.config = osp.join(
-            ROOT,
-            f'configs/brecq/{FOLDERS[model]}',
-            f'brecq_{model}_{bits}_fashion-mnist.py',
-        )
-        self.checkpoint = f'{ROOT}/demo/{model}_fashion-mnist.pth'
+        self.config = config_of(model, bits)
         self.folder = osp.join(out, f'{model}_{setting}')
         self.options = {
             'mixed_precision.bits': WIDTHS,
@@ -95,57 +77,15 @@ class Bench:
         if blocks:
             self.options['mixed_precision.partition'] = None
 
-    def load(self, config: str, **options: object) -> Config:
-        """A config of one of the runs."""
-        options = {**self.options, **options}
-        return load_config(config, options, self.folder)
-
-    def prepared(self, cfg: Config) -> tuple:
-        """Runner, model with float weights, and calibration images."""
-        cfg.experiment_name = f'{time.time_ns()}'
-        runner = build_runner(cfg)
-        model = bare_model(runner)
-        load_float(model, self.checkpoint)
-        model.eval()
-        return runner, model, calibration_images(runner, model)
-
-    @torch.no_grad()
-    def top1(self, runner: Runner, network: nn.Module) -> float:
-        """Top-1 accuracy on all test images, in per cent."""
-        if not self.images:
-            preprocess = bare_model(runner).data_preprocessor
-            for data in runner.build_dataloader(runner.cfg.test_dataloader):
-                labels = [s.gt_label.label for s in data['data_samples']]
-                inputs = preprocess(data, False)['inputs']
-                self.images.append((inputs, torch.cat(labels)))
-        right = sum(
-            int((run_float(network, inputs).argmax(1) == labels).sum())
-            for inputs, labels in self.images
-        )
-        return 100 * right / sum(len(labels) for _, labels in self.images)
+    def load(self) -> Config:
+        """The config that the search starts from."""
+        return load_config(self.config, self.options, self.folder)
 
     def accuracy(self, name: str, config: str, seed: int, **options) -> dict:
         """Top-1 accuracy and bytes of one quantized model."""
         path = osp.join(self.folder, f'{name}_seed{seed}.json')
-        if not osp.exists(path):
-            cfg = self.load(config, **{'randomness.seed': seed}, **options)
-            runner, model, images = self.prepared(cfg)
-            start = time.perf_counter()
-            teacher = model.prepare(images.batch(0)[:1])
-            for _ in model.reconstruct(teacher, images, seed):
-                pass
-            seconds = time.perf_counter() - start
-            top1 = self.top1(runner, model.architecture)
-            save_json(
-                dict(
-                    top1=top1,
-                    weight_bytes=weight_bytes(model)['quantized'],
-                    seconds=seconds,
-                ),
-                path,
-            )
-        with open(path) as file:
-            return json.load(file)
+        options = {**self.options, **options}
+        return quantize(self.model, config, options, seed, path)
 
     def search(self) -> dict[str, str]:
         """The configs of mixed models, by the uniform one's name."""
@@ -155,9 +95,9 @@ class Bench:
         }
         if not all(map(osp.exists, found.values())):
             search_bits(
-                self.load(self.config),
+                self.load(),
                 self.config,
-                self.checkpoint,
+                checkpoint_of(self.model),
                 equal_to=list(found),
                 changed=True,
             )
@@ -170,9 +110,9 @@ class Bench:
         """
         path = osp.join(self.folder, 'correlation.json')
         if not osp.exists(path):
-            cfg = self.load(self.config)
+            cfg = self.load()
             settings = MixedPrecision.of(cfg)
-            runner, model, images = self.prepared(cfg)
+            runner, model, images = prepared(cfg, self.model)
             seed = runner.seed
             file = SensitivityFile(
                 osp.join(self.folder, 'sensitivity.json'),
@@ -185,17 +125,17 @@ class Bench:
                 model, settings, images, file, seed, runner.logger
             )
             parts = dict(teacher.named_modules())
-            base = self.top1(runner, teacher)
+            base = top1(runner, teacher)
             rng = random.Random(0)
             rows = []
             for _ in range(count):
                 bits = {choice: rng.choice(WIDTHS) for choice in choices}
                 names = {choice.name: width for choice, width in bits.items()}
                 with quantized_choices(parts, models, bits):
-                    top1 = self.top1(runner, teacher)
+                    reached = top1(runner, teacher)
                 rows.append(
                     dict(
-                        loss=base - top1,
+                        loss=base - reached,
                         predicted=file.loss.bounded()(names),
                         diagonal=file.loss.diagonal()(names),
                     )

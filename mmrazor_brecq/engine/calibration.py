@@ -23,6 +23,8 @@ UNITS = {
     **{f'{c}B': 1000**i for i, c in enumerate('KMGT', 1)},
     **{f'{c}IB': 1024**i for i, c in enumerate('KMGT', 1)},
 }
+#: Bytes of a budget that are not for activations which wait.
+AT_WORK = 200 * 2**20
 
 
 class ImageSet:
@@ -85,6 +87,20 @@ def memory_budget(
     )
 
 
+def activation_store(
+    memory: Union[str, float, None], device: torch.device, folder: str
+) -> Store:
+    """Where the activations of all images are held.
+
+    Args:
+        memory (str | float, optional): As for :func:`memory_budget`. It
+            holds what waits, and :data:`AT_WORK` of what is worked on.
+        device (torch.device): Where the model is.
+        folder (str): Where the files lie that memory has no room for.
+    """
+    return Store(memory_budget(memory, device), folder, AT_WORK)
+
+
 def hold_images(
     model: BRECQ,
     loader: DataLoader,
@@ -98,13 +114,12 @@ def hold_images(
         model (BRECQ): With its preprocessor.
         loader (DataLoader): Of the images.
         calibration (dict): ``num_images``, and ``memory`` (half of what is
-            free by default) for :func:`memory_budget`.
+            free by default) for :func:`activation_store`.
         folder (str): Where the files lie that memory has no room for.
         images (ImageSet): Remembers them.
     """
     device = next(model.parameters()).device
-    budget = memory_budget(calibration.get('memory', 0.5), device)
-    store = Store(budget, folder)
+    store = activation_store(calibration.get('memory', 0.5), device, folder)
     count = calibration['num_images']
     return collect_images(model, loader, count, images, store)
 

@@ -7,7 +7,7 @@ which were called, says what the papers call a block.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Optional
 
@@ -22,18 +22,27 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of the network with one door.
+    """A part of the network that is reconstructed at a time.
 
     Attributes:
         name (str): Name of its module in the network, '' for all of it.
         module (nn.Module): The module.
         layers (tuple[str]): Names of the layers in it, in the order of
             their calls.
+        joined (tuple[Unit]): The units that it joins, if it does: each of
+            them keeps its door, so that what is quantized is the same
+            however much is reconstructed at a time.
     """
 
     name: str
     module: nn.Module
     layers: tuple[str, ...]
+    joined: tuple[Unit, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Unit, ...]:
+        """What has a door: the units it joins, or itself."""
+        return self.joined or (self,)
 
 
 class Partition:
@@ -136,18 +145,34 @@ class BlockPartition(Partition):
         ]
 
 
-@TASK_UTILS.register_module()
-class StagePartition(Partition):
-    """Runs of blocks: the outermost containers that are called as one.
-
-    Blocks that are in no such container stay units.
+class _JointPartition(Partition):
+    """Joins units of a finer partition.
 
     Args:
-        blocks (dict): The partition into blocks.
+        blocks (dict): The finer partition; blocks by default.
     """
 
     def __init__(self, blocks: Optional[dict] = None) -> None:
         self.blocks = TASK_UTILS.build(blocks or dict(type='BlockPartition'))
+
+    def __call__(self, model: nn.Module, trace: Trace) -> list[Unit]:
+        """Cut, and say of what each unit is made."""
+        blocks = self.blocks(model, trace)
+        return [
+            replace(
+                unit,
+                joined=tuple(b for b in blocks if b.layers[0] in unit.layers),
+            )
+            for unit in super().__call__(model, trace)
+        ]
+
+
+@TASK_UTILS.register_module()
+class StagePartition(_JointPartition):
+    """Runs of blocks: the outermost containers that are called as one.
+
+    Blocks that are in no such container stay units.
+    """
 
     def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
         """The stages, and what blocks are left over."""
@@ -162,7 +187,7 @@ class StagePartition(Partition):
 
 
 @TASK_UTILS.register_module()
-class NetworkPartition(Partition):
+class NetworkPartition(_JointPartition):
     """The whole network is one unit."""
 
     def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:

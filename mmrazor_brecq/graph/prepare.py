@@ -217,9 +217,10 @@ def prepare(
     """
     calls = trace.by_module()
     names = {uses[0].name: module for module, uses in calls.items()}
-    layers = [name for unit in units for name in unit.layers]
+    parts = [part for unit in units for part in unit.parts]
+    layers = [name for part in parts for name in part.layers]
     bits = scheme.bits(layers, end_layers(trace))
-    for unit in units:
+    for unit in parts:
         alone = names[unit.layers[0]] is unit.module
         places = {} if alone else _door_places(unit, calls, names)
         for name in unit.layers:

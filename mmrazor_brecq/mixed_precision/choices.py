@@ -200,7 +200,8 @@ def find_choices(
         return all(m.bits[layer][place] == b for b, m in models.items())
 
     choices: list[Choice] = []
-    for unit in next(iter(models.values())).units:
+    units = next(iter(models.values())).units
+    for unit in (part for unit in units for part in unit.parts):
         if 'weight' in kinds:
             choices += [
                 Choice('weight', unit.name, (layer,))

@@ -27,13 +27,24 @@ class Store:
             there is no limit.
         folder (str, optional): Where the files lie; by default where the
             system keeps temporary ones.
+        at_work (int): Bytes of the budget that are left to the activations
+            a unit works on, half of it at the most.
     """
 
     def __init__(
-        self, budget: Optional[int] = None, folder: Optional[str] = None
+        self,
+        budget: Optional[int] = None,
+        folder: Optional[str] = None,
+        at_work: int = 0,
     ) -> None:
         self.budget = budget
         self.folder = folder
+        #: Bytes that columns may take.
+        self.room = (
+            float('inf')
+            if budget is None
+            else budget - min(at_work, budget // 2)
+        )
         #: Bytes held in memory now, and the most there ever were.
         self.held = self.peak = 0
         #: Bytes that were written to files so far.
@@ -49,7 +60,7 @@ class Store:
             fold (int): Rows of the tensor that belong to one image.
         """
         column = Column(images, example, fold)
-        if self.budget is None or self.held + column.nbytes <= self.budget:
+        if self.held + column.nbytes <= self.room:
             column.memory = torch.empty(
                 images, column.elements, dtype=column.dtype, device=column.home
             )

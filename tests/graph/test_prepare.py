@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from mmrazor_brecq.graph import (
     LayerPartition,
     NetworkPartition,
     QuantizationScheme,
+    StagePartition,
     prepare,
     record,
     run_float,
@@ -265,13 +268,20 @@ def test_a_layer_that_is_its_own_unit_quantizes_its_own_input(
     assert doors(each_toy) == {} and without_own(each_toy) == []
 
 
-def test_a_network_that_is_one_unit_has_its_door_at_the_image(toy, batches):
-    network = toy('residual')
-    prepared(network, batches, NetworkPartition())
+@pytest.mark.parametrize(
+    'partition',
+    [StagePartition(), NetworkPartition()],
+    ids=lambda p: type(p).__name__,
+)
+def test_what_is_quantized_does_not_depend_on_how_much_is_joined(
+    partition, each_toy, batches
+):
+    alone = copy.deepcopy(each_toy)
+    bits = prepared(alone, batches)
 
-    assert doors(network) == {'': [0]}
-    assert network.door.inputs['0'].grid.bits == 8
-    assert without_own(network) == ['stem.0']
+    assert prepared(each_toy, batches, partition) == bits
+    assert doors(each_toy) == doors(alone)
+    assert with_own(each_toy) == with_own(alone)
 
 
 def test_no_activation_is_quantized_where_none_is_asked_for(each_toy, batches):

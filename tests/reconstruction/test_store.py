@@ -71,6 +71,20 @@ def test_what_is_beyond_the_budget_goes_to_files(tmp_path):
     assert store.column(8, x).file is None
 
 
+@pytest.mark.parametrize(
+    ('at_work', 'held'), [(0, 1024), (100, 512), (10**9, 512)]
+)
+def test_a_part_of_the_budget_is_for_what_is_worked_on(
+    tmp_path, at_work, held
+):
+    """Half of it at the most."""
+    store = Store(1100, str(tmp_path), at_work)
+    columns = [store.column(8, torch.zeros(8, 16)) for _ in range(3)]
+
+    assert store.held == held
+    assert all(len(c.take(torch.arange(8))) == 8 for c in columns)
+
+
 def test_files_have_no_name(tmp_path):
     """So that nothing is left of them, whatever ends the process."""
     store = Store(0, str(tmp_path))

@@ -1,0 +1,107 @@
+"""Quantizes demo models for the other scripts; nothing to run by itself."""
+
+from __future__ import annotations
+
+import json
+import os.path as osp
+import time
+from typing import Any
+
+import torch
+from accuracy import FOLDERS, ROOT
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import nn
+
+from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.engine.checkpoint import load_float
+from mmrazor_brecq.engine.files import save_json
+from mmrazor_brecq.engine.launch import (
+    bare_model,
+    build_runner,
+    calibration_images,
+    load_config,
+)
+from mmrazor_brecq.graph import run_float
+from mmrazor_brecq.reconstruction import Rows
+from mmrazor_brecq.report import weight_bytes
+
+#: Test images and labels, for all runs.
+_TESTS: list = []
+
+
+def config_of(model: str, bits: str) -> str:
+    """The config of a demo model."""
+    folder = f'{ROOT}/configs/brecq/{FOLDERS[model]}'
+    return f'{folder}/brecq_{model}_{bits}_fashion-mnist.py'
+
+
+def checkpoint_of(model: str) -> str:
+    """The float weights of a demo model."""
+    return f'{ROOT}/demo/{model}_fashion-mnist.pth'
+
+
+def prepared(cfg: Config, model: str) -> tuple[Runner, BRECQ, Rows]:
+    """Runner, model with float weights, and calibration images."""
+    cfg.experiment_name = f'{time.time_ns()}'
+    runner = build_runner(cfg)
+    brecq = bare_model(runner)
+    load_float(brecq, checkpoint_of(model))
+    brecq.eval()
+    return runner, brecq, calibration_images(runner, brecq)
+
+
+@torch.no_grad()
+def top1(runner: Runner, network: nn.Module) -> float:
+    """Top-1 accuracy on all test images, in per cent."""
+    if not _TESTS:
+        preprocess = bare_model(runner).data_preprocessor
+        for data in runner.build_dataloader(runner.cfg.test_dataloader):
+            labels = [s.gt_label.label for s in data['data_samples']]
+            inputs = preprocess(data, False)['inputs']
+            _TESTS.append((inputs, torch.cat(labels)))
+    right = sum(
+        int((run_float(network, inputs).argmax(1) == labels).sum())
+        for inputs, labels in _TESTS
+    )
+    return 100 * right / sum(len(labels) for _, labels in _TESTS)
+
+
+def quantize(
+    model: str, config: str, options: dict, seed: int, path: str
+) -> dict[str, Any]:
+    """Quantize and evaluate, or read what came of it.
+
+    Args:
+        model (str): Name of a demo model.
+        config (str): A config of it.
+        options (dict): Changes to the config.
+        seed (int): Of all randomness.
+        path (str): Where the result is kept.
+
+    Returns:
+        dict: ``top1``, ``weight_bytes`` and ``seconds``.
+    """
+    if not osp.exists(path):
+        options = {
+            **options,
+            'randomness.seed': seed,
+            'log_level': 'WARNING',
+        }
+        cfg = load_config(config, options, osp.dirname(path))
+        runner, brecq, images = prepared(cfg, model)
+        start = time.perf_counter()
+        teacher = brecq.prepare(images.batch(0)[:1])
+        for _ in brecq.reconstruct(teacher, images, seed):
+            pass
+        seconds = time.perf_counter() - start
+        save_json(
+            dict(
+                top1=top1(runner, brecq.architecture),
+                weight_bytes=weight_bytes(brecq)['quantized'],
+                seconds=seconds,
+            ),
+            path,
+        )
+    with open(path) as file:
+        return json.load(file)
