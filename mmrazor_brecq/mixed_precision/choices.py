@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Optional, Union
 
 from ..algorithms import BRECQ
@@ -201,7 +202,7 @@ def find_choices(
 
     choices: list[Choice] = []
     units = next(iter(models.values())).units
-    for unit in (part for unit in units for part in unit.parts):
+    for unit in chain.from_iterable(unit.parts for unit in units):
         if 'weight' in kinds:
             choices += [
                 Choice('weight', unit.name, (layer,))

@@ -183,13 +183,21 @@ class Loan:
         self.tensor = weakref.ref(tensor)
         self.version = tensor._version
 
-    def drain(self) -> None:
-        """Free the tensor's memory."""
+    def drain(self) -> int:
+        """Free the tensor's memory.
+
+        Returns:
+            int: Bytes that are free now.
+        """
         tensor = self.tensor()
-        if tensor is not None and tensor._version == self.version:
-            storage = tensor.untyped_storage()
-            if storage.nbytes() == tensor.numel() * tensor.element_size():
-                storage.resize_(0)
+        if tensor is None or tensor._version != self.version:
+            return 0
+        storage = tensor.untyped_storage()
+        size = tensor.numel() * tensor.element_size()
+        if storage.nbytes() != size:
+            return 0
+        storage.resize_(0)
+        return size
 
     def refill(self) -> bool:
         """Undo :meth:`drain`.

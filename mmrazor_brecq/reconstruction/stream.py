@@ -18,11 +18,14 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from ..functional import give_back_freed_memory
 from ..graph import Unit, run_float
 from .rows import Rows
 from .store import Column, Loan
 
 Arguments = tuple[tuple, dict]
+#: Bytes that may be free without the system having them back.
+LEFT_LYING = 2**26
 
 
 class _Pass(greenlet):
@@ -97,6 +100,7 @@ class Stream:
         ]
         self._waiting: list[Optional[Arguments]] = [None for _ in batches]
         self._loans: list[list[Loan]] = [[] for _ in batches]
+        self._freed = 0
         return self
 
     def __exit__(
@@ -190,7 +194,11 @@ class Stream:
         """Free the memory of what the ``k``-th pass and its frames hold."""
         # Only two batches tell what is of images and what of the network.
         for loan in self._loans[k] if len(self._loans) > 1 else ():
-            loan.drain()
+            self._freed += loan.drain()
+        if self._freed > LEFT_LYING:
+            # Small objects settle in the gaps, which then fit no tensor.
+            give_back_freed_memory()
+            self._freed = 0
 
     @torch.no_grad()
     def _refill(self, k: int) -> None:

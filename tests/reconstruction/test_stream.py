@@ -16,6 +16,7 @@ from mmrazor_brecq.graph import (
     run_float,
 )
 from mmrazor_brecq.reconstruction import Rows, Stream
+from mmrazor_brecq.reconstruction import stream as stream_module
 
 PARTITIONS = [
     LayerPartition(),
@@ -286,3 +287,19 @@ def test_a_unit_that_has_several_places_is_parked_in_all(batches):
 
     assert driven.visits == ['0', '0']
     assert network[2][0] is shared and network[0] is shared
+
+
+@pytest.mark.parametrize(('left_lying', 'calls'), [(0, True), (2**40, False)])
+def test_the_system_gets_back_what_was_freed(
+    left_lying, calls, toy, batches, monkeypatch
+):
+    """Not at every tensor, but not only when all batches are through."""
+    given = []
+    monkeypatch.setattr(stream_module, 'LEFT_LYING', left_lying)
+    monkeypatch.setattr(
+        stream_module, 'give_back_freed_memory', lambda: given.append(1)
+    )
+    driven = Driven(toy('residual'), batches).run()
+
+    assert (len(given) >= len(driven.units)) == calls
+    assert bool(given) == calls
