@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict] = {
     'weight steps faster': {f'{BLOCKS}.weight_scale_lr': 0.1},
     'rounding at 0.1': {f'{BLOCKS}.rounding_lr': 0.1},
     'without QDrop': {f'{ACTIVATION}.drop_prob': 0.0},
+    'QDrop of a half': {f'{ACTIVATION}.drop_prob': 0.5},
     'layers for units': {'model.partition.type': 'LayerPartition'},
     'stages for units': {'model.partition.type': 'StagePartition'},
     'a last pass of 150': {

@@ -40,7 +40,7 @@ class ActivationQuantizer(nn.Module):
         bits: int = 8,
         symmetric: bool = False,
         learn_scale: bool = True,
-        drop_prob: float = 0.5,
+        drop_prob: float = 0.25,
         observer: Optional[dict] = None,
     ) -> None:
         super().__init__()
