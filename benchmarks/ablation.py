@@ -18,6 +18,7 @@ import statistics
 
 import torch
 from accuracy import FOLDERS, mean_and_spread, schedule_options
+from mmengine.config import DictAction
 from quantize import config_of, quantize
 
 SETTINGS = ['w4a4', 'w3a3', 'w2a4', 'w2a2', 'w2a32']
@@ -39,6 +40,7 @@ VARIANTS: dict[str, dict] = {
     'weight steps faster': {f'{BLOCKS}.weight_scale_lr': 0.1},
     'rounding at 0.1': {f'{BLOCKS}.rounding_lr': 0.1},
     'without QDrop': {f'{ACTIVATION}.drop_prob': 0.0},
+    'QDrop of a quarter': {f'{ACTIVATION}.drop_prob': 0.25},
     'QDrop of a half': {f'{ACTIVATION}.drop_prob': 0.5},
     'layers for units': {'model.partition.type': 'LayerPartition'},
     'stages for units': {'model.partition.type': 'StagePartition'},
@@ -59,23 +61,29 @@ def main() -> None:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--schedule', default='fast')
     parser.add_argument('--out', default='work_dirs/ablation')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='of all rows; give it an --out of its own',
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    schedule = schedule_options(args.schedule)
+    schedule = {**schedule_options(args.schedule), **args.cfg_options}
     cells = list(itertools.product(args.models, args.settings))
 
     def top1(variant: str, model: str, setting: str, seed: int) -> float:
-        changes = VARIANTS[variant]
+        options = {**schedule, **VARIANTS[variant]}
         if setting.endswith('a32'):
             # There is nothing of activations to change.
-            changes = {
+            options = {
                 key: value
-                for key, value in changes.items()
+                for key, value in options.items()
                 if not key.startswith(ACTIVATION)
             }
         name = f'{model}_{setting}_{variant}_seed{seed}.json'
         path = osp.join(args.out, args.schedule, name.replace(' ', '-'))
-        options = {**schedule, **changes}
         found = quantize(model, config_of(model, setting), options, seed, path)
         return found['top1']
 

@@ -25,7 +25,8 @@ class ActivationQuantizer(nn.Module):
             unsigned ones with a zero point.
         learn_scale (bool): Whether reconstruction fits the step.
         drop_prob (float): Share of elements that stay real during
-            reconstruction, 0 to 1 (QDrop, Wei et al., ICLR 2022).
+            reconstruction, 0 to 1 (QDrop, Wei et al., ICLR 2022, where it
+            is 0.5).
         observer (dict): Which grid to choose.
     """
 
