@@ -15,6 +15,10 @@ from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from torch import Tensor, nn
 
 
+#: Of Adam: what is kept of the mean of gradients and of their squares.
+BETAS = 0.8, 0.95
+
+
 def own_generator(seed: int) -> torch.Generator:
     """Random numbers that differ from process to process."""
     return torch.Generator().manual_seed(seed + (get_rank() << 40))
@@ -50,6 +54,9 @@ def adam(
 ) -> Optional[torch.optim.Optimizer]:
     """An optimiser of parameters that learn at rates of their own.
 
+    It forgets sooner than Adam's usual 0.9 and 0.999, for it has some
+    hundred iterations: with those, the first gradients rule to the end.
+
     Args:
         learned (iterable): Parameters and their learning rate.
 
@@ -61,7 +68,9 @@ def adam(
         rates.setdefault(rate, []).extend(parameters)
     # As few groups as there are rates: each costs a call.
     groups = [dict(params=ps, lr=rate) for rate, ps in rates.items() if ps]
-    return torch.optim.Adam(groups, fused=True) if groups else None
+    if not groups:
+        return None
+    return torch.optim.Adam(groups, betas=BETAS, fused=True)
 
 
 def descend(

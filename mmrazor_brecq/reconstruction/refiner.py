@@ -51,7 +51,7 @@ class NetworkRefiner:
             together.
         augment (list[dict]): How images are varied.
         likelihood (dict): What the network's outputs mean: classes at a
-            temperature of 2 by default, ``Gaussian`` where it regresses.
+            temperature of 4 by default, ``Gaussian`` where it regresses.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class NetworkRefiner:
             augment = [dict(type=name) for name in ('Flip', 'Shift', 'CutMix')]
         self.augment = [TASK_UTILS.build(cfg) for cfg in augment]
         self.likelihood = TASK_UTILS.build(
-            likelihood or dict(type='Categorical', temperature=2.0)
+            likelihood or dict(type='Categorical', temperature=4.0)
         )
 
     def __call__(
