@@ -14,7 +14,6 @@ import torch
 from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from torch import Tensor, nn
 
-
 #: Of Adam: what is kept of the mean of gradients and of their squares.
 BETAS = 0.8, 0.95
 
