@@ -50,6 +50,7 @@ class NetworkRefiner:
         batch_size (int): Images an iteration, those of all processes
             together.
         augment (list[dict]): How images are varied.
+        draws (int): Variations of each held-out image that judge.
         likelihood (dict): What the network's outputs mean: classes at a
             temperature of 4 by default, ``Gaussian`` where it regresses.
     """
@@ -63,6 +64,7 @@ class NetworkRefiner:
         bias_lr: float = 1e-3,
         batch_size: int = 32,
         augment: Optional[Sequence[dict]] = None,
+        draws: int = 8,
         likelihood: Optional[dict] = None,
     ) -> None:
         self.iterations = iterations
@@ -71,6 +73,7 @@ class NetworkRefiner:
         self.activation_scale_lr = activation_scale_lr
         self.bias_lr = bias_lr
         self.batch_size = batch_size
+        self.draws = draws
         if augment is None:
             augment = [dict(type=name) for name in ('Flip', 'Shift', 'CutMix')]
         self.augment = [TASK_UTILS.build(cfg) for cfg in augment]
@@ -103,7 +106,7 @@ class NetworkRefiner:
         report = UnitReport(WHOLE, list(quant_layers(network)))
         before = {k: v.clone() for k, v in network.state_dict().items()}
         trained = len(images) - held_out
-        report.before = self._judge(network, teacher, images, trained)
+        report.before = self._judge(network, teacher, images, trained, seed)
         optimizer = adam(self._reopen(network, teacher))
         assert optimizer is not None
         self._optimise(
@@ -115,7 +118,7 @@ class NetworkRefiner:
             layer.freeze()
         network.requires_grad_(False)
         take_from_first(network.state_dict().values())
-        report.after = self._judge(network, teacher, images, trained)
+        report.after = self._judge(network, teacher, images, trained, seed)
         report.accepted = report.after < report.before
         if not report.accepted:
             network.load_state_dict(before)
@@ -169,9 +172,7 @@ class NetworkRefiner:
         together = at_once(images.elements, most=size, room=AND_BACK)
         for i in range(self.iterations):
             index = torch.randint(trained, (size,), generator=generator)
-            batch = images.take(index)
-            for augment in self.augment:
-                batch = augment(batch, generator)
+            batch = self._varied(images, index, generator)
             errors: list[Tensor] = []
             descend(
                 self._errors(network, teacher, batch.split(together), errors),
@@ -183,16 +184,40 @@ class NetworkRefiner:
 
     @torch.no_grad()
     def _judge(
-        self, network: nn.Module, teacher: nn.Module, images: Rows, first: int
+        self,
+        network: nn.Module,
+        teacher: nn.Module,
+        images: Rows,
+        first: int,
+        seed: int,
     ) -> float:
-        """Error on the images from ``first`` on."""
+        """Error on the images from ``first`` on, each varied several times.
+
+        They are few, and one that lies between two classes can outweigh all
+        others: its variations rarely do so all together.
+        """
         network.eval()
+        generator = own_generator(seed)
         size = at_once(images.elements, most=self.batch_size, room=FORWARD)
-        parts = torch.arange(first, len(images)).split(size)
+        index = torch.arange(first, len(images)).repeat(self.draws)
         return mean_error(
-            (self._error(network, teacher, images.take(index)), len(index))
-            for index in parts
+            (
+                self._error(
+                    network, teacher, self._varied(images, part, generator)
+                ),
+                len(part),
+            )
+            for part in index.split(size)
         )
+
+    def _varied(
+        self, images: Rows, index: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Some images, varied anew."""
+        batch = images.take(index)
+        for augment in self.augment:
+            batch = augment(batch, generator)
+        return batch
 
     def _errors(
         self,

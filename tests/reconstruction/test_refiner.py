@@ -93,6 +93,28 @@ def test_what_does_not_help_is_undone(rounded):
     assert equal(states(model), before)
 
 
+class Mark:
+    """Adds something to all images, and counts them."""
+
+    def __init__(self):
+        self.images = 0
+
+    def __call__(self, images, generator):
+        self.images += len(images)
+        return images + torch.rand(1, generator=generator)
+
+
+def test_the_judge_sees_the_same_variations_twice(rounded):
+    model, teacher, images = rounded
+    refine = refiner(0, draws=5)
+    mark = Mark()
+    refine.augment = [mark]
+    report = refine(model.architecture, teacher, images, 3, seed=0)
+
+    assert mark.images == 2 * 5 * 3
+    assert report.after == report.before and not report.accepted
+
+
 def test_the_same_seed_gives_the_same_bits(rounded):
     model, teacher, images = rounded
     other = copy.deepcopy(model)
