@@ -2,7 +2,7 @@
 _base_ = './default.py'
 schedule = dict(
     iterations=40,
-    rounding_lr=0.25,
+    rounding_lr=0.35,
     fit_images=128,
     objective=dict(images=128),
 )
