@@ -53,8 +53,8 @@ def adam(
 ) -> Optional[torch.optim.Optimizer]:
     """An optimiser of parameters that learn at rates of their own.
 
-    It forgets sooner than Adam's usual 0.9 and 0.999, for it has some
-    hundred iterations: with those, the first gradients rule to the end.
+    It forgets sooner than Adam usually does (0.9 and 0.999): the latter
+    averages over more iterations than a unit has.
 
     Args:
         learned (iterable): Parameters and their learning rate.
