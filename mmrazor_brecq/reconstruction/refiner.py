@@ -50,9 +50,14 @@ class NetworkRefiner:
         batch_size (int): Images an iteration, those of all processes
             together.
         augment (list[dict]): How images are varied.
-        draws (int): Variations of each held-out image that judge.
+        draws (int): Variations of each held-out image that judge, 1 or
+            more; without ``augment`` they are all the same, and one is
+            enough.
         likelihood (dict): What the network's outputs mean: classes at a
             temperature of 4 by default, ``Gaussian`` where it regresses.
+
+    Raises:
+        ValueError: If no variation is to judge.
     """
 
     def __init__(
@@ -73,10 +78,15 @@ class NetworkRefiner:
         self.activation_scale_lr = activation_scale_lr
         self.bias_lr = bias_lr
         self.batch_size = batch_size
-        self.draws = draws
         if augment is None:
             augment = [dict(type=name) for name in ('Flip', 'Shift', 'CutMix')]
         self.augment = [TASK_UTILS.build(cfg) for cfg in augment]
+        if draws < 1:
+            raise ValueError(
+                f'draws={draws}, expected 1 or more: '
+                'change `draws` of the refiner'
+            )
+        self.draws = draws
         self.likelihood = TASK_UTILS.build(
             likelihood or dict(type='Categorical', temperature=4.0)
         )
@@ -199,7 +209,8 @@ class NetworkRefiner:
         network.eval()
         generator = own_generator(seed)
         size = at_once(images.elements, most=self.batch_size, room=FORWARD)
-        index = torch.arange(first, len(images)).repeat(self.draws)
+        draws = self.draws if self.augment else 1
+        index = torch.arange(first, len(images)).repeat(draws)
         return mean_error(
             (
                 self._error(

@@ -115,6 +115,22 @@ def test_the_judge_sees_the_same_variations_twice(rounded):
     assert report.after == report.before and not report.accepted
 
 
+def test_images_that_do_not_vary_are_judged_once(rounded):
+    model, teacher, images = rounded
+    refine = refiner(0, draws=5)
+    looks = []
+    take = images.take
+    images.take = lambda index: looks.append(len(index)) or take(index)
+    refine(model.architecture, teacher, images, 3, seed=0)
+
+    assert sum(looks) == 2 * 3
+
+
+def test_somebody_has_to_judge():
+    with pytest.raises(ValueError, match='draws=0.*`draws`'):
+        NetworkRefiner(draws=0)
+
+
 def test_the_same_seed_gives_the_same_bits(rounded):
     model, teacher, images = rounded
     other = copy.deepcopy(model)
