@@ -67,7 +67,7 @@ class NetworkRefiner:
         weight_scale_lr: float = 0.04,
         activation_scale_lr: float = 5e-3,
         bias_lr: float = 1e-3,
-        batch_size: int = 32,
+        batch_size: int = 64,
         augment: Optional[Sequence[dict]] = None,
         draws: int = 8,
         likelihood: Optional[dict] = None,
