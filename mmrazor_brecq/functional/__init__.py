@@ -23,7 +23,6 @@ from .relaxation import (
     inverse_rectified_sigmoid,
     rectified_sigmoid,
     relaxed_rows,
-    rounding_penalty,
 )
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
     'relaxed_rows',
     'reuse_freed_memory',
     'rounding_error',
-    'rounding_penalty',
     'rows',
     'unpack_bits',
     'weighted_squared_error',

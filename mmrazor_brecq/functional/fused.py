@@ -126,21 +126,24 @@ def from_rows(values: Tensor, x: Tensor) -> Tensor:
     return _unpermuted(values, x, _first_leads(x))
 
 
-def _first_leads(x: Tensor) -> list[int]:
-    return [0] + [d for d in memory_order(x) if d]
+def _first_leads(x: Tensor) -> tuple[int, ...]:
+    return (0, *(d for d in memory_order(x) if d))
 
 
-def _unpermuted(values: Tensor, x: Tensor, dims: list[int]) -> Tensor:
+def _unpermuted(values: Tensor, x: Tensor, dims: tuple[int, ...]) -> Tensor:
     back = [dims.index(d) for d in range(x.dim())]
     return values.view([x.shape[d] for d in dims]).permute(back)
 
 
-def memory_order(x: Tensor) -> list[int]:
+def memory_order(x: Tensor) -> tuple[int, ...]:
     """Dimensions of ``x``, those of large steps in memory first.
 
     Args:
         x (Tensor): Of any shape.
     """
-    if x.is_contiguous():
-        return list(range(x.dim()))
-    return sorted(range(x.dim()), key=lambda d: (-x.stride()[d], d))
+    return _by_steps((-1,) * x.dim() if x.is_contiguous() else x.stride())
+
+
+@functools.cache
+def _by_steps(steps: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(steps)), key=lambda d: (-steps[d], d)))

@@ -11,37 +11,47 @@ from torch.autograd.function import once_differentiable
 from .affine import slopes_on_grid, values_on_grid
 from .fused import fused
 
-GAMMA, ZETA = -0.1, 1.1
-
 
 def rectified_sigmoid(alpha: Tensor) -> Tensor:
-    """``clip(sigmoid(alpha) * (zeta - gamma) + gamma, 0, 1)`` (eq. 23)."""
-    return (torch.sigmoid(alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+    """``clip(sigmoid(alpha) * (zeta - gamma) + gamma, 0, 1)`` (eq. 23).
+
+    Here ``zeta`` is 1.1 and ``gamma`` -0.1. They stand as numbers in what is
+    compiled, for a kernel takes the value of a name as one more tensor.
+    """
+    return (1.2 * torch.sigmoid(alpha) - 0.1).clamp(0, 1)
 
 
 def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
     """The ``alpha`` whose rectified sigmoid is ``h``, in ``[0, 1]``."""
-    return torch.logit((h - GAMMA) / (ZETA - GAMMA))
+    return torch.logit((h + 0.1) / 1.2)
 
 
 class _RelaxedRows(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, alpha: Tensor, base: Tensor, step: Tensor, *grid: Any
+        ctx: Any,
+        alpha: Tensor,
+        base: Tensor,
+        step: Tensor,
+        zero_point: Tensor,
+        qmin: int,
+        qmax: int,
+        pressure: Optional[Tensor],
     ) -> Tensor:
-        zero_point, *ctx.range = grid
-        ctx.save_for_backward(alpha, base, step, zero_point)
-        return _relaxed_rows(alpha, base, step, *grid)
+        ctx.save_for_backward(alpha, base, step, zero_point, pressure)
+        ctx.range = qmin, qmax
+        return _relaxed_rows(alpha, base, step, zero_point, qmin, qmax)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
-        alpha, base, step, zero_point = ctx.saved_tensors
+        alpha, base, step, zero_point, pressure = ctx.saved_tensors
+        qmin, qmax = ctx.range
         grad_alpha, grad_step = _relaxed_rows_backward(
-            grad, alpha, base, step, zero_point, *ctx.range
+            grad, alpha, base, step, zero_point, qmin, qmax, pressure
         )
         grad_step = grad_step.sum_to_size(step.shape)
-        return grad_alpha, None, grad_step, None, None, None
+        return grad_alpha, None, grad_step, None, None, None, None
 
 
 @fused
@@ -51,11 +61,37 @@ def _relaxed_rows(alpha: Tensor, base: Tensor, *grid: Any) -> Tensor:
 
 @fused
 def _relaxed_rows_backward(
-    grad: Tensor, alpha: Tensor, base: Tensor, *grid: Any
+    grad: Tensor,
+    alpha: Tensor,
+    base: Tensor,
+    step: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    pressure: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    h, slope = _slope(alpha)
-    grad_q, grad_step = slopes_on_grid(grad, base + h.clamp(0, 1), *grid)
-    return grad_q * slope, grad_step
+    chance = torch.sigmoid(alpha)
+    h = 1.2 * chance - 0.1
+    inside = (h > 0) & (h < 1)
+    h = h.clamp(0, 1)
+    grad_h, grad_step = slopes_on_grid(
+        grad, base + h, step, zero_point, qmin, qmax
+    )
+    if pressure is not None:
+        grad_h = grad_h + pressure[0] * _penalty_slope(h, pressure[1])
+    slope = 1.2 * chance * (1 - chance)
+    return torch.where(inside, grad_h * slope, 0), grad_step
+
+
+def _penalty_slope(h: Tensor, beta: Tensor) -> Tensor:
+    """Of ``1 - |2 h - 1|^beta`` in ``h``.
+
+    No power is less than ``e ** -40``: numbers below 1e-38 cost a hundred
+    times as much as others.
+    """
+    sided = 2 * h - 1
+    power = ((beta - 1) * sided.abs().log()).clamp(min=-40).exp()
+    return -2 * beta * power * sided.sign()
 
 
 def relaxed_rows(
@@ -65,11 +101,15 @@ def relaxed_rows(
     zero_point: Tensor,
     qmin: int,
     qmax: int,
+    pressure: Optional[Tensor] = None,
 ) -> Tensor:
     """Real values of the relaxed integers ``base + h(alpha)``.
 
     What :func:`mmrazor_brecq.functional.dequantize_rows` makes of them, in
-    one kernel.
+    one kernel. So that it stays one, the penalty of what is not yet rounded,
+    ``weight * sum(1 - |2 h - 1|^beta)`` (AdaRound, eq. 24), never becomes a
+    number: its gradient is added to that of the values as the latter comes
+    back.
 
     Args:
         alpha (Tensor): C x K, with the rectified sigmoid ``h``.
@@ -78,64 +118,15 @@ def relaxed_rows(
         zero_point (Tensor): Likewise.
         qmin (int): Smallest integer.
         qmax (int): Largest integer.
+        pressure (Tensor, optional): The penalty's weight, and its exponent
+            ``beta``, above 1. By default there is none.
 
     Returns:
         Tensor: C x K.
     """
-    return _RelaxedRows.apply(alpha, base, step, zero_point, qmin, qmax)
-
-
-def _slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """The sigmoid before it is clamped, and the slope after that."""
-    chance = torch.sigmoid(alpha)
-    h = chance * (ZETA - GAMMA) + GAMMA
-    slope = (ZETA - GAMMA) * chance * (1 - chance)
-    return h, torch.where((h > 0) & (h < 1), slope, 0)
-
-
-def rounding_penalty(alpha: Tensor, beta: Tensor) -> Tensor:
-    """``sum(1 - |2 h - 1|^beta)``: nought where all is rounded (eq. 24).
-
-    Args:
-        alpha (Tensor): Rounding variables, 1-dimensional, whose
-            rectified sigmoid is ``h``.
-        beta (Tensor): Exponent, a scalar above 1.
-    """
-    return _RoundingPenalty.apply(alpha, beta)
-
-
-class _RoundingPenalty(torch.autograd.Function):
-    """Finds the gradient along with the value: powers are the dear part."""
-
-    @staticmethod
-    def forward(ctx: Any, alpha: Tensor, beta: Tensor) -> Tensor:
-        value, slope = _penalty(alpha, beta)
-        ctx.save_for_backward(slope)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return grad * slope, None
-
-
-@fused
-def _penalty(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    h, slope = _slope(alpha)
-    sided = 2 * h.clamp(0, 1) - 1
-    decided = sided.abs()
-    power = _power(decided, beta)
-    steep = beta * power / decided.clamp(min=1e-3) * sided.sign()
-    return (1 - power).sum(), -2 * steep * slope
-
-
-def _power(x: Tensor, exponent: Tensor) -> Tensor:
-    """``x ** exponent``, 0 to 1, but never less than ``e ** -40``.
-
-    Numbers below 1e-38 cost a hundred times as much as others.
-    """
-    return (exponent * x.log()).clamp(min=-40).exp()
+    return _RelaxedRows.apply(
+        alpha, base, step, zero_point, qmin, qmax, pressure
+    )
 
 
 def annealed_beta(

@@ -7,7 +7,7 @@ evaluation mode.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from ..functional import (
     inverse_rectified_sigmoid,
     rectified_sigmoid,
     relaxed_rows,
-    rounding_penalty,
 )
 from ..registry import MODELS
 
@@ -46,9 +45,16 @@ class Rounding(nn.Module):
         """
         return dequantize_rows(self(), step, zero_point, qmin, qmax)
 
-    def penalty(self, beta: Tensor) -> Tensor:
-        """What is undecided, a scalar: nothing, unless a rounding says so."""
-        return beta.new_zeros(())
+    def press(self, pressure: Tensor) -> None:
+        """Push the undecided to their nearer ends, once.
+
+        Does nothing, unless a rounding leaves anything undecided.
+
+        Args:
+            pressure (Tensor): Weight and exponent of the penalty, whose
+                gradient comes with that of the next values: see
+                :func:`mmrazor_brecq.functional.relaxed_rows`.
+        """
 
 
 @MODELS.register_module()
@@ -72,6 +78,7 @@ class AdaRound(Rounding):
 
     alpha: nn.Parameter
     base: Tensor
+    pressure: Optional[Tensor] = None
 
     def start(self, position: Tensor) -> None:
         """Begin where nothing has been rounded yet."""
@@ -91,13 +98,14 @@ class AdaRound(Rounding):
         """In training, by :func:`mmrazor_brecq.functional.relaxed_rows`."""
         if not self.training:
             return super().values(step, zero_point, qmin, qmax)
+        pressure, self.pressure = self.pressure, None
         return relaxed_rows(
-            self.alpha, self.base, step, zero_point, qmin, qmax
+            self.alpha, self.base, step, zero_point, qmin, qmax, pressure
         )
 
-    def penalty(self, beta: Tensor) -> Tensor:
-        """See :func:`mmrazor_brecq.functional.rounding_penalty`."""
-        return rounding_penalty(self.alpha.view(-1), beta)
+    def press(self, pressure: Tensor) -> None:
+        """Let the penalty's gradient come with that of the next values."""
+        self.pressure = pressure
 
 
 class _Round(torch.autograd.Function):

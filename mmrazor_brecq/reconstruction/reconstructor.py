@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any, Optional
 
 import torch
@@ -141,27 +140,46 @@ class BlockReconstructor(NearestRounding):
         report: UnitReport,
     ) -> None:
         layers = open_layers(unit.module)
+        inputs = activation_quantizers(unit.module)
+        drop = inputs[0].drop_prob if inputs else 0.0
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, self.iterations
         )
         batch = share(self.batch_size)
         for i in range(self.iterations):
             index = torch.randint(data.trained, (batch,), generator=generator)
+            self._press(layers, i / self.iterations)
             errors: list[Tensor] = []
-            losses = chain(
-                self._errors(unit, data, index, masks, report, errors),
-                self._penalties(layers, i / self.iterations),
+            descend(
+                self._errors(unit, data, index, drop, masks, report, errors),
+                optimizer,
+                schedule,
             )
-            descend(losses, optimizer, schedule)
             if i % 10 == 0:
                 error = self._finite(torch.stack(errors).sum(), i)
                 report.losses.append((i, error))
+
+    def _press(self, layers: list[QuantLayer], progress: float) -> None:
+        """Push what is undecided, once the warmup is over."""
+        if progress < self.warmup or not layers:
+            return
+        weights = sum(layer.weight.numel() for layer in layers)
+        pressure = torch.tensor(
+            [
+                self.penalty / weights,
+                annealed_beta(progress, self.warmup, *self.beta),
+            ],
+            device=layers[0].weight.device,
+        )
+        for layer in layers:
+            layer.weight_quantizer.rounding.press(pressure)
 
     def _errors(
         self,
         unit: Unit,
         data: UnitData,
         index: Tensor,
+        drop: float,
         masks: MaskPool,
         report: UnitReport,
         errors: list[Tensor],
@@ -176,7 +194,7 @@ class BlockReconstructor(NearestRounding):
             enabled=self.autocast is not None,
         )
         for part in data.parts(index, len(index)):
-            args, kwargs = self._mixed_inputs(unit, data, part, masks)
+            args, kwargs = self._mixed_inputs(data, part, drop, masks)
             with fast:
                 output = unit.module(*args, **kwargs)
             target = data.targets.take(part)
@@ -184,23 +202,6 @@ class BlockReconstructor(NearestRounding):
             error = error * (len(part) / len(index))
             errors.append(error.detach())
             yield error / max(report.before, 1e-12)
-
-    def _penalties(
-        self, layers: list[QuantLayer], progress: float
-    ) -> Iterator[Tensor]:
-        """The penalty of what is undecided, once the warmup is over."""
-        if progress < self.warmup:
-            return
-        device = layers[0].weight.device if layers else None
-        beta = torch.tensor(
-            annealed_beta(progress, self.warmup, *self.beta), device=device
-        )
-        weights = sum(layer.weight.numel() for layer in layers)
-        undecided = sum(
-            layer.weight_quantizer.rounding.penalty(beta) for layer in layers
-        )
-        if isinstance(undecided, Tensor) and undecided.requires_grad:
-            yield self.penalty / weights * undecided
 
     def _optimizer(
         self, unit: Unit, layers: list[QuantLayer]
@@ -222,12 +223,11 @@ class BlockReconstructor(NearestRounding):
             ]
         )
 
+    @staticmethod
     def _mixed_inputs(
-        self, unit: Unit, data: UnitData, index: Tensor, masks: MaskPool
+        data: UnitData, index: Tensor, drop: float, masks: MaskPool
     ) -> Any:
         """Inputs of which some elements come from the float network."""
-        quantizers = activation_quantizers(unit.module)
-        drop = quantizers[0].drop_prob if quantizers else 0.0
         if not drop:
             return data.inputs.take(index)
         return data.inputs.mixed(

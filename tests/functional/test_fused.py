@@ -14,7 +14,6 @@ from mmrazor_brecq.functional import (
     fused,
     like,
     relaxed_rows,
-    rounding_penalty,
     rows,
     weighted_squared_error,
 )
@@ -125,17 +124,18 @@ def results(x, keep):
     step = torch.tensor([[0.1], [0.2]], requires_grad=True)
     base = alpha.detach().floor()
     grid = step, torch.tensor([[3.0], [0.0]]), -2, 1
+    pressure = torch.tensor([2.0, 3.0])
     relaxed = relaxed_rows(alpha, base, *grid)
+    pressed = relaxed_rows(alpha, base, *grid, pressure)
     moved = dequantize_rows(base + alpha, *grid)
-    penalty = rounding_penalty(alpha.view(-1), torch.tensor(3.0))
     b = x.detach().requires_grad_()
     error = weighted_squared_error(b, 0.5 * x, x[:1].abs())
-    losses = relaxed.square().sum(), moved.square().sum(), penalty, error
-    sum(losses).backward()
+    outputs = relaxed, pressed, moved
+    sum([error, *(output.square().sum() for output in outputs)]).backward()
     return [
         t.detach()
         for t in (
-            *(out, a.grad, s.grad, relaxed, moved, penalty, error, b.grad),
+            *(out, a.grad, s.grad, *outputs, error, b.grad),
             *(alpha.grad, step.grad),
         )
     ]

@@ -8,7 +8,6 @@ from mmrazor_brecq.functional import (
     inverse_rectified_sigmoid,
     rectified_sigmoid,
     relaxed_rows,
-    rounding_penalty,
 )
 
 
@@ -27,28 +26,50 @@ def test_the_rectified_sigmoid_reaches_both_ends_and_only_rises():
     assert (h.diff() >= 0).all()
 
 
-def penalty(h, beta):
-    alpha = inverse_rectified_sigmoid(torch.tensor(h))
-    return rounding_penalty(alpha, torch.tensor(beta))
+def pushed(h, beta):
+    """The gradient of the penalty alone, at relaxed integers."""
+    alpha = inverse_rectified_sigmoid(torch.tensor([h])).requires_grad_()
+    rows = relaxed_rows(
+        alpha,
+        torch.zeros(1, len(h)),
+        torch.ones(1, 1),
+        torch.zeros(1, 1),
+        -8,
+        7,
+        torch.tensor([1.0, beta]),
+    )
+    rows.backward(torch.zeros_like(rows))
+    return alpha.grad[0]
 
 
 @pytest.mark.parametrize('beta', [2.0, 7.5, 20.0])
-def test_the_penalty_is_nought_where_all_is_rounded(beta):
-    assert (
-        rounding_penalty(torch.tensor([-9.0, 9, 9, -9]), torch.tensor(beta))
-        == 0
-    )
-    torch.testing.assert_close(penalty([0.5] * 3, beta), torch.tensor(3.0))
-    torch.testing.assert_close(
-        penalty([0.1, 0.7], beta), torch.tensor(2 - 0.8**beta - 0.4**beta)
-    )
+def test_pressure_is_the_gradient_of_the_penalty(beta, generator):
+    alpha = torch.randn(3, 50, generator=generator) * 4
+    base = torch.randint(-6, 6, (3, 50), generator=generator).float()
+    grid = torch.rand(3, 1, generator=generator) + 0.1, torch.ones(3, 1), -4, 3
+    grad = torch.randn(3, 50, generator=generator)
+    a, b = (alpha.clone().requires_grad_() for _ in range(2))
+    pressure = torch.tensor([0.3, beta])
+
+    relaxed_rows(a, base, *grid, pressure).backward(grad)
+    penalty = 1 - (2 * rectified_sigmoid(b) - 1).abs().pow(beta)
+    rows = relaxed_rows(b, base, *grid)
+    torch.autograd.backward([rows, 0.3 * penalty.sum()], [grad, None])
+
+    torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_the_penalty_pushes_to_the_nearer_end():
-    alpha = torch.tensor([-1.0, 1.0], requires_grad=True)
-    rounding_penalty(alpha, torch.tensor(2.0)).backward()
+@pytest.mark.parametrize('beta', [2.0, 20.0])
+def test_pressure_is_nought_in_the_middle_and_where_all_is_rounded(beta):
+    found = pushed([0.0, 0.5, 1.0], beta)
 
-    assert alpha.grad[0] > 0 > alpha.grad[1]
+    torch.testing.assert_close(found, torch.zeros(3), atol=1e-5, rtol=0)
+
+
+def test_pressure_pushes_to_the_nearer_end():
+    down, up = pushed([0.3, 0.7], 2.0)
+
+    assert down > 0 > up
 
 
 def test_relaxed_rows_are_the_dequantized_relaxed_integers(generator):

@@ -5,7 +5,16 @@ import torch
 
 from mmrazor_brecq.quantizers import AdaRound, Nearest
 
-BETA = torch.tensor(2.0)
+#: Of a penalty: weight and exponent.
+PRESSURE = torch.tensor([1.0, 2.0])
+
+
+def gradient(rounding, weight=0.0):
+    """What comes back of some values times ``weight``."""
+    one = torch.ones(10, 1)
+    values = rounding.values(one, torch.zeros(10, 1), -128, 127)
+    values.backward(torch.full_like(values, weight))
+    return rounding.alpha.grad
 
 
 @pytest.fixture
@@ -43,12 +52,11 @@ def test_adaround_gives_a_neighbouring_integer_in_evaluation(
 
 
 def test_adaround_has_decided_once_the_sigmoid_is_saturated(rounding):
-    begun = rounding.penalty(BETA)
     with torch.no_grad():
         rounding.alpha.copy_(torch.where(rounding.alpha > 0, 9.0, -9.0))
+    rounding.press(PRESSURE)
 
-    assert begun > 100
-    assert rounding.penalty(BETA) == 0
+    assert (gradient(rounding, weight=1.0) == 0).all()
     soft = rounding.train()()
     assert torch.equal(soft, rounding.eval()())
 
@@ -59,11 +67,13 @@ def test_adaround_learns_upwards_where_the_loss_asks_for_it(rounding):
     assert (rounding.alpha.grad > 0).all()
 
 
-def test_the_penalty_moves_what_is_learned(rounding):
-    rounding.penalty(BETA).backward()
-    towards = -rounding.alpha.grad.sign()
+def test_pressure_moves_the_undecided_once(rounding):
+    rounding.press(PRESSURE)
+    towards = -gradient(rounding).sign()
 
     assert torch.equal(towards, rounding.alpha.detach().sign())
+    rounding.alpha.grad = None
+    assert (gradient(rounding) == 0).all()
 
 
 def test_nearest_rounds_and_learns_nothing(position):
@@ -73,4 +83,5 @@ def test_nearest_rounds_and_learns_nothing(position):
     for mode in True, False:
         assert torch.equal(rounding.train(mode)(), position.round())
     assert not list(rounding.parameters())
-    assert rounding.penalty(BETA) == 0
+    rounding.press(PRESSURE)
+    assert torch.equal(rounding(), position.round())
