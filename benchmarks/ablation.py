@@ -44,11 +44,11 @@ VARIANTS: dict[str, dict] = {
     'QDrop of a half': {f'{ACTIVATION}.drop_prob': 0.5},
     'layers for units': {'model.partition.type': 'LayerPartition'},
     'stages for units': {'model.partition.type': 'StagePartition'},
-    'a last pass of 150': {
+    'a short last pass': {
         f'{BLOCKS}.refiner.type': 'NetworkRefiner',
-        f'{BLOCKS}.refiner.iterations': 150,
+        f'{BLOCKS}.refiner.iterations': 15,
     },
-    'five times the iterations': {f'{BLOCKS}.iterations': 200},
+    'six times the iterations': {f'{BLOCKS}.iterations': 240},
 }
 
 

@@ -229,7 +229,12 @@ class BRECQ(BaseModel):
             self.architecture.load_state_dict(done[WHOLE])
         elif reconstructor.refiner is not None:
             yield reconstructor.refiner(
-                self.architecture, teacher, images, held_out, seed
+                self.architecture,
+                teacher,
+                images,
+                held_out,
+                seed,
+                len(self.units),
             )
 
     @property

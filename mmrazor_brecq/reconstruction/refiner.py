@@ -40,7 +40,8 @@ class NetworkRefiner:
     weights.
 
     Args:
-        iterations (int): Steps of the optimiser.
+        iterations (int): Steps of the optimiser for each unit of the
+            network: the more there are, the more is to be put right.
         rounding_lr (float): Learning rate of the weights, in their steps.
         weight_scale_lr (float): Of the logarithm of the weight steps, over
             the root of the number of weights that a step has.
@@ -62,10 +63,10 @@ class NetworkRefiner:
 
     def __init__(
         self,
-        iterations: int = 800,
+        iterations: int = 80,
         rounding_lr: float = 1e-2,
-        weight_scale_lr: float = 0.04,
-        activation_scale_lr: float = 5e-3,
+        weight_scale_lr: float = 0.02,
+        activation_scale_lr: float = 2e-3,
         bias_lr: float = 1e-3,
         batch_size: int = 64,
         augment: Optional[Sequence[dict]] = None,
@@ -98,6 +99,7 @@ class NetworkRefiner:
         images: Rows,
         held_out: int,
         seed: int,
+        units: int,
     ) -> UnitReport:
         """Refine a network of integers; integers it is again afterwards.
 
@@ -107,6 +109,7 @@ class NetworkRefiner:
             images (Rows): Preprocessed inputs, the share of this process.
             held_out (int): Images at the end that only judge.
             seed (int): Of all randomness.
+            units (int): How many the network has.
 
         Returns:
             UnitReport: How it went, the error being the divergence in
@@ -120,7 +123,7 @@ class NetworkRefiner:
         optimizer = adam(self._reopen(network, teacher))
         assert optimizer is not None
         self._optimise(
-            optimizer, network, teacher, images, trained, seed, report
+            optimizer, network, teacher, images, trained, seed, units, report
         )
         for quantizer in activation_quantizers(network):
             quantizer.freeze()
@@ -172,15 +175,17 @@ class NetworkRefiner:
         images: Rows,
         trained: int,
         seed: int,
+        units: int,
         report: UnitReport,
     ) -> None:
         generator = own_generator(seed)
+        iterations = self.iterations * units
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, self.iterations
+            optimizer, iterations
         )
         size = share(self.batch_size)
         together = at_once(images.elements, most=size, room=AND_BACK)
-        for i in range(self.iterations):
+        for i in range(iterations):
             index = torch.randint(trained, (size,), generator=generator)
             batch = self._varied(images, index, generator)
             errors: list[Tensor] = []

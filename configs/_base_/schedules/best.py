@@ -1,5 +1,3 @@
-# Longer for each unit, and then a pass over all of them together.
+# The default, and then a pass over all units together.
 _base_ = './default.py'
-schedule = dict(
-    iterations=400, refiner=dict(type='NetworkRefiner', iterations=800)
-)
+schedule = dict(refiner=dict(type='NetworkRefiner', iterations=80))
