@@ -1,3 +1,5 @@
-# The default, and then a pass over all units together.
+# Longer for each unit, and then a pass over all of them together.
 _base_ = './default.py'
-schedule = dict(refiner=dict(type='NetworkRefiner', iterations=80))
+schedule = dict(
+    iterations=400, refiner=dict(type='NetworkRefiner', iterations=80)
+)
