@@ -141,7 +141,9 @@ def memory_order(x: Tensor) -> tuple[int, ...]:
     Args:
         x (Tensor): Of any shape.
     """
-    return _by_steps((-1,) * x.dim() if x.is_contiguous() else x.stride())
+    if x.is_contiguous():  # whatever the steps of dimensions of size 1
+        return tuple(range(x.dim()))
+    return _by_steps(x.stride())
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
@@ -15,15 +15,19 @@ from .fused import fused
 def rectified_sigmoid(alpha: Tensor) -> Tensor:
     """``clip(sigmoid(alpha) * (zeta - gamma) + gamma, 0, 1)`` (eq. 23).
 
-    Here ``zeta`` is 1.1 and ``gamma`` -0.1. They stand as numbers in what is
-    compiled, for a kernel takes the value of a name as one more tensor.
+    Here ``zeta`` is 1.1 and ``gamma`` -0.1.
     """
-    return (1.2 * torch.sigmoid(alpha) - 0.1).clamp(0, 1)
+    return _stretched(torch.sigmoid(alpha)).clamp(0, 1)
 
 
 def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
     """The ``alpha`` whose rectified sigmoid is ``h``, in ``[0, 1]``."""
     return torch.logit((h + 0.1) / 1.2)
+
+
+def _stretched(chance: Tensor) -> Tensor:
+    # Numbers, for a kernel takes the value of a name as one more tensor.
+    return 1.2 * chance - 0.1
 
 
 class _RelaxedRows(torch.autograd.Function):
@@ -36,20 +40,23 @@ class _RelaxedRows(torch.autograd.Function):
         zero_point: Tensor,
         qmin: int,
         qmax: int,
-        pressure: Optional[Tensor],
+        pressure: Optional[Callable],
     ) -> Tensor:
-        ctx.save_for_backward(alpha, base, step, zero_point, pressure)
+        ctx.save_for_backward(alpha, base, step, zero_point)
         ctx.range = qmin, qmax
+        ctx.pressure = pressure
         return _relaxed_rows(alpha, base, step, zero_point, qmin, qmax)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
-        alpha, base, step, zero_point, pressure = ctx.saved_tensors
-        qmin, qmax = ctx.range
-        grad_alpha, grad_step = _relaxed_rows_backward(
-            grad, alpha, base, step, zero_point, qmin, qmax, pressure
-        )
+        alpha, base, step, zero_point = ctx.saved_tensors
+        operands = grad, alpha, base, step, zero_point, *ctx.range
+        pressure = ctx.pressure and ctx.pressure()
+        if pressure is None:
+            grad_alpha, grad_step = _relaxed_rows_backward(*operands)
+        else:
+            grad_alpha, grad_step = _pressed_rows_backward(pressure, *operands)
         grad_step = grad_step.sum_to_size(step.shape)
         return grad_alpha, None, grad_step, None, None, None, None
 
@@ -61,26 +68,29 @@ def _relaxed_rows(alpha: Tensor, base: Tensor, *grid: Any) -> Tensor:
 
 @fused
 def _relaxed_rows_backward(
-    grad: Tensor,
-    alpha: Tensor,
-    base: Tensor,
-    step: Tensor,
-    zero_point: Tensor,
-    qmin: int,
-    qmax: int,
-    pressure: Optional[Tensor],
+    grad: Tensor, alpha: Tensor, base: Tensor, *grid: Any
 ) -> tuple[Tensor, Tensor]:
+    h, slope = _slope(alpha)
+    grad_h, grad_step = slopes_on_grid(grad, base + h, *grid)
+    return grad_h * slope, grad_step
+
+
+@fused
+def _pressed_rows_backward(
+    pressure: Tensor, grad: Tensor, alpha: Tensor, base: Tensor, *grid: Any
+) -> tuple[Tensor, Tensor]:
+    h, slope = _slope(alpha)
+    grad_h, grad_step = slopes_on_grid(grad, base + h, *grid)
+    push = pressure[0] * _penalty_slope(h, pressure[1])
+    return (grad_h + push) * slope, grad_step
+
+
+def _slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """The rectified sigmoid and its slope."""
     chance = torch.sigmoid(alpha)
-    h = 1.2 * chance - 0.1
-    inside = (h > 0) & (h < 1)
-    h = h.clamp(0, 1)
-    grad_h, grad_step = slopes_on_grid(
-        grad, base + h, step, zero_point, qmin, qmax
-    )
-    if pressure is not None:
-        grad_h = grad_h + pressure[0] * _penalty_slope(h, pressure[1])
+    h = _stretched(chance)
     slope = 1.2 * chance * (1 - chance)
-    return torch.where(inside, grad_h * slope, 0), grad_step
+    return h.clamp(0, 1), torch.where((h > 0) & (h < 1), slope, 0)
 
 
 def _penalty_slope(h: Tensor, beta: Tensor) -> Tensor:
@@ -90,7 +100,8 @@ def _penalty_slope(h: Tensor, beta: Tensor) -> Tensor:
     times as much as others.
     """
     sided = 2 * h - 1
-    power = ((beta - 1) * sided.abs().log()).clamp(min=-40).exp()
+    log = sided.abs().clamp(min=1e-12).log()
+    power = ((beta - 1) * log).clamp(min=-40).exp()
     return -2 * beta * power * sided.sign()
 
 
@@ -101,7 +112,7 @@ def relaxed_rows(
     zero_point: Tensor,
     qmin: int,
     qmax: int,
-    pressure: Optional[Tensor] = None,
+    pressure: Optional[Callable[[], Optional[Tensor]]] = None,
 ) -> Tensor:
     """Real values of the relaxed integers ``base + h(alpha)``.
 
@@ -118,8 +129,9 @@ def relaxed_rows(
         zero_point (Tensor): Likewise.
         qmin (int): Smallest integer.
         qmax (int): Largest integer.
-        pressure (Tensor, optional): The penalty's weight, and its exponent
-            ``beta``, above 1. By default there is none.
+        pressure (callable, optional): Gives, when the gradient comes back,
+            the penalty's weight and its exponent ``beta``, two numbers in a
+            tensor, or None for no penalty.
 
     Returns:
         Tensor: C x K.

@@ -52,7 +52,7 @@ class Rounding(nn.Module):
 
         Args:
             pressure (Tensor): Weight and exponent of the penalty, whose
-                gradient comes with that of the next values: see
+                gradient comes with the next gradient of the values: see
                 :func:`mmrazor_brecq.functional.relaxed_rows`.
         """
 
@@ -98,14 +98,19 @@ class AdaRound(Rounding):
         """In training, by :func:`mmrazor_brecq.functional.relaxed_rows`."""
         if not self.training:
             return super().values(step, zero_point, qmin, qmax)
-        pressure, self.pressure = self.pressure, None
         return relaxed_rows(
-            self.alpha, self.base, step, zero_point, qmin, qmax, pressure
+            *(self.alpha, self.base, step, zero_point, qmin, qmax),
+            pressure=self._pressed,
         )
 
     def press(self, pressure: Tensor) -> None:
-        """Let the penalty's gradient come with that of the next values."""
+        """Let the penalty's gradient come with the values' next one."""
         self.pressure = pressure
+
+    def _pressed(self) -> Optional[Tensor]:
+        """The pressure, once: not for every part of a batch, or call."""
+        pressure, self.pressure = self.pressure, None
+        return pressure
 
 
 class _Round(torch.autograd.Function):

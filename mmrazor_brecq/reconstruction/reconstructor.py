@@ -140,8 +140,8 @@ class BlockReconstructor(NearestRounding):
         report: UnitReport,
     ) -> None:
         layers = open_layers(unit.module)
-        inputs = activation_quantizers(unit.module)
-        drop = inputs[0].drop_prob if inputs else 0.0
+        quantizers = activation_quantizers(unit.module)
+        drop = quantizers[0].drop_prob if quantizers else 0.0
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, self.iterations
         )

@@ -40,8 +40,8 @@ class NetworkRefiner:
     weights.
 
     Args:
-        iterations (int): Steps of the optimiser for each unit of the
-            network: the more there are, the more is to be put right.
+        iterations (int): Steps of the optimiser for each unit that the
+            network was cut into: more units leave more to put right.
         rounding_lr (float): Learning rate of the weights, in their steps.
         weight_scale_lr (float): Of the logarithm of the weight steps, over
             the root of the number of weights that a step has.

@@ -126,7 +126,7 @@ def results(x, keep):
     grid = step, torch.tensor([[3.0], [0.0]]), -2, 1
     pressure = torch.tensor([2.0, 3.0])
     relaxed = relaxed_rows(alpha, base, *grid)
-    pressed = relaxed_rows(alpha, base, *grid, pressure)
+    pressed = relaxed_rows(alpha, base, *grid, lambda: pressure)
     moved = dequantize_rows(base + alpha, *grid)
     b = x.detach().requires_grad_()
     error = weighted_squared_error(b, 0.5 * x, x[:1].abs())

@@ -26,17 +26,13 @@ def test_the_rectified_sigmoid_reaches_both_ends_and_only_rises():
     assert (h.diff() >= 0).all()
 
 
-def pushed(h, beta):
-    """The gradient of the penalty alone, at relaxed integers."""
-    alpha = inverse_rectified_sigmoid(torch.tensor([h])).requires_grad_()
+def pushed(alpha, beta):
+    """The gradient of the penalty alone."""
+    alpha = torch.tensor([alpha], requires_grad=True)
     rows = relaxed_rows(
-        alpha,
-        torch.zeros(1, len(h)),
-        torch.ones(1, 1),
-        torch.zeros(1, 1),
-        -8,
-        7,
-        torch.tensor([1.0, beta]),
+        *(alpha, torch.zeros(1, alpha.numel()), torch.ones(1, 1)),
+        *(torch.zeros(1, 1), -8, 7),
+        lambda: torch.tensor([1.0, beta]),
     )
     rows.backward(torch.zeros_like(rows))
     return alpha.grad[0]
@@ -51,7 +47,7 @@ def test_pressure_is_the_gradient_of_the_penalty(beta, generator):
     a, b = (alpha.clone().requires_grad_() for _ in range(2))
     pressure = torch.tensor([0.3, beta])
 
-    relaxed_rows(a, base, *grid, pressure).backward(grad)
+    relaxed_rows(a, base, *grid, lambda: pressure).backward(grad)
     penalty = 1 - (2 * rectified_sigmoid(b) - 1).abs().pow(beta)
     rows = relaxed_rows(b, base, *grid)
     torch.autograd.backward([rows, 0.3 * penalty.sum()], [grad, None])
@@ -59,15 +55,13 @@ def test_pressure_is_the_gradient_of_the_penalty(beta, generator):
     torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.parametrize('beta', [2.0, 20.0])
+@pytest.mark.parametrize('beta', [1.0, 2.0, 20.0])
 def test_pressure_is_nought_in_the_middle_and_where_all_is_rounded(beta):
-    found = pushed([0.0, 0.5, 1.0], beta)
-
-    torch.testing.assert_close(found, torch.zeros(3), atol=1e-5, rtol=0)
+    assert (pushed([-9.0, 0.0, 9.0], beta) == 0).all()
 
 
 def test_pressure_pushes_to_the_nearer_end():
-    down, up = pushed([0.3, 0.7], 2.0)
+    down, up = pushed([-1.0, 1.0], 2.0)
 
     assert down > 0 > up
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from mmrazor_brecq.quantizers import AdaRound, Nearest
 
@@ -76,6 +77,43 @@ def test_pressure_moves_the_undecided_once(rounding):
     assert (gradient(rounding) == 0).all()
 
 
+def test_a_layer_that_is_called_twice_is_pressed_once(rounding):
+    grid = torch.ones(10, 1), torch.zeros(10, 1), -128, 127
+    rounding.press(PRESSURE)
+    once = gradient(rounding).clone()
+    rounding.alpha.grad = None
+    rounding.press(PRESSURE)
+    twice = rounding.values(*grid) + rounding.values(*grid)
+    twice.backward(torch.zeros_like(twice))
+
+    assert torch.equal(rounding.alpha.grad, once) and once.any()
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_pressure_waits_for_a_gradient(rounding, reentrant):
+    """What is computed again for its gradient has not used it up."""
+    grid = torch.ones(10, 1), torch.zeros(10, 1), -128, 127
+    found = []
+    for again in False, True:
+        rounding.press(PRESSURE)
+        rounding.alpha.grad = None
+        with torch.no_grad():
+            rounding.values(*grid)
+        if again:
+            values = checkpoint(
+                lambda one: one * rounding.values(*grid),
+                torch.ones((), requires_grad=True),
+                use_reentrant=reentrant,
+            )
+        else:
+            values = rounding.values(*grid)
+        values.square().sum().backward()
+        found.append(rounding.alpha.grad)
+
+    assert torch.equal(*found)
+    assert rounding.pressure is None
+
+
 def test_nearest_rounds_and_learns_nothing(position):
     rounding = Nearest()
     rounding.start(position)
@@ -83,5 +121,3 @@ def test_nearest_rounds_and_learns_nothing(position):
     for mode in True, False:
         assert torch.equal(rounding.train(mode)(), position.round())
     assert not list(rounding.parameters())
-    rounding.press(PRESSURE)
-    assert torch.equal(rounding(), position.round())

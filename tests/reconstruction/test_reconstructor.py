@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.functional import annealed_beta
 from mmrazor_brecq.graph import run_float
 from mmrazor_brecq.layers import activation_quantizers, quant_layers
+from mmrazor_brecq.quantizers import AdaRound
 from mmrazor_brecq.reconstruction import (
     MSE,
     BlockReconstructor,
@@ -187,6 +189,28 @@ def test_a_batch_in_parts_learns_what_it_learns_as_a_whole(
     for key in one:
         if one[key].is_floating_point():
             torch.testing.assert_close(one[key], other[key], rtol=1e-2, atol=0)
+
+
+def test_the_undecided_are_pressed_once_the_warmup_is_over(
+    quantize, batches, monkeypatch
+):
+    model, teacher = quantize('residual', (3, 3))
+    unit, data = first_block(model, teacher, batches)
+    seen = []
+    monkeypatch.setattr(
+        AdaRound, 'press', lambda self, pressure: seen.append(pressure)
+    )
+    learn = learner(10, warmup=0.4, penalty=0.7, beta=(8.0, 2.0))
+    learn(unit, data, torch.Generator().manual_seed(0))
+
+    layers = quant_layers(unit.module).values()
+    weight = 0.7 / sum(layer.weight.numel() for layer in layers)
+    expected = [
+        [weight, annealed_beta(i / 10, 0.4, 8.0, 2.0)]
+        for i in range(4, 10)
+        for _ in layers
+    ]
+    torch.testing.assert_close(torch.stack(seen), torch.tensor(expected))
 
 
 def test_learning_makes_the_error_smaller(quantize, batches):

@@ -153,7 +153,7 @@ def test_the_same_seed_gives_the_same_bits(rounded):
 def test_it_follows_the_units_and_is_resumed_like_one(quantize, batches):
     def learner():
         return BlockReconstructor(
-            4, batch_size=4, refiner=dict(type='NetworkRefiner', iterations=4)
+            4, batch_size=4, refiner=dict(type='NetworkRefiner', iterations=5)
         )
 
     model, teacher = quantize('residual', (2, 4))
@@ -166,6 +166,8 @@ def test_it_follows_the_units_and_is_resumed_like_one(quantize, batches):
         }
 
     assert list(done) == [*(unit.name for unit in model.units), WHOLE]
+    assert len(model.units) > 2
+    assert len(report.losses) == -(-5 * len(model.units) // 10)
     reports = list(
         fresh.reconstruct(teacher, batches, 0, learner(), done=done)
     )

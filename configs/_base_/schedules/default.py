@@ -1,4 +1,4 @@
-# Five times these iterations bring little more.
+# The reference for what a unit needs; `best` has more, `fast` less.
 schedule = dict(
     type='BlockReconstructor',
     iterations=240,
