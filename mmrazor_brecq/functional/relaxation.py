@@ -34,18 +34,16 @@ class _RelaxedRows(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        pressure: Optional[Callable],
         alpha: Tensor,
         base: Tensor,
         step: Tensor,
-        zero_point: Tensor,
-        qmin: int,
-        qmax: int,
-        pressure: Optional[Callable],
+        *grid: Any,
     ) -> Tensor:
+        zero_point, *ctx.range = grid
         ctx.save_for_backward(alpha, base, step, zero_point)
-        ctx.range = qmin, qmax
         ctx.pressure = pressure
-        return _relaxed_rows(alpha, base, step, zero_point, qmin, qmax)
+        return _relaxed_rows(alpha, base, step, *grid)
 
     @staticmethod
     @once_differentiable
@@ -58,7 +56,7 @@ class _RelaxedRows(torch.autograd.Function):
         else:
             grad_alpha, grad_step = _pressed_rows_backward(pressure, *operands)
         grad_step = grad_step.sum_to_size(step.shape)
-        return grad_alpha, None, grad_step, None, None, None, None
+        return None, grad_alpha, None, grad_step, None, None, None
 
 
 @fused
@@ -137,7 +135,7 @@ def relaxed_rows(
         Tensor: C x K.
     """
     return _RelaxedRows.apply(
-        alpha, base, step, zero_point, qmin, qmax, pressure
+        pressure, alpha, base, step, zero_point, qmin, qmax
     )
 
 
