@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict] = {
     'stages for units': {'model.partition.type': 'StagePartition'},
     'a short last pass': {
         f'{BLOCKS}.refiner.type': 'NetworkRefiner',
-        f'{BLOCKS}.refiner.iterations': 15,
+        f'{BLOCKS}.refiner.iterations': 150,
     },
     'six times the iterations': {f'{BLOCKS}.iterations': 240},
 }

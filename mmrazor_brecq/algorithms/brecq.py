@@ -183,9 +183,7 @@ class BRECQ(BaseModel):
             images = Rows(images, [len(batch) for batch in images])
         held_out = round(len(images) * self.held_out)
         held_out = max(1, min(held_out, len(images) - 1))
-        reconstructor.objective.watch(
-            teacher, self.units, images, own_generator(seed)
-        )
+        reconstructor.watch(teacher, self.units, images, own_generator(seed))
         holder = nn.ModuleDict(dict(teacher=teacher))
         finished = set()
         with (
@@ -229,12 +227,7 @@ class BRECQ(BaseModel):
             self.architecture.load_state_dict(done[WHOLE])
         elif reconstructor.refiner is not None:
             yield reconstructor.refiner(
-                self.architecture,
-                teacher,
-                images,
-                held_out,
-                seed,
-                len(self.units),
+                self.architecture, teacher, images, held_out, seed
             )
 
     @property

@@ -211,7 +211,11 @@ class _FakeQuantize(torch.autograd.Function):
         zero_point = zero_point.to(step.dtype)  # one type: one fast kernel
         ctx.save_for_backward(x, step, zero_point, keep)
         ctx.range = qmin, qmax
-        return like(_mixed(flat(x), step, zero_point, qmin, qmax, keep), x)
+        values = _mixed(
+            *(flat(x), step, zero_point, qmin, qmax, keep),
+            type_of_layers(x),
+        )
+        return like(values, x)
 
     @staticmethod
     @once_differentiable
@@ -232,6 +236,7 @@ def _mixed(
     qmin: int,
     qmax: int,
     keep: Optional[Tensor],
+    dtype: torch.dtype,
 ) -> Tensor:
     real = x.to(step.dtype)
     out = dequantize(
@@ -239,7 +244,7 @@ def _mixed(
     )
     if keep is not None:
         out = torch.lerp(real, out, keep)
-    return out.to(x.dtype)
+    return out.to(dtype)
 
 
 @fused
@@ -252,6 +257,7 @@ def _mixed_backward(
     qmax: int,
     keep: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
+    dtype = x.dtype
     x, grad = x.to(step.dtype), grad.to(step.dtype)
     grid = torch.round(x / step) + zero_point
     inside = (grid >= qmin) & (grid <= qmax)
@@ -259,7 +265,15 @@ def _mixed_backward(
     through = grad if keep is None else grad * keep
     grad_log_step = (through * (out - torch.where(inside, x, 0))).sum()
     grad_x = torch.where(inside, grad, grad - through)
-    return grad_x, grad_log_step
+    return grad_x.to(dtype), grad_log_step
+
+
+def type_of_layers(x: Tensor) -> torch.dtype:
+    """What a layer computes in: autocast's type, or else that of ``x``."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 def fake_quantize(
@@ -290,7 +304,7 @@ def fake_quantize(
             2022). By default all elements are quantized.
 
     Returns:
-        Tensor: In the shape of ``x``.
+        Tensor: In the shape of ``x``, in the type that layers compute in.
     """
     return _FakeQuantize.apply(
         x, log_step, scale, zero_point, qmin, qmax, keep

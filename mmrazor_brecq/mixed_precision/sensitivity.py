@@ -80,7 +80,8 @@ class Alone:
 
     def __init__(self, reconstructor: NearestRounding) -> None:
         self.reconstructor = reconstructor
-        self.objective = reconstructor.objective
+        self.watch = reconstructor.watch
+        self.follow = reconstructor.follow
 
     def __call__(
         self, unit: Unit, data: UnitData, generator: torch.Generator

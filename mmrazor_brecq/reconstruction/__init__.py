@@ -1,4 +1,5 @@
 from .augment import CutMix, Flip, Shift
+from .autocast import Autocast
 from .nearest import NearestRounding, NonFinite
 from .objectives import MSE, FisherDiag, FisherFull
 from .official import OfficialFisher
@@ -12,6 +13,7 @@ from .unit_data import UnitData, UnitReport
 
 __all__ = [
     'FORWARD',
+    'Autocast',
     'BlockReconstructor',
     'CutMix',
     'FisherDiag',

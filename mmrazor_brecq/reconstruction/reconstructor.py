@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 import torch
 from mmengine.dist import get_world_size
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional import annealed_beta
 from ..graph import Unit
 from ..layers import QuantLayer, activation_quantizers
 from ..quantizers.activation import MaskPool
 from ..registry import TASK_UTILS
+from .autocast import Autocast
 from .nearest import (
     NearestRounding,
     NonFinite,
@@ -23,6 +24,7 @@ from .nearest import (
     open_steps,
 )
 from .processes import adam, descend, share, total
+from .rows import Rows
 from .unit_data import UnitData, UnitReport
 
 
@@ -48,16 +50,15 @@ class BlockReconstructor(NearestRounding):
             together.
         fit_images (int): Images that the activation steps are chosen on.
         autocast (str, optional): Type of the numbers that convolutions and
-            matrix products take while a unit learns, ``'bfloat16'`` or
-            ``'float16'``; by default that of the weights. What judges is
-            exact.
+            matrix products take while units or all of them learn; see
+            :class:`Autocast`. What judges is exact.
         objective (dict): The error to make small.
         refiner (dict, optional): A last pass over the whole network.
     """
 
     def __init__(
         self,
-        iterations: int = 240,
+        iterations: int = 300,
         rounding_lr: float = 0.2,
         weight_scale_lr: float = 0.02,
         activation_scale_lr: float = 1e-3,
@@ -82,16 +83,27 @@ class BlockReconstructor(NearestRounding):
         self.warmup = warmup
         self.beta = beta
         self.negligible = negligible
-        if autocast not in (None, 'bfloat16', 'float16'):
-            raise ValueError(
-                f'autocast={autocast!r}, expected None, bfloat16 or float16: '
-                'change `autocast` of the reconstructor'
-            )
-        self.autocast: Optional[torch.dtype] = (
-            getattr(torch, autocast) if autocast else None
-        )
+        self.autocast = Autocast(autocast)
         if refiner is not None:
             self.refiner = TASK_UTILS.build(refiner)
+            self.refiner.autocast = self.autocast
+
+    def watch(
+        self,
+        teacher: nn.Module,
+        units: Sequence[Unit],
+        images: Rows,
+        generator: torch.Generator,
+    ) -> None:
+        """See the float network, and how quick it is."""
+        super().watch(teacher, units, images, generator)
+        self.autocast.measure(teacher, images)
+
+    def follow(self, reports: Sequence[UnitReport]) -> None:
+        """Learn in the type of numbers in which units have learned."""
+        if reports and self.autocast.open:
+            types = (report.autocast for report in reports)
+            self.autocast.chosen = next(filter(None, types), None)
 
     def learn(
         self,
@@ -114,6 +126,7 @@ class BlockReconstructor(NearestRounding):
         layers = open_layers(unit.module)
         for layer in layers:
             layer.weight_quantizer.learn(layer.weight)
+        report.autocast = self.autocast.chosen
         device = next(unit.module.parameters()).device
         masks = MaskPool(generator, device)
         for quantizer in open_steps(unit.module):
@@ -188,14 +201,9 @@ class BlockReconstructor(NearestRounding):
 
         What it is in itself is put into ``errors``.
         """
-        fast = torch.autocast(
-            masks.device.type,
-            self.autocast,
-            enabled=self.autocast is not None,
-        )
         for part in data.parts(index, len(index)):
             args, kwargs = self._mixed_inputs(data, part, drop, masks)
-            with fast:
+            with self.autocast(masks.device):
                 output = unit.module(*args, **kwargs)
             target = data.targets.take(part)
             error = self.objective.loss(unit, output, target, part)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
 from ..registry import TASK_UTILS
+from .autocast import Autocast
 from .processes import (
     adam,
     descend,
@@ -20,7 +21,7 @@ from .processes import (
     share,
     take_from_first,
 )
-from .rows import AND_BACK, FORWARD, Rows, at_once, tensors
+from .rows import FORWARD, Rows, at_once, tensors
 from .unit_data import UnitReport
 
 #: What a report calls the whole network.
@@ -39,9 +40,11 @@ class NetworkRefiner:
     varied anew in every iteration, for there are few of them and many
     weights.
 
+    Attributes:
+        autocast: The type of numbers to learn in, that of the reconstructor.
+
     Args:
-        iterations (int): Steps of the optimiser for each unit that the
-            network was cut into: more units leave more to put right.
+        iterations (int): Steps of the optimiser.
         rounding_lr (float): Learning rate of the weights, in their steps.
         weight_scale_lr (float): Of the logarithm of the weight steps, over
             the root of the number of weights that a step has.
@@ -61,9 +64,11 @@ class NetworkRefiner:
         ValueError: If no variation is to judge.
     """
 
+    autocast = Autocast()
+
     def __init__(
         self,
-        iterations: int = 80,
+        iterations: int = 1500,
         rounding_lr: float = 1e-2,
         weight_scale_lr: float = 0.04,
         activation_scale_lr: float = 5e-3,
@@ -99,7 +104,6 @@ class NetworkRefiner:
         images: Rows,
         held_out: int,
         seed: int,
-        units: int,
     ) -> UnitReport:
         """Refine a network of integers; integers it is again afterwards.
 
@@ -109,21 +113,24 @@ class NetworkRefiner:
             images (Rows): Preprocessed inputs, the share of this process.
             held_out (int): Images at the end that only judge.
             seed (int): Of all randomness.
-            units (int): How many the network has.
 
         Returns:
             UnitReport: How it went, the error being the divergence in
             nats. What did not help on the images held out is undone.
         """
         start = time.perf_counter()
-        report = UnitReport(WHOLE, list(quant_layers(network)))
+        report = UnitReport(
+            WHOLE,
+            list(quant_layers(network)),
+            autocast=self.autocast.chosen,
+        )
         before = {k: v.clone() for k, v in network.state_dict().items()}
         trained = len(images) - held_out
         report.before = self._judge(network, teacher, images, trained, seed)
         optimizer = adam(self._reopen(network, teacher))
         assert optimizer is not None
         self._optimise(
-            optimizer, network, teacher, images, trained, seed, units, report
+            optimizer, network, teacher, images, trained, seed, report
         )
         for quantizer in activation_quantizers(network):
             quantizer.freeze()
@@ -175,17 +182,16 @@ class NetworkRefiner:
         images: Rows,
         trained: int,
         seed: int,
-        units: int,
         report: UnitReport,
     ) -> None:
         generator = own_generator(seed)
-        iterations = self.iterations * units
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, iterations
+            optimizer, self.iterations
         )
         size = share(self.batch_size)
-        together = at_once(images.elements, most=size, room=AND_BACK)
-        for i in range(iterations):
+        room = self.autocast.room
+        together = at_once(images.elements, most=size, room=room)
+        for i in range(self.iterations):
             index = torch.randint(trained, (size,), generator=generator)
             batch = self._varied(images, index, generator)
             errors: list[Tensor] = []
@@ -218,8 +224,10 @@ class NetworkRefiner:
         index = torch.arange(first, len(images)).repeat(draws)
         return mean_error(
             (
-                self._error(
-                    network, teacher, self._varied(images, part, generator)
+                self.likelihood.divergence(
+                    *self._answers(
+                        network, teacher, self._varied(images, part, generator)
+                    )
                 ),
                 len(part),
             )
@@ -245,16 +253,24 @@ class NetworkRefiner:
         """The error of a batch part by part, left in ``errors``, too."""
         images = sum(map(len, parts))
         for part in parts:
-            error = self._error(network, teacher, part)
+            with self.autocast(part.device):
+                answers = self._answers(network, teacher, part)
+            error = self.likelihood.divergence(*answers)
             error = error * (len(part) / images)
             errors.append(error.detach())
             yield error
 
-    def _error(
-        self, network: nn.Module, teacher: nn.Module, images: Tensor
-    ) -> Tensor:
-        """How far the network's outputs are from the float network's."""
+    @staticmethod
+    def _answers(
+        network: nn.Module, teacher: nn.Module, images: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the network says, and what it ought to say."""
         with torch.no_grad():
             goals = tensors(run_float(teacher, images))
         outputs = tensors(run_float(network, images))
-        return self.likelihood.divergence(outputs, goals)
+        return _widened(outputs), _widened(goals)
+
+
+def _widened(values: list[Tensor]) -> list[Tensor]:
+    """In numbers of four bytes or more."""
+    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in values]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class UnitReport:
         before (float): Error on held-out images with nearest rounding.
         after (float): Error on them with the learned rounding.
         accepted (bool): Whether the learned rounding was kept.
+        autocast (str, optional): The short type of numbers in which it
+            learned, if any.
         seconds (float): Time spent.
         note (str): What went wrong, if anything did.
         losses (list): Pairs of iteration and training loss.
@@ -69,6 +71,7 @@ class UnitReport:
     before: float = float('nan')
     after: float = float('nan')
     accepted: bool = False
+    autocast: Optional[str] = None
     seconds: float = 0.0
     note: str = ''
     losses: list[tuple[int, float]] = field(default_factory=list)

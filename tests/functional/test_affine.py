@@ -224,3 +224,22 @@ def test_fake_quantize_counts_exactly_in_half_the_bits(dropped, generator):
         found[dtype] = out.float(), values.grad.float(), log_step.grad
     for narrow, exact in zip(*found.values()):
         torch.testing.assert_close(narrow, exact, rtol=0.01, atol=0.5)
+
+
+def test_fake_quantize_gives_what_the_next_layer_takes(generator):
+    scale, zero_point = torch.tensor(0.1), torch.tensor(8)
+    log_step = torch.zeros((), requires_grad=True)
+    x = torch.randn(64, generator=generator, requires_grad=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        short = fake_quantize(x, log_step, scale, zero_point, 0, 15)
+        double = fake_quantize(x.double(), log_step, scale, zero_point, 0, 15)
+    usual = fake_quantize(x, log_step, scale, zero_point, 0, 15)
+    assert short.dtype == torch.bfloat16 and double.dtype == torch.float64
+    assert torch.equal(short, usual.to(short.dtype))
+
+    grad = torch.randn(64, generator=generator).to(torch.bfloat16)
+    found = torch.autograd.grad(short, (x, log_step), grad)
+    expected = torch.autograd.grad(usual, (x, log_step), grad.float())
+    assert found[0].dtype == x.dtype
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b)

@@ -21,6 +21,7 @@ from mmrazor_brecq.reconstruction import (
     UnitData,
     UnitReport,
     at_once,
+    autocast,
 )
 
 #: Rates at which nothing of use is learned.
@@ -648,7 +649,7 @@ def test_a_unit_learns_in_the_type_that_was_chosen(name, quantize, batches):
         learning for learning, dtype in block.relu.seen if dtype.itemsize < 4
     }
     assert low == ({True} if name else set())
-    assert reports[1].losses
+    assert reports[1].losses and reports[1].autocast == name
     for layer in quant_layers(model).values():
         assert layer.frozen
     for quantizer in activation_quantizers(model):
@@ -666,6 +667,20 @@ def test_learning_in_bfloat16_is_close_to_the_exact(quantize, batches):
         assert abs(exact - fast) < 0.2
 
 
-def test_a_type_that_is_none_says_which_there_are():
-    with pytest.raises(ValueError, match='autocast=.int3.*bfloat16'):
-        learner(autocast='int3')
+def test_all_units_learn_in_the_type_that_was_measured(
+    quantize, batches, monkeypatch
+):
+    monkeypatch.setattr(
+        autocast, '_seconds', lambda *args: 0.5 if args[2] else 1.0
+    )
+    model, teacher = quantize('residual')
+    refiner = dict(type='NetworkRefiner', iterations=2, batch_size=4)
+    reconstructor = learner(autocast='fastest', refiner=refiner)
+    relu = model.units[1].module.relu = Types()
+    seen = []
+    for report in model.reconstruct(teacher, batches, 0, reconstructor):
+        assert report.autocast == 'bfloat16' and report.losses
+        seen.append((True, torch.bfloat16) in relu.seen)
+        relu.seen.clear()
+
+    assert seen == [False, True, *[False] * (len(seen) - 3), True]

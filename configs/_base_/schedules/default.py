@@ -1,6 +1,7 @@
 # The reference for what a unit needs; `best` has more, `fast` less.
 schedule = dict(
     type='BlockReconstructor',
-    iterations=240,
+    iterations=300,
+    autocast='fastest',
     objective=dict(type='FisherDiag'),
 )

@@ -1,0 +1,125 @@
+"""Shorter numbers while something learns, where they are quicker."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Optional
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ..graph import run_float
+from .processes import total
+from .rows import AND_BACK, Rows, at_once, tensors
+
+#: What a type may be called, and the type.
+TYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
+FASTEST = 'fastest'
+
+
+class Autocast:
+    """The type of the numbers that convolutions and matrix products take.
+
+    Args:
+        name (str, optional): ``'bfloat16'``, ``'float16'``, None for the
+            type of the weights, or ``'fastest'`` for bfloat16 if a short
+            measurement finds it much quicker on the device at hand: a
+            device may lack it, or have it for some layers only.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+
+    #: Share of the usual time that is much quicker: the measurement shall
+    #: come to the same end when it is repeated.
+    quicker = 0.85
+
+    def __init__(self, name: Optional[str] = None) -> None:
+        if name not in (None, FASTEST, *TYPES):
+            raise ValueError(
+                f'autocast={name!r}, expected None, '
+                f'{", ".join(map(repr, (FASTEST, *TYPES)))}: change '
+                '`autocast` of the reconstructor'
+            )
+        self.chosen: Optional[str] = name
+
+    @property
+    def open(self) -> bool:
+        """Whether it is still to be measured."""
+        return self.chosen == FASTEST
+
+    def measure(self, network: nn.Module, images: Rows) -> None:
+        """Choose, if that is wanted; all processes choose the same.
+
+        Args:
+            network (nn.Module): The float network.
+            images (Rows): Preprocessed inputs.
+        """
+        if not self.open:
+            return
+        size = at_once(images.elements, most=16, room=AND_BACK)
+        inputs = images.take(torch.arange(min(size, len(images))))
+        usual, short = (
+            torch.tensor(_seconds(network, inputs, dtype), dtype=torch.float64)
+            for dtype in (None, torch.bfloat16)
+        )
+        share = float(total(short) / total(usual))
+        self.chosen = 'bfloat16' if share <= self.quicker else None
+        print_log(
+            f'bfloat16 takes {share:.0%} of the time: learns '
+            + ('in it' if self.chosen else 'without it'),
+            'current',
+            logging.INFO,
+        )
+
+    def __call__(self, device: torch.device) -> torch.autocast:
+        """A context in which layers compute in the type.
+
+        Args:
+            device (torch.device): Where they are.
+        """
+        return torch.autocast(
+            device.type,
+            TYPES.get(self.chosen or ''),
+            enabled=self.chosen in TYPES,
+        )
+
+    @property
+    def room(self) -> int:
+        """Numbers of images that may pass a network forward and back."""
+        return AND_BACK * (2 if self.chosen in TYPES else 1)
+
+
+def _seconds(
+    network: nn.Module, inputs: Tensor, dtype: Optional[torch.dtype]
+) -> float:
+    """How long a pass forward and back takes, at the best of three."""
+    parameters = [p for p in network.parameters() if p.is_floating_point()]
+    times = []
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_()
+        for _ in range(3):
+            start = time.perf_counter()
+            _pass(network, inputs, parameters, dtype)
+            times.append(time.perf_counter() - start)
+    finally:
+        network.requires_grad_(False)
+    return min(times)
+
+
+@torch.enable_grad()
+def _pass(
+    network: nn.Module,
+    inputs: Tensor,
+    parameters: Any,
+    dtype: Optional[torch.dtype],
+) -> None:
+    """Forward, back, and wait for the end of it."""
+    with torch.autocast(inputs.device.type, dtype, enabled=dtype is not None):
+        outputs = tensors(run_float(network, inputs))
+    loss = sum(x.float().square().mean() for x in outputs)
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)  # type: ignore[arg-type]
+    float(sum(g.sum() for g in grads if g is not None))

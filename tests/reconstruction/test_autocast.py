@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmrazor_brecq.graph import run_float
+from mmrazor_brecq.reconstruction import (
+    Autocast,
+    BlockReconstructor,
+    Rows,
+    UnitReport,
+    autocast,
+)
+
+
+def rows(batches):
+    return Rows(batches, [len(batch) for batch in batches])
+
+
+@pytest.fixture
+def takes(monkeypatch):
+    """Sets the seconds of the usual pass and of the short one."""
+
+    def set_seconds(usual, short):
+        asked = []
+
+        def seconds(network, inputs, dtype):
+            asked.append(dtype)
+            return short if dtype else usual
+
+        monkeypatch.setattr(autocast, '_seconds', seconds)
+        return asked
+
+    return set_seconds
+
+
+@pytest.mark.parametrize(
+    'short, chosen', [(0.5, 'bfloat16'), (0.95, None), (2.0, None)]
+)
+def test_it_takes_what_is_much_quicker(short, chosen, takes, toy, batches):
+    takes(1.0, short)
+    fastest = Autocast('fastest')
+    assert fastest.open
+    fastest.measure(toy('residual'), rows(batches))
+    assert fastest.chosen == chosen and not fastest.open
+
+
+@pytest.mark.parametrize('name', [None, 'bfloat16', 'float16'])
+def test_what_is_named_is_not_measured(name, takes, toy, batches):
+    asked = takes(1.0, 0.1)
+    named = Autocast(name)
+    named.measure(toy('residual'), rows(batches))
+    assert named.chosen == name and not asked
+
+
+def test_it_is_measured_once(takes, toy, batches):
+    asked = takes(1.0, 0.1)
+    fastest = Autocast('fastest')
+    for _ in range(2):
+        fastest.measure(toy('residual'), rows(batches))
+    assert len(asked) == 2
+
+
+def test_measuring_leaves_the_network_as_it_was(each_toy, batches):
+    network = each_toy.eval().requires_grad_(False)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    fastest = Autocast('fastest')
+    fastest.measure(network, rows(batches))
+    assert fastest.chosen in (None, 'bfloat16')
+    after = network.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    for parameter in network.parameters():
+        assert parameter.grad is None and not parameter.requires_grad
+    assert not run_float(network, batches[0]).requires_grad
+
+
+@pytest.mark.parametrize('name', ['bfloat16', None])
+def test_layers_compute_in_the_type(name):
+    named, layer = Autocast(name), torch.nn.Linear(3, 2)
+    with named(torch.device('cpu')):
+        assert layer(torch.ones(1, 3)).dtype == (
+            torch.bfloat16 if name else torch.float32
+        )
+
+
+def test_shorter_numbers_leave_room_for_more_images():
+    assert Autocast('bfloat16').room == 2 * Autocast().room
+
+
+@pytest.mark.parametrize('before', ['bfloat16', None])
+def test_a_run_goes_on_in_the_type_it_began_with(before):
+    reports = [UnitReport('stem'), UnitReport('block', autocast=before)]
+    reconstructor = BlockReconstructor(autocast='fastest')
+    reconstructor.follow([])
+    assert reconstructor.autocast.open
+    reconstructor.follow(reports)
+    assert reconstructor.autocast.chosen == before
+    assert not reconstructor.autocast.open
+
+
+def test_what_is_named_outweighs_what_was_begun():
+    reconstructor = BlockReconstructor(autocast='float16')
+    reconstructor.follow([UnitReport('stem', autocast='bfloat16')])
+    assert reconstructor.autocast.chosen == 'float16'
+
+
+def test_a_type_that_is_none_says_which_there_are():
+    with pytest.raises(ValueError, match='autocast=.int3.*bfloat16'):
+        Autocast('int3')
