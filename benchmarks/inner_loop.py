@@ -1,6 +1,6 @@
 """What share of an iteration do the convolutions themselves take?
 
-    python benchmarks/inner_loop.py
+    python benchmarks/inner_loop.py [--autocast bfloat16]
 
 For every unit of the demo's ResNet-18 at W2A2: the time of one iteration of
 its reconstruction, and that of the same convolutions alone, forward and
@@ -55,7 +55,8 @@ class Watched(BlockReconstructor):
 
     def learn(self, unit: Any, data: UnitData, generator: Any, report: Any):
         """Learn, and note the time of every tenth iteration."""
-        bare = bare_convolutions(unit.module, data, self.batch_size)
+        with self.autocast(torch.device('cpu')):
+            bare = bare_convolutions(unit.module, data, self.batch_size)
         times = []
         stamp = self._finite
 
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument('--model', default='resnet18', choices=CONFIGS)
     parser.add_argument('--checkpoint')
     parser.add_argument('--iterations', type=int, default=101)
+    parser.add_argument('--autocast', help='type of numbers, such as bfloat16')
     args = parser.parse_args()
     torch.set_num_threads(1)
     cfg = Config.fromfile(CONFIGS[args.model])
@@ -138,10 +140,13 @@ def main() -> None:
         'Iteration (ms)',
         'Convolutions alone (ms)',
         'Share',
-        title=f'{args.model}, batches of 32, one thread, torch '
+        title=f'{args.model}, batches of 32, '
+        f'{args.autocast or "float32"}, one thread, torch '
         f'{torch.__version__}',
     )
-    watched = Watched(table, iterations=args.iterations)
+    watched = Watched(
+        table, iterations=args.iterations, autocast=args.autocast
+    )
     for _ in model.reconstruct(teacher, images.split(64), 0, watched):
         pass
     whole, bare = watched.totals

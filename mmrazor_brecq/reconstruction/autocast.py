@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any, Optional
 
@@ -62,10 +63,10 @@ class Autocast:
         size = at_once(images.elements, most=16, room=AND_BACK)
         inputs = images.take(torch.arange(min(size, len(images))))
         usual, short = (
-            torch.tensor(_seconds(network, inputs, dtype), dtype=torch.float64)
+            total(torch.tensor(_seconds(network, inputs, dtype)))
             for dtype in (None, torch.bfloat16)
         )
-        share = float(total(short) / total(usual))
+        share = float(short / usual)
         self.chosen = 'bfloat16' if share <= self.quicker else None
         print_log(
             f'bfloat16 takes {share:.0%} of the time: learns '
@@ -83,19 +84,22 @@ class Autocast:
         return torch.autocast(
             device.type,
             TYPES.get(self.chosen or ''),
-            enabled=self.chosen in TYPES,
+            enabled=self.short,
         )
 
     @property
-    def room(self) -> int:
-        """Numbers of images that may pass a network forward and back."""
-        return AND_BACK * (2 if self.chosen in TYPES else 1)
+    def short(self) -> bool:
+        """Whether numbers take half of the memory."""
+        return self.chosen in TYPES
 
 
 def _seconds(
     network: nn.Module, inputs: Tensor, dtype: Optional[torch.dtype]
 ) -> float:
-    """How long a pass forward and back takes, at the best of three."""
+    """How long a pass forward and back takes, at the best of three.
+
+    It takes forever in a type that the device or an operator lacks.
+    """
     parameters = [p for p in network.parameters() if p.is_floating_point()]
     times = []
     try:
@@ -105,6 +109,10 @@ def _seconds(
             start = time.perf_counter()
             _pass(network, inputs, parameters, dtype)
             times.append(time.perf_counter() - start)
+    except RuntimeError:
+        if dtype is None:
+            raise
+        return math.inf
     finally:
         network.requires_grad_(False)
     return min(times)

@@ -74,6 +74,20 @@ def test_measuring_leaves_the_network_as_it_was(each_toy, batches):
     assert not run_float(network, batches[0]).requires_grad
 
 
+class Exact(torch.nn.Module):
+    def forward(self, x):
+        if x.dtype == torch.bfloat16:
+            raise RuntimeError('not implemented for BFloat16')
+        return x
+
+
+def test_a_type_that_an_operator_lacks_is_not_taken(batches):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Exact())
+    fastest = Autocast('fastest')
+    fastest.measure(network, rows(batches))
+    assert fastest.chosen is None and not fastest.open
+
+
 @pytest.mark.parametrize('name', ['bfloat16', None])
 def test_layers_compute_in_the_type(name):
     named, layer = Autocast(name), torch.nn.Linear(3, 2)
@@ -83,8 +97,9 @@ def test_layers_compute_in_the_type(name):
         )
 
 
-def test_shorter_numbers_leave_room_for_more_images():
-    assert Autocast('bfloat16').room == 2 * Autocast().room
+def test_it_knows_whether_numbers_are_short():
+    assert Autocast('bfloat16').short and not Autocast().short
+    assert not Autocast('fastest').short
 
 
 @pytest.mark.parametrize('before', ['bfloat16', None])
