@@ -1,7 +1,7 @@
 # The reference for what a unit needs; `best` has more, `fast` less.
 schedule = dict(
     type='BlockReconstructor',
-    iterations=300,
+    iterations=260,
     autocast='fastest',
     objective=dict(type='FisherDiag'),
 )
