@@ -62,10 +62,15 @@ class Autocast:
             return
         size = at_once(images.elements, most=16, room=AND_BACK)
         inputs = images.take(torch.arange(min(size, len(images))))
-        usual, short = (
-            total(torch.tensor(_seconds(network, inputs, dtype)))
-            for dtype in (None, torch.bfloat16)
-        )
+        # In turns, so that whatever else runs slows both.
+        times = [
+            [
+                _seconds(network, inputs, dtype)
+                for dtype in (None, torch.bfloat16)
+            ]
+            for _ in range(3)
+        ]
+        usual, short = total(torch.tensor(times).amin(0))
         share = float(short / usual)
         self.chosen = 'bfloat16' if share <= self.quicker else None
         print_log(
@@ -96,26 +101,23 @@ class Autocast:
 def _seconds(
     network: nn.Module, inputs: Tensor, dtype: Optional[torch.dtype]
 ) -> float:
-    """How long a pass forward and back takes, at the best of three.
+    """How long a pass forward and back takes.
 
     It takes forever in a type that the device or an operator lacks.
     """
     parameters = [p for p in network.parameters() if p.is_floating_point()]
-    times = []
     try:
         for parameter in parameters:
             parameter.requires_grad_()
-        for _ in range(3):
-            start = time.perf_counter()
-            _pass(network, inputs, parameters, dtype)
-            times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        _pass(network, inputs, parameters, dtype)
+        return time.perf_counter() - start
     except RuntimeError:
         if dtype is None:
             raise
         return math.inf
     finally:
         network.requires_grad_(False)
-    return min(times)
 
 
 @torch.enable_grad()
@@ -128,6 +130,7 @@ def _pass(
     """Forward, back, and wait for the end of it."""
     with torch.autocast(inputs.device.type, dtype, enabled=dtype is not None):
         outputs = tensors(run_float(network, inputs))
-    loss = sum(x.float().square().mean() for x in outputs)
-    grads = torch.autograd.grad(loss, parameters, allow_unused=True)  # type: ignore[arg-type]
-    float(sum(g.sum() for g in grads if g is not None))
+    losses = [x.float().square().mean() for x in outputs if x.requires_grad]
+    if losses:
+        grads = torch.autograd.grad(losses, parameters, allow_unused=True)
+        float(sum(g.sum() for g in grads if g is not None))
