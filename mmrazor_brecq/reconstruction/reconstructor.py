@@ -120,13 +120,13 @@ class BlockReconstructor(NearestRounding):
         Raises:
             NonFinite: If the loss or the error is no finite number.
         """
+        report.autocast = self.autocast.chosen
         if report.before < self.negligible * self.energy(unit, data):
             report.note = 'error is negligible: nearest kept'
             return
         layers = open_layers(unit.module)
         for layer in layers:
             layer.weight_quantizer.learn(layer.weight)
-        report.autocast = self.autocast.chosen
         device = next(unit.module.parameters()).device
         masks = MaskPool(generator, device)
         for quantizer in open_steps(unit.module):

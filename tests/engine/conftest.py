@@ -17,6 +17,7 @@ FLOAT = str(ROOT / 'demo/resnet18_fashion-mnist.pth')
 QUICK = {
     'model.reconstructor.iterations': 2,
     'model.reconstructor.batch_size': 8,
+    'model.reconstructor.autocast': None,
     'test_cfg.calibration.num_images': 24,
     'test_cfg.calibration.dataloader.batch_size': 12,
     'test_dataloader.batch_size': 32,

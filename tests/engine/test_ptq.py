@@ -15,6 +15,7 @@ from mmrazor_brecq.engine.checkpoint import read_checkpoint
 from mmrazor_brecq.engine.launch import ptq, test
 from mmrazor_brecq.engine.progress import Progress
 from mmrazor_brecq.functional import integer_range
+from mmrazor_brecq.reconstruction import autocast
 
 from .conftest import CONFIG, FLOAT, QUICK, ROOT, quick_config
 
@@ -119,11 +120,8 @@ def test_same_seed_same_bits_other_seed_others(finished, quick, tmp_path):
     assert not same(first, frozen(tmp_path / 'other/quantized.pth'))
 
 
-@pytest.mark.parametrize('finished_units', [1, 9])
-def test_resumes_with_the_same_bits(
-    finished, quick, tmp_path, monkeypatch, finished_units
-):
-    folder, metrics = finished
+def interrupt(monkeypatch, cfg, finished_units):
+    """Begin a run that ends in the middle."""
     add_unit = Progress.add_unit
 
     def interrupted(self, *args):
@@ -133,7 +131,15 @@ def test_resumes_with_the_same_bits(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Progress, 'add_unit', interrupted)
-        ptq(quick('killed'), FLOAT)
+        ptq(cfg, FLOAT)
+
+
+@pytest.mark.parametrize('finished_units', [1, 9])
+def test_resumes_with_the_same_bits(
+    finished, quick, tmp_path, monkeypatch, finished_units
+):
+    folder, metrics = finished
+    interrupt(monkeypatch, quick('killed'), finished_units)
     assert not (tmp_path / 'killed/quantized.pth').exists()
     assert ptq(quick('killed'), FLOAT, resume=True) == metrics
     assert same(
@@ -142,6 +148,18 @@ def test_resumes_with_the_same_bits(
     )
     report = json.loads((tmp_path / 'killed/report.json').read_text())
     assert len(report['units']) == 10
+
+
+def test_resumes_in_the_type_it_began_with(quick, tmp_path, monkeypatch):
+    def takes(short):
+        seconds = {None: 1.0, torch.bfloat16: short}
+        monkeypatch.setattr(autocast, '_seconds', lambda *x: seconds[x[2]])
+        return quick(model__reconstructor__autocast='fastest')
+
+    interrupt(monkeypatch, takes(0.5), 1)
+    ptq(takes(2.0), FLOAT, resume=True)
+    report = json.loads((tmp_path / 'run/report.json').read_text())
+    assert {unit['autocast'] for unit in report['units']} == {'bfloat16'}
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_it_is_measured_once(takes, toy, batches):
     fastest = Autocast('fastest')
     for _ in range(2):
         fastest.measure(toy('residual'), rows(batches))
-    assert len(asked) == 6
+    assert len(asked) == 8
 
 
 def test_measuring_leaves_the_network_as_it_was(each_toy, batches):
