@@ -183,7 +183,10 @@ class BRECQ(BaseModel):
             images = Rows(images, [len(batch) for batch in images])
         held_out = round(len(images) * self.held_out)
         held_out = max(1, min(held_out, len(images) - 1))
-        reconstructor.watch(teacher, self.units, images, own_generator(seed))
+        reconstructor.objective.watch(
+            teacher, self.units, images, own_generator(seed)
+        )
+        reconstructor.autocast.measure(teacher, images)
         holder = nn.ModuleDict(dict(teacher=teacher))
         finished = set()
         with (

@@ -6,7 +6,7 @@ import json
 import os
 import os.path as osp
 import shutil
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -100,6 +100,11 @@ class Progress:
     def reports(self) -> list[UnitReport]:
         """Reports of the finished units."""
         return [UnitReport(**unit) for unit in self.content['units']]
+
+    @property
+    def types(self) -> list[Optional[str]]:
+        """Types of numbers in which the finished units learned."""
+        return [report.autocast for report in self.reports]
 
     def units(self) -> dict[str, dict[str, Tensor]]:
         """Frozen state of the finished units, by name."""

@@ -133,7 +133,7 @@ class PTQLoop(TestLoop):
         with clock('reconstruct'), bar as show:
             for report in progress.reports:
                 show(report)
-            model.reconstructor.follow(progress.reports)
+            model.reconstructor.autocast.follow(progress.types)
             for report in model.reconstruct(
                 teacher, images, self.runner.seed, done=progress.units()
             ):

@@ -304,7 +304,7 @@ def _reconstruct(
     with UnitProgress(len(modules), logger) as show:
         for report in progress.reports:
             show(report)
-        how['reconstructor'].follow(progress.reports)
+        how['reconstructor'].autocast.follow(progress.types)
         for report in model.reconstruct(done=done, **how):
             progress.add_unit(report, modules[report.name])
             show(report)

@@ -80,8 +80,8 @@ class Alone:
 
     def __init__(self, reconstructor: NearestRounding) -> None:
         self.reconstructor = reconstructor
-        self.watch = reconstructor.watch
-        self.follow = reconstructor.follow
+        self.objective = reconstructor.objective
+        self.autocast = reconstructor.autocast
 
     def __call__(
         self, unit: Unit, data: UnitData, generator: torch.Generator

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterable
 from typing import Any, Optional
 
 import torch
@@ -50,6 +51,16 @@ class Autocast:
     def open(self) -> bool:
         """Whether it is still to be measured."""
         return self.chosen == FASTEST
+
+    def follow(self, types: Iterable[Optional[str]]) -> None:
+        """Choose what an earlier run chose, to go on with it.
+
+        Args:
+            types (iterable): In which the units learned that it finished.
+        """
+        begun = list(types)
+        if begun and self.open:
+            self.chosen = next(filter(None, begun), None)
 
     def measure(self, network: nn.Module, images: Rows) -> None:
         """Choose, if that is wanted; all processes choose the same.

@@ -16,10 +16,10 @@ from ..graph import Unit
 from ..layers import QuantLayer, activation_quantizers, quant_layers
 from ..quantizers import ActivationQuantizer
 from ..registry import TASK_UTILS
+from .autocast import Autocast
 from .objectives import MSE
 from .processes import mean_error, share, take_from_first, total
 from .refiner import NetworkRefiner
-from .rows import Rows
 from .unit_data import UnitData, UnitReport
 
 
@@ -32,6 +32,7 @@ class NearestRounding:
     """Chooses all steps and rounds to the nearest; learns nothing.
 
     Attributes:
+        autocast: The type of numbers to learn in.
         refiner: What refines the network when all units are done, if
             anything does.
 
@@ -41,6 +42,7 @@ class NearestRounding:
         objective (dict): Measures the error that is reported.
     """
 
+    autocast = Autocast()
     refiner: Optional[NetworkRefiner] = None
 
     def __init__(
@@ -52,30 +54,6 @@ class NearestRounding:
         self.batch_size = batch_size
         self.fit_images = fit_images
         self.objective: MSE = TASK_UTILS.build(objective or dict(type='MSE'))
-
-    def watch(
-        self,
-        teacher: nn.Module,
-        units: Sequence[Unit],
-        images: Rows,
-        generator: torch.Generator,
-    ) -> None:
-        """See the float network before the first unit is reconstructed.
-
-        Args:
-            teacher (nn.Module): The float network.
-            units (list[Unit]): The units to come.
-            images (Rows): Preprocessed inputs, the share of this process.
-            generator (torch.Generator): Source of randomness.
-        """
-        self.objective.watch(teacher, units, images, generator)
-
-    def follow(self, reports: Sequence[UnitReport]) -> None:
-        """Choose what an earlier run chose, to go on with it.
-
-        Args:
-            reports (list[UnitReport]): Of the units that it finished.
-        """
 
     @torch.no_grad()
     def fit(self, unit: Unit, data: UnitData) -> None:

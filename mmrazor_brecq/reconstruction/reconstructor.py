@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Optional
 
 import torch
 from mmengine.dist import get_world_size
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..functional import annealed_beta
 from ..graph import Unit
@@ -24,7 +24,6 @@ from .nearest import (
     open_steps,
 )
 from .processes import adam, descend, share, total
-from .rows import Rows
 from .unit_data import UnitData, UnitReport
 
 
@@ -87,23 +86,6 @@ class BlockReconstructor(NearestRounding):
         if refiner is not None:
             self.refiner = TASK_UTILS.build(refiner)
             self.refiner.autocast = self.autocast
-
-    def watch(
-        self,
-        teacher: nn.Module,
-        units: Sequence[Unit],
-        images: Rows,
-        generator: torch.Generator,
-    ) -> None:
-        """See the float network, and how quick it is."""
-        super().watch(teacher, units, images, generator)
-        self.autocast.measure(teacher, images)
-
-    def follow(self, reports: Sequence[UnitReport]) -> None:
-        """Learn in the type of numbers in which units have learned."""
-        if reports and self.autocast.open:
-            types = (report.autocast for report in reports)
-            self.autocast.chosen = next(filter(None, types), None)
 
     def learn(
         self,

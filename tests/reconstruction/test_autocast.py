@@ -6,9 +6,7 @@ import torch
 from mmrazor_brecq.graph import run_float
 from mmrazor_brecq.reconstruction import (
     Autocast,
-    BlockReconstructor,
     Rows,
-    UnitReport,
     autocast,
 )
 
@@ -104,19 +102,18 @@ def test_it_knows_whether_numbers_are_short():
 
 @pytest.mark.parametrize('before', ['bfloat16', None])
 def test_a_run_goes_on_in_the_type_it_began_with(before):
-    reports = [UnitReport('stem'), UnitReport('block', autocast=before)]
-    reconstructor = BlockReconstructor(autocast='fastest')
-    reconstructor.follow([])
-    assert reconstructor.autocast.open
-    reconstructor.follow(reports)
-    assert reconstructor.autocast.chosen == before
-    assert not reconstructor.autocast.open
+    fastest = Autocast('fastest')
+    fastest.follow([])
+    assert fastest.open
+    fastest.follow([None, before])
+    assert fastest.chosen == before
+    assert not fastest.open
 
 
 def test_what_is_named_outweighs_what_was_begun():
-    reconstructor = BlockReconstructor(autocast='float16')
-    reconstructor.follow([UnitReport('stem', autocast='bfloat16')])
-    assert reconstructor.autocast.chosen == 'float16'
+    named = Autocast('float16')
+    named.follow(['bfloat16'])
+    assert named.chosen == 'float16'
 
 
 def test_a_type_that_is_none_says_which_there_are():
