@@ -1,5 +1,5 @@
 from .augment import CutMix, Flip, Shift
-from .autocast import Autocast
+from .autocast import Autocast, widened
 from .nearest import NearestRounding, NonFinite
 from .objectives import MSE, FisherDiag, FisherFull
 from .official import OfficialFisher
@@ -34,4 +34,5 @@ __all__ = [
     'own_generator',
     'share',
     'at_once',
+    'widened',
 ]

@@ -11,6 +11,7 @@ from typing import Any, Optional
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..graph import run_float
 from .processes import total
@@ -107,6 +108,24 @@ class Autocast:
     def short(self) -> bool:
         """Whether numbers take half of the memory."""
         return self.chosen in TYPES
+
+
+def widened(nested: Any) -> Any:
+    """The same structure, its real numbers of four bytes or more.
+
+    What autocast leaves behind is short, and errors are computed without
+    it: not every loss takes two types.
+
+    Args:
+        nested (Any): Tensors in any structure.
+    """
+    return tree_map_only(Tensor, _wide, nested)
+
+
+def _wide(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return x
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _seconds(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
 from ..registry import TASK_UTILS
-from .autocast import Autocast
+from .autocast import Autocast, widened
 from .processes import (
     adam,
     descend,
@@ -269,9 +269,4 @@ class NetworkRefiner:
         with torch.no_grad():
             goals = tensors(run_float(teacher, images))
         outputs = tensors(run_float(network, images))
-        return _widened(outputs), _widened(goals)
-
-
-def _widened(values: list[Tensor]) -> list[Tensor]:
-    """In numbers of four bytes or more."""
-    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in values]
+        return widened(outputs), widened(goals)

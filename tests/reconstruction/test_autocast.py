@@ -8,6 +8,7 @@ from mmrazor_brecq.reconstruction import (
     Autocast,
     Rows,
     autocast,
+    widened,
 )
 
 
@@ -119,3 +120,13 @@ def test_what_is_named_outweighs_what_was_begun():
 def test_a_type_that_is_none_says_which_there_are():
     with pytest.raises(ValueError, match='autocast=.int3.*bfloat16'):
         Autocast('int3')
+
+
+def test_short_numbers_become_wide_and_others_stay():
+    exact = torch.ones(2, dtype=torch.float64)
+    whole = torch.ones(2, dtype=torch.int64)
+    short = torch.ones(2, dtype=torch.bfloat16)
+    wide = widened((short, [whole, dict(x=exact)], None))
+
+    assert wide[0].dtype == torch.float32 and wide[2] is None
+    assert wide[1][0] is whole and wide[1][1]['x'] is exact

@@ -656,6 +656,24 @@ def test_a_unit_learns_in_the_type_that_was_chosen(name, quantize, batches):
         assert quantizer.scale.dtype == torch.float32
 
 
+class Huber(MSE):
+    """Whose backward pass, unlike most, cannot take two types."""
+
+    def error(self, unit, i, output, target, index):
+        assert output.dtype == target.dtype == torch.float32
+        return nn.functional.smooth_l1_loss(output, target)
+
+
+@pytest.mark.parametrize('name', ['residual', 'nested'])
+def test_an_objective_sees_the_type_of_the_target(name, quantize, batches):
+    model, teacher = quantize(name, (3, 8))
+    reconstructor = learner(autocast='bfloat16')
+    reconstructor.objective = Huber()
+    reports = run(model, teacher, batches, reconstructor)
+
+    assert all(report.losses for report in reports)
+
+
 def test_learning_in_bfloat16_is_close_to_the_exact(quantize, batches):
     after = {}
     for name in None, 'bfloat16':
