@@ -1,5 +1,6 @@
 from .augment import CutMix, Flip, Shift
 from .autocast import Autocast, widened
+from .lessons import Lessons
 from .nearest import NearestRounding, NonFinite
 from .objectives import MSE, FisherDiag, FisherFull
 from .official import OfficialFisher
@@ -19,6 +20,7 @@ __all__ = [
     'FisherDiag',
     'FisherFull',
     'Flip',
+    'Lessons',
     'MSE',
     'NearestRounding',
     'NetworkRefiner',
