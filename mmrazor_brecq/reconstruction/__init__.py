@@ -1,6 +1,5 @@
 from .augment import CutMix, Flip, Shift
 from .autocast import Autocast, widened
-from .lessons import Lessons
 from .nearest import NearestRounding, NonFinite
 from .objectives import MSE, FisherDiag, FisherFull
 from .official import OfficialFisher
@@ -20,7 +19,6 @@ __all__ = [
     'FisherDiag',
     'FisherFull',
     'Flip',
-    'Lessons',
     'MSE',
     'NearestRounding',
     'NetworkRefiner',

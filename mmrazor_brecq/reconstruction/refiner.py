@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
+from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
 from ..registry import TASK_UTILS
-from .autocast import Autocast
-from .lessons import Lessons, said
+from .autocast import Autocast, widened
 from .processes import (
     adam,
     descend,
@@ -21,7 +21,7 @@ from .processes import (
     share,
     take_from_first,
 )
-from .rows import AND_BACK, FORWARD, Rows, at_once
+from .rows import AND_BACK, FORWARD, Rows, at_once, tensors
 from .unit_data import UnitReport
 
 #: What a report calls the whole network.
@@ -37,7 +37,8 @@ class NetworkRefiner:
     gradients straight through (Bengio et al., 2013), and begins where the
     units left it. What is made small is the divergence of what the network
     says from what the float network says (Hinton et al., 2015). Images are
-    varied, for there are few of them and many weights.
+    varied anew in every iteration, for there are few of them and many
+    weights.
 
     Attributes:
         autocast: The type of numbers to learn in, that of the reconstructor.
@@ -52,8 +53,6 @@ class NetworkRefiner:
         bias_lr (float): Of the biases.
         batch_size (int): Images an iteration, those of all processes
             together.
-        lessons (int): Different batches. They come again in turn, so that
-            the float network is asked for its answers once.
         augment (list[dict]): How images are varied.
         draws (int): Variations of each held-out image that judge, 1 or
             more; without ``augment`` they are all the same, and one is
@@ -75,7 +74,6 @@ class NetworkRefiner:
         activation_scale_lr: float = 5e-3,
         bias_lr: float = 1e-3,
         batch_size: int = 64,
-        lessons: int = 300,
         augment: Optional[Sequence[dict]] = None,
         draws: int = 8,
         likelihood: Optional[dict] = None,
@@ -86,7 +84,6 @@ class NetworkRefiner:
         self.activation_scale_lr = activation_scale_lr
         self.bias_lr = bias_lr
         self.batch_size = batch_size
-        self.lessons = lessons
         if augment is None:
             augment = [dict(type=name) for name in ('Flip', 'Shift', 'CutMix')]
         self.augment = [TASK_UTILS.build(cfg) for cfg in augment]
@@ -128,19 +125,20 @@ class NetworkRefiner:
             autocast=self.autocast.chosen,
         )
         before = {k: v.clone() for k, v in network.state_dict().items()}
-        exam = self._exam(teacher, images, held_out, seed)
-        report.before = self._judge(network, exam)
+        trained = len(images) - held_out
+        report.before = self._judge(network, teacher, images, trained, seed)
         optimizer = adam(self._reopen(network, teacher))
         assert optimizer is not None
-        lessons = self._lessons(teacher, images, held_out, seed)
-        self._optimise(optimizer, network, lessons, report)
+        self._optimise(
+            optimizer, network, teacher, images, trained, seed, report
+        )
         for quantizer in activation_quantizers(network):
             quantizer.freeze()
         for layer in quant_layers(network).values():
             layer.freeze()
         network.requires_grad_(False)
         take_from_first(network.state_dict().values())
-        report.after = self._judge(network, exam)
+        report.after = self._judge(network, teacher, images, trained, seed)
         report.accepted = report.after < report.before
         if not report.accepted:
             network.load_state_dict(before)
@@ -176,76 +174,99 @@ class NetworkRefiner:
             (biases, self.bias_lr),
         ]
 
-    def _lessons(
-        self, teacher: nn.Module, images: Rows, held_out: int, seed: int
-    ) -> Lessons:
-        """What is learned from."""
-        count = min(self.lessons, self.iterations)
-        batches = torch.randint(
-            len(images) - held_out,
-            (count, share(self.batch_size)),
-            generator=own_generator(seed),
-        )
-        return Lessons(teacher, images, list(batches), self.augment, seed)
-
-    def _exam(
-        self, teacher: nn.Module, images: Rows, held_out: int, seed: int
-    ) -> Lessons:
-        """What judges: the images held out, each varied several times.
-
-        They are few, and one that lies between two classes can outweigh all
-        others: its variations rarely do so all together.
-        """
-        size = at_once(images.elements, most=self.batch_size, room=FORWARD)
-        draws = self.draws if self.augment else 1
-        index = torch.arange(len(images) - held_out, len(images))
-        batches = index.repeat(draws).split(size)
-        return Lessons(teacher, images, batches, self.augment, seed)
-
     def _optimise(
         self,
         optimizer: torch.optim.Optimizer,
         network: nn.Module,
-        lessons: Lessons,
+        teacher: nn.Module,
+        images: Rows,
+        trained: int,
+        seed: int,
         report: UnitReport,
     ) -> None:
+        generator = own_generator(seed)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, self.iterations
         )
+        size = share(self.batch_size)
         # Parts of half a batch would take a sixth longer.
         room = 3 * AND_BACK if self.autocast.short else 3 * AND_BACK // 2
-        together = at_once(
-            lessons.images.elements, most=self.batch_size, room=room
-        )
+        together = at_once(images.elements, most=size, room=room)
         for i in range(self.iterations):
-            batch = lessons.parts(i % len(lessons), together)
+            index = torch.randint(trained, (size,), generator=generator)
+            batch = self._varied(images, index, generator)
             errors: list[Tensor] = []
-            descend(self._errors(network, batch, errors), optimizer, schedule)
+            descend(
+                self._errors(network, teacher, batch.split(together), errors),
+                optimizer,
+                schedule,
+            )
             if i % 10 == 0:
                 report.losses.append((i, float(sum(errors))))
 
     @torch.no_grad()
-    def _judge(self, network: nn.Module, exam: Lessons) -> float:
-        """The mean error an image."""
+    def _judge(
+        self,
+        network: nn.Module,
+        teacher: nn.Module,
+        images: Rows,
+        first: int,
+        seed: int,
+    ) -> float:
+        """Error on the images from ``first`` on, each varied several times.
+
+        They are few, and one that lies between two classes can outweigh all
+        others: its variations rarely do so all together.
+        """
         network.eval()
+        generator = own_generator(seed)
+        size = at_once(images.elements, most=self.batch_size, room=FORWARD)
+        draws = self.draws if self.augment else 1
+        index = torch.arange(first, len(images)).repeat(draws)
         return mean_error(
-            (self.likelihood.divergence(said(network, part), goals), len(part))
-            for k in range(len(exam))
-            for part, goals in exam.parts(k, self.batch_size)
+            (
+                self.likelihood.divergence(
+                    *self._answers(
+                        network, teacher, self._varied(images, part, generator)
+                    )
+                ),
+                len(part),
+            )
+            for part in index.split(size)
         )
+
+    def _varied(
+        self, images: Rows, index: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Some images, varied anew."""
+        batch = images.take(index)
+        for augment in self.augment:
+            batch = augment(batch, generator)
+        return batch
 
     def _errors(
         self,
         network: nn.Module,
-        batch: Iterable[tuple[Tensor, list[Tensor]]],
+        teacher: nn.Module,
+        parts: Sequence[Tensor],
         errors: list[Tensor],
     ) -> Iterator[Tensor]:
         """The error of a batch part by part, left in ``errors``, too."""
-        images = share(self.batch_size)
-        for part, goals in batch:
+        images = sum(map(len, parts))
+        for part in parts:
             with self.autocast(part.device):
-                outputs = said(network, part)
-            error = self.likelihood.divergence(outputs, goals)
+                answers = self._answers(network, teacher, part)
+            error = self.likelihood.divergence(*answers)
             error = error * (len(part) / images)
             errors.append(error.detach())
             yield error
+
+    @staticmethod
+    def _answers(
+        network: nn.Module, teacher: nn.Module, images: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the network says, and what it ought to say."""
+        with torch.no_grad():
+            goals = tensors(run_float(teacher, images))
+        outputs = tensors(run_float(network, images))
+        return widened(outputs), widened(goals)

@@ -111,7 +111,7 @@ def test_the_judge_sees_the_same_variations_twice(rounded):
     refine.augment = [mark]
     report = refine(model.architecture, teacher, images, 3, seed=0)
 
-    assert mark.images == 2 * 5 * 3  # before, and after
+    assert mark.images == 2 * 5 * 3
     assert report.after == report.before and not report.accepted
 
 
