@@ -32,7 +32,8 @@ class BlockReconstructor(NearestRounding):
     """Learns rounding and steps of one unit together (BRECQ, alg. 1).
 
     Args:
-        iterations (int): Steps of the optimiser a unit.
+        iterations (int): Steps of the optimiser for each layer of a unit:
+            the more layers learn together, the longer they take.
         rounding_lr (float): Learning rate of the rounding variables.
         weight_scale_lr (float): Of the logarithm of the weight steps, over
             the root of the number of weights that a step has.
@@ -57,7 +58,7 @@ class BlockReconstructor(NearestRounding):
 
     def __init__(
         self,
-        iterations: int = 260,
+        iterations: int = 110,
         rounding_lr: float = 0.2,
         weight_scale_lr: float = 0.02,
         activation_scale_lr: float = 1e-3,
@@ -135,15 +136,16 @@ class BlockReconstructor(NearestRounding):
         report: UnitReport,
     ) -> None:
         layers = open_layers(unit.module)
+        iterations = self.iterations * max(1, len(layers))
         quantizers = activation_quantizers(unit.module)
         drop = quantizers[0].drop_prob if quantizers else 0.0
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, self.iterations
+            optimizer, iterations
         )
         batch = share(self.batch_size)
-        for i in range(self.iterations):
+        for i in range(iterations):
             index = torch.randint(data.trained, (batch,), generator=generator)
-            self._press(layers, i / self.iterations)
+            self._press(layers, i / iterations)
             errors: list[Tensor] = []
             descend(
                 self._errors(unit, data, index, drop, masks, report, errors),

@@ -201,10 +201,11 @@ def test_the_undecided_are_pressed_once_the_warmup_is_over(
     monkeypatch.setattr(
         AdaRound, 'press', lambda self, pressure: seen.append(pressure)
     )
-    learn = learner(10, warmup=0.4, penalty=0.7, beta=(8.0, 2.0))
+    learn = learner(5, warmup=0.4, penalty=0.7, beta=(8.0, 2.0))
     learn(unit, data, torch.Generator().manual_seed(0))
 
     layers = quant_layers(unit.module).values()
+    assert len(layers) == 2
     weight = 0.7 / sum(layer.weight.numel() for layer in layers)
     expected = [
         [weight, annealed_beta(i / 10, 0.4, 8.0, 2.0)]
@@ -234,12 +235,32 @@ def test_learning_makes_the_error_smaller(quantize, batches):
 
 def test_the_loss_is_noted_as_it_falls(quantize, batches):
     model, teacher = quantize('residual', (2, 8))
-    reports = run(model, teacher, batches, learner(60))
+    reports = run(model, teacher, batches, learner(30))
 
     steps, losses = zip(*reports[1].losses)
     assert steps == (0, 10, 20, 30, 40, 50)
     assert losses[-1] < losses[0]
     assert 'losses' not in reports[1].to_dict()
+
+
+@pytest.mark.parametrize('name', ['residual', 'nested', 'shared'])
+def test_a_unit_learns_longer_the_more_layers_it_has(
+    name, quantize, batches, monkeypatch
+):
+    taken = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam,
+        'step',
+        lambda self: taken.append(self) or step(self),
+    )
+    model, teacher = quantize(name, (2, 4))
+    frozen = set()
+    for report in model.reconstruct(teacher, batches, 0, learner(3)):
+        fresh = set(report.layers) - frozen
+        assert len(taken) == 3 * max(1, len(fresh))
+        frozen |= fresh
+        taken.clear()
 
 
 def test_a_rejected_unit_keeps_nearest_rounding_bit_for_bit(
@@ -361,7 +382,7 @@ def test_held_out_images_are_never_learned_from(quantize, batches):
             i for n, part in spy.learned for i in part if n == unit.name
         ]
         judged = [i for n, part in spy.judged for i in part if n == unit.name]
-        assert len(learned) == 20 * 4
+        assert len(learned) == 20 * len(unit.layers) * 4
         assert set(learned) == set(range(9))
         assert set(judged) == {9, 10, 11}
         assert len({judged.count(i) for i in judged}) == 1
@@ -550,10 +571,10 @@ def test_inputs_are_mixed_with_those_of_the_float_network(
             seen.append(args[0])
 
     unit.module.register_forward_pre_hook(keep, prepend=True)
-    learner(10)(unit, data, torch.Generator().manual_seed(0))
+    learner(5)(unit, data, torch.Generator().manual_seed(0))
 
     seen = torch.cat(seen)
-    assert len(seen) == 40
+    assert len(seen) == 5 * 2 * 4
     assert ((seen > 900).float().mean() - share).abs() < 0.05
 
 

@@ -1,5 +1,5 @@
 # Longer for each unit, and then a pass over all of them together.
 _base_ = './default.py'
 schedule = dict(
-    iterations=400, refiner=dict(type='NetworkRefiner', iterations=1500)
+    iterations=160, refiner=dict(type='NetworkRefiner', iterations=1500)
 )

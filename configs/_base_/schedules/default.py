@@ -1,7 +1,7 @@
 # The reference for what a unit needs; `best` has more, `fast` less.
 schedule = dict(
     type='BlockReconstructor',
-    iterations=260,
+    iterations=110,
     autocast='fastest',
     objective=dict(type='FisherDiag'),
 )

@@ -1,7 +1,7 @@
 # Few iterations in large steps, and fewer images to choose by.
 _base_ = './default.py'
 schedule = dict(
-    iterations=40,
+    iterations=17,
     rounding_lr=0.35,
     fit_images=128,
     objective=dict(images=128),
