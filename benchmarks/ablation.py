@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict] = {
         f'{BLOCKS}.refiner.type': 'NetworkRefiner',
         f'{BLOCKS}.refiner.iterations': 150,
     },
-    'six times the iterations': {f'{BLOCKS}.iterations': 240},
+    'six times the iterations': {f'{BLOCKS}.iterations': 102},
 }
 
 

@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--model', default='resnet18', choices=CONFIGS)
     parser.add_argument('--checkpoint')
-    parser.add_argument('--iterations', type=int, default=101)
+    parser.add_argument('--iterations', type=int, default=41)
     parser.add_argument('--autocast', help='type of numbers, such as bfloat16')
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--images', type=int, default=1024)
     parser.add_argument('--memory', default='1GiB')
-    parser.add_argument('--iterations', type=int)
+    parser.add_argument('--iterations', type=int, help='of each layer')
     parser.add_argument('--threads', type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -96,7 +96,7 @@ def main() -> None:
     Console().print(table)
     print(
         f'{time.perf_counter() - start:.0f} s, {args.threads} thread(s), '
-        f'{schedule.iterations} iterations a unit'
+        f'{schedule.iterations} iterations a layer'
     )
 
 

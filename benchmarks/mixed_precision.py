@@ -51,7 +51,7 @@ class Bench:
     Args:
         model (str): Its name.
         setting (str): One of ``SETTINGS``.
-        iterations (int): Of the reconstruction.
+        iterations (int): Of the reconstruction, for each layer.
         blocks (bool): Whether sensitivity is measured on blocks that were
             reconstructed as a whole.
         out (str): Folder of what is measured.

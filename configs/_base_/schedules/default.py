@@ -1,4 +1,5 @@
-# The reference for what a unit needs; `best` has more, `fast` less.
+# The reference for what each layer of a unit needs; `best` has more, `fast`
+# less.
 schedule = dict(
     type='BlockReconstructor',
     iterations=110,
