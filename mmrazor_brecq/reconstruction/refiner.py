@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
 
 import torch
@@ -53,7 +53,9 @@ class NetworkRefiner:
         bias_lr (float): Of the biases.
         batch_size (int): Images an iteration, those of all processes
             together.
-        augment (list[dict]): How images are varied.
+        augment (list[dict]): How images are varied: parts of one in another
+            by default. What makes images that are not found among those to
+            come, such as shoes that point to the other side, does harm.
         draws (int): Variations of each held-out image that judge, 1 or
             more; without ``augment`` they are all the same, and one is
             enough.
@@ -85,7 +87,7 @@ class NetworkRefiner:
         self.bias_lr = bias_lr
         self.batch_size = batch_size
         if augment is None:
-            augment = [dict(type=name) for name in ('Flip', 'Shift', 'CutMix')]
+            augment = [dict(type='CutMix')]
         self.augment = [TASK_UTILS.build(cfg) for cfg in augment]
         if draws < 1:
             raise ValueError(
@@ -126,7 +128,13 @@ class NetworkRefiner:
         )
         before = {k: v.clone() for k, v in network.state_dict().items()}
         trained = len(images) - held_out
-        report.before = self._judge(network, teacher, images, trained, seed)
+
+        def examined() -> Iterator[Tensor]:
+            return self._examined(images, trained, seed)
+
+        with torch.no_grad():
+            goals = [answers(teacher, x) for x in examined()]
+        report.before = self._judge(network, examined(), goals)
         optimizer = adam(self._reopen(network, teacher))
         assert optimizer is not None
         self._optimise(
@@ -138,7 +146,7 @@ class NetworkRefiner:
             layer.freeze()
         network.requires_grad_(False)
         take_from_first(network.state_dict().values())
-        report.after = self._judge(network, teacher, images, trained, seed)
+        report.after = self._judge(network, examined(), goals)
         report.accepted = report.after < report.before
         if not report.accepted:
             network.load_state_dict(before)
@@ -204,35 +212,33 @@ class NetworkRefiner:
             if i % 10 == 0:
                 report.losses.append((i, float(sum(errors))))
 
-    @torch.no_grad()
-    def _judge(
-        self,
-        network: nn.Module,
-        teacher: nn.Module,
-        images: Rows,
-        first: int,
-        seed: int,
-    ) -> float:
-        """Error on the images from ``first`` on, each varied several times.
+    def _examined(
+        self, images: Rows, first: int, seed: int
+    ) -> Iterator[Tensor]:
+        """The images from ``first`` on, each varied several times.
 
         They are few, and one that lies between two classes can outweigh all
         others: its variations rarely do so all together.
         """
-        network.eval()
         generator = own_generator(seed)
         size = at_once(images.elements, most=self.batch_size, room=FORWARD)
         draws = self.draws if self.augment else 1
         index = torch.arange(first, len(images)).repeat(draws)
+        for part in index.split(size):
+            yield self._varied(images, part, generator)
+
+    @torch.no_grad()
+    def _judge(
+        self,
+        network: nn.Module,
+        examined: Iterable[Tensor],
+        goals: Iterable[list[Tensor]],
+    ) -> float:
+        """How far a network's answers are from what they ought to be."""
+        network.eval()
         return mean_error(
-            (
-                self.likelihood.divergence(
-                    *self._answers(
-                        network, teacher, self._varied(images, part, generator)
-                    )
-                ),
-                len(part),
-            )
-            for part in index.split(size)
+            (self.likelihood.divergence(answers(network, x), goal), len(x))
+            for x, goal in zip(examined, goals)
         )
 
     def _varied(
@@ -255,18 +261,15 @@ class NetworkRefiner:
         images = sum(map(len, parts))
         for part in parts:
             with self.autocast(part.device):
-                answers = self._answers(network, teacher, part)
-            error = self.likelihood.divergence(*answers)
+                with torch.no_grad():
+                    goals = answers(teacher, part)
+                outputs = answers(network, part)
+            error = self.likelihood.divergence(outputs, goals)
             error = error * (len(part) / images)
             errors.append(error.detach())
             yield error
 
-    @staticmethod
-    def _answers(
-        network: nn.Module, teacher: nn.Module, images: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """What the network says, and what it ought to say."""
-        with torch.no_grad():
-            goals = tensors(run_float(teacher, images))
-        outputs = tensors(run_float(network, images))
-        return widened(outputs), widened(goals)
+
+def answers(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """What a network says, in numbers of four bytes or more."""
+    return widened(tensors(run_float(network, images)))

@@ -1,5 +1,3 @@
-# Longer for each unit, and then a pass over all of them together.
+# A long pass over all units together makes the difference.
 _base_ = './default.py'
-schedule = dict(
-    iterations=160, refiner=dict(type='NetworkRefiner', iterations=1500)
-)
+schedule = dict(refiner=dict(type='NetworkRefiner', iterations=1500))

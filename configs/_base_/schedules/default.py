@@ -1,5 +1,4 @@
-# The reference for what each layer of a unit needs; `best` has more, `fast`
-# less.
+# What each layer of a unit needs; `fast` has less, `best` a last pass over all.
 schedule = dict(
     type='BlockReconstructor',
     iterations=110,
