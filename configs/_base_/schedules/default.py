@@ -1,4 +1,4 @@
-# What each layer of a unit needs; `fast` has less, `best` a last pass over all.
+# What each layer of a unit needs; `fast` has less, `best` a last pass, too.
 schedule = dict(
     type='BlockReconstructor',
     iterations=110,
