@@ -133,7 +133,7 @@ class NetworkRefiner:
             return self._examined(images, trained, seed)
 
         with torch.no_grad():
-            goals = [answers(teacher, x) for x in examined()]
+            goals = [_answers(teacher, x) for x in examined()]
         report.before = self._judge(network, examined(), goals)
         optimizer = adam(self._reopen(network, teacher))
         assert optimizer is not None
@@ -237,7 +237,7 @@ class NetworkRefiner:
         """How far a network's answers are from what they ought to be."""
         network.eval()
         return mean_error(
-            (self.likelihood.divergence(answers(network, x), goal), len(x))
+            (self.likelihood.divergence(_answers(network, x), goal), len(x))
             for x, goal in zip(examined, goals)
         )
 
@@ -262,14 +262,14 @@ class NetworkRefiner:
         for part in parts:
             with self.autocast(part.device):
                 with torch.no_grad():
-                    goals = answers(teacher, part)
-                outputs = answers(network, part)
+                    goals = _answers(teacher, part)
+                outputs = _answers(network, part)
             error = self.likelihood.divergence(outputs, goals)
             error = error * (len(part) / images)
             errors.append(error.detach())
             yield error
 
 
-def answers(network: nn.Module, images: Tensor) -> list[Tensor]:
+def _answers(network: nn.Module, images: Tensor) -> list[Tensor]:
     """What a network says, in numbers of four bytes or more."""
     return widened(tensors(run_float(network, images)))
