@@ -16,18 +16,39 @@ class _SquaredError(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, target: Tensor, weight: Optional[Tensor]
+        ctx: Any,
+        output: Tensor,
+        target: Tensor,
+        weight: Optional[Tensor],
+        directions: Optional[Tensor],
     ) -> Tensor:
-        ctx.save_for_backward(output, target, weight)
-        return _errors(*_aligned(output, target, weight)).mean()
+        error = _errors(*_aligned(output, target, weight)).mean()
+        along = None
+        if directions is not None:
+            change = rows(output) - rows(target, output)
+            axes = _axes(directions, output)
+            along = change.view(-1, axes.shape[1]) @ axes.T
+            error += along.square().sum(1).mean()
+        ctx.save_for_backward(output, target, weight, directions, along)
+        return error
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        output, target, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        output, target, weight, directions, along = ctx.saved_tensors
         factor = 2 / max(output.numel(), 1) * grad
         slope = _slopes(*_aligned(output, target, weight), factor)
-        return from_rows(slope, output), None, None
+        if directions is not None:
+            along = along * (2 / max(len(along), 1) * grad)
+            axes = _axes(directions, output)
+            slope.view(-1, axes.shape[1]).addmm_(along, axes)
+        return from_rows(slope, output), None, None, None
+
+
+def _axes(directions: Tensor, output: Tensor) -> Tensor:
+    """Each direction as a row, in the order of memory of the output."""
+    axes = rows(directions.flatten(0, 1), output)
+    return axes.view(len(directions), -1)
 
 
 def _aligned(
@@ -58,19 +79,26 @@ def _slopes(
 
 
 def weighted_squared_error(
-    output: Tensor, target: Tensor, weight: Optional[Tensor] = None
+    output: Tensor,
+    target: Tensor,
+    weight: Optional[Tensor] = None,
+    directions: Optional[Tensor] = None,
 ) -> Tensor:
-    """Mean squared error, weighted element by element.
+    """Mean squared error, weighted element by element and along directions.
 
     With the squared gradient of the task's loss as the weight this is the
-    diagonal Fisher approximation (BRECQ, eq. 10).
+    diagonal Fisher approximation (BRECQ, eq. 10); with scaled eigenvectors
+    of the Fisher information as directions, that of low rank (FIMA-Q).
 
     Args:
         output (Tensor): N x ... outputs.
         target (Tensor): The same shape.
         weight (Tensor, optional): 1 x ... or N x ..., mean 1.
+        directions (Tensor, optional): R x F x ..., if F of the N rows are
+            of one image: the squares of an image's error along each of
+            them are summed, and added as a mean over images.
 
     Returns:
         Tensor: A scalar.
     """
-    return _SquaredError.apply(output, target, weight)
+    return _SquaredError.apply(output, target, weight, directions)

@@ -1,7 +1,7 @@
 from .augment import CutMix, Flip, Shift
 from .autocast import Autocast, widened
 from .nearest import NearestRounding, NonFinite
-from .objectives import MSE, FisherDiag, FisherFull
+from .objectives import MSE, FisherDiag, FisherFull, FisherLowRank
 from .official import OfficialFisher
 from .processes import own_generator, share
 from .reconstructor import BlockReconstructor
@@ -18,6 +18,7 @@ __all__ = [
     'CutMix',
     'FisherDiag',
     'FisherFull',
+    'FisherLowRank',
     'Flip',
     'MSE',
     'NearestRounding',

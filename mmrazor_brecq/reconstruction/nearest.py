@@ -199,7 +199,9 @@ class NearestRounding:
         report = UnitReport(unit.name, list(unit.layers))
         try:
             self.fit(unit, data)
-            self.objective.begin(unit, self.outputs(unit, data))
+            self.objective.begin(
+                unit, self.outputs(unit, data), data.targets.split()
+            )
             report.before = report.after = self.judge(unit, data)
             self.learn(unit, data, generator, report)
         except NonFinite as error:

@@ -40,7 +40,9 @@ class OfficialFisher(MSE):
         self.teacher = teacher
         self.images = images
 
-    def begin(self, unit: Unit, outputs: Iterable[Any]) -> None:
+    def begin(
+        self, unit: Unit, outputs: Iterable[Any], targets: Iterable[Any]
+    ) -> None:
         """Find this unit's weights."""
         self.weights = Rows(
             self._weights(unit, outputs), self.images.sizes, self.images.store

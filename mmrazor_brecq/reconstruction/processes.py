@@ -11,8 +11,15 @@ from collections.abc import Iterable
 from typing import Optional
 
 import torch
-from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
+from mmengine.dist import (
+    all_gather,
+    all_reduce,
+    broadcast,
+    get_rank,
+    get_world_size,
+)
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 #: Of Adam: what is kept of the mean of gradients and of their squares.
 BETAS = 0.8, 0.95
@@ -34,6 +41,19 @@ def total(value: Tensor) -> Tensor:
     value = value.clone()
     all_reduce(value, 'sum')
     return value
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, those of the first process first.
+
+    Args:
+        rows (Tensor): N x D, where N may differ between processes.
+    """
+    if get_world_size() == 1:
+        return rows
+    counts = [int(n) for n in all_gather(torch.tensor([len(rows)]))]
+    level = pad(rows, (0, 0, 0, max(counts) - len(rows)))
+    return torch.cat([x[:n] for x, n in zip(all_gather(level), counts)])
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

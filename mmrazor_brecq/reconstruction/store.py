@@ -7,6 +7,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from collections.abc import Iterator
 from math import prod
 from typing import IO, Optional
 
@@ -140,18 +141,38 @@ class Column:
             index (Tensor): Numbers of images.
         """
         rows = self._rows()
-        return self._values(rows.index_select(0, index.to(rows.device)))
+        return self.unfolded(rows.index_select(0, index.to(rows.device)))
 
     def between(self, start: int, stop: int) -> Tensor:
         """A copy of the rows of neighbouring images."""
-        return self._values(self._rows()[start:stop].clone())
+        return self.unfolded(self._rows()[start:stop].clone())
 
     def copy_to(self, tensor: Tensor, start: int) -> None:
         """Fill a tensor with the rows of the images from ``start`` on."""
         stop = start + len(tensor) // self.fold
-        tensor.copy_(self._values(self._rows()[start:stop]))
+        tensor.copy_(self.unfolded(self._rows()[start:stop]))
 
-    def _values(self, rows: Tensor) -> Tensor:
+    def pieces(self, most: int = 2**22) -> Iterator[Tensor]:
+        """A copy of the rows of all images, some elements at a time.
+
+        Args:
+            most (int): Numbers in a piece.
+        """
+        size = max(1, most // self.images)
+        for start in range(0, self.elements, size):
+            yield self._rows()[:, start : start + size].to(
+                self.home, copy=True
+            )
+
+    def unfolded(self, rows: Tensor) -> Tensor:
+        """Rows in the order of memory as tensors of the column's form.
+
+        Args:
+            rows (Tensor): N x as many elements as an image has.
+
+        Returns:
+            Tensor: N times ``fold`` rows of the column's shape.
+        """
         sizes = [self.shape[d] for d in self.order]
         back = [self.order.index(d) + 1 for d in range(len(self.shape))]
         return rows.to(self.home).view(-1, *sizes).permute(0, *back)

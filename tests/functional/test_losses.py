@@ -36,3 +36,24 @@ def test_gradients_are_those_of_the_formula(images, order, generator):
 
     torch.testing.assert_close(fast.grad, slow.grad)
     assert fast.grad.stride() == slow.detach().stride()
+
+
+@pytest.mark.parametrize('fold', [1, 3])
+@pytest.mark.parametrize(
+    'order', [torch.contiguous_format, torch.channels_last]
+)
+def test_directions_add_the_squares_along_them(fold, order, generator):
+    """Errors of all rows of an image count together."""
+    x, y = torch.randn(2, 2 * fold, 4, 3, 2, generator=generator)
+    directions = torch.randn(5, fold, 4, 3, 2, generator=generator)
+    weight = torch.rand(1, 4, 3, 2, generator=generator)
+    fast, slow = (x.to(memory_format=order).requires_grad_() for _ in range(2))
+
+    found = weighted_squared_error(fast, y, weight, directions)
+    error = (slow - y).unflatten(0, (2, fold))
+    along = torch.einsum('nfchw,rfchw->nr', error, directions)
+    expected = (weight * error.square()).mean() + along.square().sum() / 2
+    torch.testing.assert_close(found, expected)
+    (3 * found).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(fast.grad, slow.grad, rtol=1e-4, atol=1e-4)

@@ -16,6 +16,7 @@ from mmrazor_brecq.reconstruction import (
     MSE,
     FisherDiag,
     FisherFull,
+    FisherLowRank,
     OfficialFisher,
     Rows,
 )
@@ -31,6 +32,7 @@ OBJECTIVES = dict(
     mse=MSE,
     diag=FisherDiag,
     per_sample=lambda: FisherDiag(per_sample=True),
+    low_rank=FisherLowRank,
     full=FisherFull,
     official=OfficialFisher,
 )
@@ -121,6 +123,7 @@ def test_no_error_costs_nothing_and_a_larger_one_more(
                 disturbed(out, torch.Generator().manual_seed(1))
                 for out in outputs[unit.name]
             ],
+            outputs[unit.name],
         )
         target = outputs[unit.name][0]
         noise = torch.Generator().manual_seed(2)
@@ -278,7 +281,9 @@ def test_weights_a_sample_are_those_of_the_images_at_hand(toy, batches):
         )
 
 
-@pytest.mark.parametrize('name', ['diag', 'per_sample', 'full', 'official'])
+@pytest.mark.parametrize(
+    'name', ['diag', 'per_sample', 'low_rank', 'full', 'official']
+)
 def test_what_follows_a_unit_may_write_to_its_output(name, batches, generator):
     """The gradient is that at the output as the unit gave it."""
     losses = []
@@ -300,12 +305,159 @@ def test_what_follows_a_unit_may_write_to_its_output(name, batches, generator):
         )
         with torch.no_grad():
             outputs = [network[1](x.relu()) for x in batches]
-        objective.begin(units[0], [out + 0.1 for out in outputs])
+        objective.begin(units[0], [out + 0.1 for out in outputs], outputs)
         target = outputs[0]
         out = target + torch.linspace(0, 1, target.numel()).view_as(target)
         losses.append(objective.loss(units[0], out, target, torch.arange(5)))
 
     torch.testing.assert_close(*losses)
+
+
+def fisher(network, unit, batches, temper=1.0):
+    """Of all images, at the unit's first output: as defined."""
+    grad = gradients(network, unit, batches, CategoricalSketch(4.0))[0]
+    grad = grad.reshape(sum(map(len, batches)), -1).double()
+    values, vectors = torch.linalg.eigh(grad.T @ grad / len(grad))
+    tempered = values.clamp_min(0).pow(temper)
+    tempered[values < 1e-6 * values.max()] = 0
+    return vectors * (tempered / tempered.sum()) @ vectors.T
+
+
+@pytest.mark.parametrize('temper', [1.0, 0.5])
+def test_of_full_rank_it_is_the_matrix_itself(temper, each_toy, batches):
+    objective = FisherLowRank(shrinkage=0.0, temper=temper)
+    units, outputs = watched(objective, each_toy, batches)
+    index = torch.tensor([3, 9, 3])
+    for unit in units:
+        target = first_of(outputs[unit.name])
+        objective.begin(unit, outputs[unit.name], outputs[unit.name])
+        matrix = fisher(each_toy, unit, batches, temper)
+        error = torch.randn_like(target[index])
+
+        found = objective.error(
+            unit, 0, target[index] + error, target[index], index
+        )
+        flat = error.flatten(1).double()
+        expected = torch.einsum('nd,de,ne->n', flat, matrix, flat).mean()
+        torch.testing.assert_close(
+            float(found), float(expected), rtol=1e-3, atol=0
+        )
+
+
+def first_of(outputs):
+    """The first output tensor of a unit, for all images."""
+    return torch.cat([tensors(out)[0] for out in outputs])
+
+
+@pytest.mark.parametrize('rank', [1, 3])
+def test_of_low_rank_the_largest_eigenvectors_are_left(rank, toy, batches):
+    network = toy('residual')
+    objective = FisherLowRank(shrinkage=0.0, rank=rank, temper=1.0)
+    units, outputs = watched(objective, network, batches)
+    for unit in units:
+        objective.begin(unit, outputs[unit.name], outputs[unit.name])
+        matrix = fisher(network, unit, batches)
+        target = outputs[unit.name][0]
+        index = torch.arange(len(target))
+
+        def loss(error, unit=unit, target=target, index=index):
+            error = error.view(target.shape[1:]).float()
+            return float(objective.loss(unit, target + error, target, index))
+
+        values, vectors = torch.linalg.eigh(matrix)
+        share = values[-rank:] / values[-rank:].sum()
+        for k in range(rank):
+            assert loss(vectors[:, k - rank]) == pytest.approx(
+                float(share[k]), rel=1e-3
+            )
+        assert loss(vectors[:, -rank - 1]) < 1e-6
+
+
+def test_shrunk_wholly_it_is_the_diagonal(each_toy, batches):
+    sketch = dict(type='CategoricalSketch', temperature=4.0)
+    whole = FisherLowRank(shrinkage=1.0)
+    diagonal = FisherDiag(likelihood=sketch)
+    half, matrix = FisherLowRank(shrinkage=0.3), FisherLowRank(shrinkage=0.0)
+    index = torch.arange(5)
+    for objective in whole, diagonal, half, matrix:
+        units, outputs = watched(objective, each_toy, batches)
+    for unit in units:
+        target = outputs[unit.name][0]
+        out = disturbed(target, torch.Generator().manual_seed(3))
+        losses = []
+        for objective in whole, diagonal, half, matrix:
+            objective.begin(unit, outputs[unit.name], outputs[unit.name])
+            losses.append(objective.loss(unit, out, target, index))
+
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            losses[2], 0.3 * losses[0] + 0.7 * losses[3], rtol=1e-3, atol=0
+        )
+
+
+@pytest.mark.parametrize('shrinkage', [0.0, 0.4, 1.0])
+def test_both_parts_have_their_share_of_what_nearest_rounding_leaves(
+    shrinkage, each_toy, batches, generator
+):
+    """However much more the matrix finds in it than the diagonal."""
+    objective = FisherLowRank(shrinkage=shrinkage)
+    diagonal = FisherDiag(
+        likelihood=dict(type='CategoricalSketch', temperature=4.0)
+    )
+    units, outputs = watched(objective, each_toy, batches)
+    watched(diagonal, each_toy, batches)
+    for unit in units:
+        goals = outputs[unit.name]
+        nearest = [disturbed(goal, generator) for goal in goals]
+        objective.begin(unit, nearest, goals)
+
+        def mean(objective, unit=unit, nearest=nearest, goals=goals):
+            return sum(
+                len(batch)
+                * float(
+                    objective.loss(unit, out, goal, torch.arange(len(batch)))
+                )
+                for batch, out, goal in zip(batches, nearest, goals)
+            )
+
+        assert mean(objective) == pytest.approx(mean(diagonal), rel=1e-3)
+
+
+def test_large_outputs_have_fewer_eigenvectors(toy, batches, monkeypatch):
+    monkeypatch.setattr(FisherLowRank, 'room', 600)
+    objective = FisherLowRank()
+    units, outputs = watched(objective, toy('residual'), batches)
+    for unit in units:
+        objective.begin(unit, outputs[unit.name], outputs[unit.name])
+        ((place, directions),) = objective.directions.items()
+        assert place == (unit.name, 0)
+        numbers = directions[0].numel()
+        assert len(directions) == min(4, 600 // numbers)
+
+
+def test_gradients_are_held_where_the_images_are_until_they_are_used(
+    toy, batches
+):
+    objective = FisherLowRank(images=7)
+    network = toy('residual')
+    units = units_of(network, batches)
+    rows = held(batches)
+    before = rows.store.held
+    network.requires_grad_(False)
+    objective.watch(network, units, rows, torch.Generator().manual_seed(0))
+    outputs = first_outputs(network, units, batches)
+    numbers = sum(outputs[unit.name][0][0].numel() for unit in units)
+    assert rows.store.held - before == 4 * 7 * numbers
+
+    for unit in units:
+        objective.begin(unit, outputs[unit.name], outputs[unit.name])
+    assert rows.store.held == before
+
+
+@pytest.mark.parametrize('shrinkage', [-0.1, 1.1, float('nan')])
+def test_a_shrinkage_that_is_no_share_says_so(shrinkage):
+    with pytest.raises(ValueError, match='shrinkage=.*expected 0 to 1'):
+        FisherLowRank(shrinkage=shrinkage)
 
 
 @pytest.mark.parametrize('per_sample', [False, True])
@@ -404,7 +556,9 @@ def test_windows_of_an_image_go_with_the_image(name, batches, generator):
     unit = units[1]
     assert unit.name == 'inner'
     objective.begin(
-        unit, [disturbed(out, generator) for out in outputs['inner']]
+        unit,
+        [disturbed(out, generator) for out in outputs['inner']],
+        outputs['inner'],
     )
     index = torch.tensor([6, 2])
     whole = torch.cat(outputs['inner']).unflatten(0, (12, 2))
@@ -489,7 +643,9 @@ def test_an_output_that_nothing_depends_on_counts_evenly(
     units, outputs = watched(objective, network, batches)
     unit = units[0]
     objective.begin(
-        unit, [disturbed(out, generator) for out in outputs[unit.name]]
+        unit,
+        [disturbed(out, generator) for out in outputs[unit.name]],
+        outputs[unit.name],
     )
     unused, used = target = outputs[unit.name][0]
     index = torch.arange(5)
@@ -508,7 +664,7 @@ def test_the_official_weights_are_nearly_even(toy, batches, generator):
     index = torch.arange(5)
     for unit in units:
         noisy = [disturbed(out, generator, 0.01) for out in outputs[unit.name]]
-        objective.begin(unit, noisy)
+        objective.begin(unit, noisy, outputs[unit.name])
         target = outputs[unit.name][0]
         out = disturbed(target, generator)
         ratio = objective.loss(unit, out, target, index) / MSE().loss(
@@ -523,7 +679,7 @@ def test_the_official_weights_are_those_of_the_divergence(toy, batches):
     units, outputs = watched(objective, network, batches)
     (unit,) = [u for u in units if u.name == 'blocks.1']
     noisy = [out + torch.randn_like(out) for out in outputs[unit.name]]
-    objective.begin(unit, noisy)
+    objective.begin(unit, noisy, outputs[unit.name])
 
     leaf = noisy[1].clone().requires_grad_()
     logits = network.head(leaf.mean((2, 3)))
@@ -544,7 +700,7 @@ def test_the_teacher_is_left_as_it_was(name, toy, batches):
     state = {k: v.clone() for k, v in network.state_dict().items()}
     objective = OBJECTIVES[name]()
     units, outputs = watched(objective, network, batches)
-    objective.begin(units[1], outputs[units[1].name])
+    objective.begin(units[1], *[outputs[units[1].name]] * 2)
 
     for module in network.modules():
         assert not module._forward_hooks
@@ -553,7 +709,7 @@ def test_the_teacher_is_left_as_it_was(name, toy, batches):
     assert all(p.grad is None for p in network.parameters())
 
 
-@pytest.mark.parametrize('name', ['diag', 'per_sample', 'full'])
+@pytest.mark.parametrize('name', ['diag', 'per_sample', 'low_rank', 'full'])
 def test_the_whole_network_may_be_one_unit(name, toy, batches):
     objective = OBJECTIVES[name]()
     units, outputs = watched(

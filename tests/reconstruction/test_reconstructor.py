@@ -70,7 +70,7 @@ class Spy(MSE):
     def __init__(self):
         self.learned, self.judged, self.begun = [], [], []
 
-    def begin(self, unit, outputs):
+    def begin(self, unit, outputs, targets):
         self.begun.append((unit.name, list(outputs)))
 
     def loss(self, unit, output, target, index):
@@ -425,6 +425,7 @@ def test_an_objective_sees_the_unit_under_nearest_rounding(quantize, batches):
     [
         dict(type='FisherDiag'),
         dict(type='FisherDiag', per_sample=True),
+        dict(type='FisherLowRank'),
         dict(type='FisherFull'),
         dict(type='OfficialFisher'),
     ],

@@ -58,6 +58,24 @@ def test_rows_of_one_image_stay_together(store, generator):
     assert torch.equal(column.take(torch.tensor([2, 0])), expected)
 
 
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('fold', [1, 3])
+def test_elements_of_all_images_come_piece_by_piece(
+    store, layout, fold, generator
+):
+    x = LAYOUTS[layout](torch.randn(6, 4, 5, 3, generator=generator))
+    column = store.column(6 // fold, x, fold)
+    column.write(0, x)
+
+    pieces = list(column.pieces(most=42))
+    assert all(piece.numel() <= 42 for piece in pieces)
+    whole = torch.cat(pieces, 1)
+    assert whole.shape == (6 // fold, fold * 60)
+    assert torch.equal(column.unfolded(whole), x)
+    pieces[0].zero_()
+    assert torch.equal(column.between(0, 6 // fold), x)
+
+
 def test_what_is_beyond_the_budget_goes_to_files(tmp_path):
     x = torch.zeros(8, 16)  # 512 bytes
     store = Store(1100, str(tmp_path))
