@@ -31,6 +31,7 @@ AS_IT_IS = 'as it is'
 VARIANTS: dict[str, dict] = {
     AS_IT_IS: {},
     'plain squared error': {OBJECTIVE: dict(type='MSE', _delete_=True)},
+    'half the Fisher of low rank': {f'{OBJECTIVE}.type': 'FisherLowRank'},
     'Fisher untempered': {f'{OBJECTIVE}.temper': 1.0},
     'Fisher of each image': {f'{OBJECTIVE}.per_sample': True},
     'Fisher with all entries': {

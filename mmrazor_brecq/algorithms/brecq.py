@@ -183,8 +183,9 @@ class BRECQ(BaseModel):
             images = Rows(images, [len(batch) for batch in images])
         held_out = round(len(images) * self.held_out)
         held_out = max(1, min(held_out, len(images) - 1))
+        to_come = [unit for unit in self.units if unit.name not in done]
         reconstructor.objective.watch(
-            teacher, self.units, images, own_generator(seed)
+            teacher, to_come, images, own_generator(seed)
         )
         reconstructor.autocast.measure(teacher, images)
         holder = nn.ModuleDict(dict(teacher=teacher))

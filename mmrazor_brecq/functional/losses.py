@@ -12,7 +12,10 @@ from .fused import from_rows, fused, rows
 
 
 class _SquaredError(torch.autograd.Function):
-    """One kernel forward and one backward, in the output's memory order."""
+    """One kernel forward and one backward, in the output's memory order.
+
+    Directions cost a matrix product each way.
+    """
 
     @staticmethod
     def forward(
@@ -27,7 +30,7 @@ class _SquaredError(torch.autograd.Function):
         if directions is not None:
             change = rows(output) - rows(target, output)
             axes = _axes(directions, output)
-            along = change.view(-1, axes.shape[1]) @ axes.T
+            along = change.reshape(-1, axes.shape[1]) @ axes.T
             error += along.square().sum(1).mean()
         ctx.save_for_backward(output, target, weight, directions, along)
         return error
@@ -48,7 +51,7 @@ class _SquaredError(torch.autograd.Function):
 def _axes(directions: Tensor, output: Tensor) -> Tensor:
     """Each direction as a row, in the order of memory of the output."""
     axes = rows(directions.flatten(0, 1), output)
-    return axes.view(len(directions), -1)
+    return axes.reshape(len(directions), -1).to(output.dtype)
 
 
 def _aligned(
@@ -93,7 +96,7 @@ def weighted_squared_error(
     Args:
         output (Tensor): N x ... outputs.
         target (Tensor): The same shape.
-        weight (Tensor, optional): 1 x ... or N x ..., mean 1.
+        weight (Tensor, optional): 1 x ... or N x ...
         directions (Tensor, optional): R x F x ..., if F of the N rows are
             of one image: the squares of an image's error along each of
             them are summed, and added as a mean over images.

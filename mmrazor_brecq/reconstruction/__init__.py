@@ -1,7 +1,8 @@
 from .augment import CutMix, Flip, Shift
 from .autocast import Autocast, widened
+from .low_rank import FisherLowRank
 from .nearest import NearestRounding, NonFinite
-from .objectives import MSE, FisherDiag, FisherFull, FisherLowRank
+from .objectives import MSE, FisherDiag, FisherFull
 from .official import OfficialFisher
 from .processes import own_generator, share
 from .reconstructor import BlockReconstructor

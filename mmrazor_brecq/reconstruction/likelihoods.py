@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import weighted_squared_error
+from ..functional import from_rows, rows, weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
 from .rows import AND_BACK, Rows, at_once, tensors
@@ -163,8 +163,9 @@ def teacher_gradients(
         generator (torch.Generator): Source of what the likelihood draws.
         collect (callable): Takes a unit's name and the place of an output
             tensor in it, which images are at hand, and the loss's gradient
-            there. Of a unit that is called several times only the first
-            call counts, which is the one that is reconstructed.
+            there, in the output's order of memory. Of a unit that is called
+            several times only the first call counts, which is the one that
+            is reconstructed.
         count (int, optional): How many of the images; by default all.
     """
     count = len(images) if count is None else min(count, len(images))
@@ -179,9 +180,13 @@ def teacher_gradients(
                 return
             seen.add(name)
             for i, out in enumerate(tensors(output)):
-                if out.requires_grad:
+                if out.requires_grad and out.dim():
+                    # Only its order of memory: a hook must not hold it.
+                    form = torch.empty_like(out, device='meta')
                     out.register_hook(
-                        lambda g, i=i: collect((name, i), now, g.detach())
+                        lambda g, i=i, form=form: collect(
+                            (name, i), now, from_rows(rows(g, form), form)
+                        )
                     )
 
         return hook

@@ -206,6 +206,7 @@ class NearestRounding:
             self.learn(unit, data, generator, report)
         except NonFinite as error:
             report.note = f'{error}: nearest rounding kept'
+        self.objective.end(unit)
         if not report.accepted:
             for quantizer in open_quantizers(unit.module):
                 quantizer.forget()

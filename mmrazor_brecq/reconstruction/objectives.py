@@ -6,7 +6,6 @@ network's task loss makes of an error (BRECQ, Sec. 3.3).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
@@ -17,9 +16,8 @@ from ..functional import weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from .likelihoods import teacher_gradients
-from .processes import gathered, share, total
+from .processes import share, total
 from .rows import Rows, tensors
-from .store import Column
 
 
 @TASK_UTILS.register_module()
@@ -52,6 +50,13 @@ class MSE:
             outputs (iterable): Its outputs, batch by batch, each computed
                 as it is asked for.
             targets (iterable): The float network's, likewise.
+        """
+
+    def end(self, unit: Unit) -> None:
+        """Let go of what was held for a unit, which is done.
+
+        Args:
+            unit (Unit): The unit; it may never have begun.
         """
 
     def loss(
@@ -114,7 +119,7 @@ class PerImage:
         return self.column.take(index) * self.factor
 
 
-class _Fisher(MSE):
+class Fisher(MSE):
     """Shared by the objectives that weigh by the teacher's gradient."""
 
     def __init__(self, likelihood: Optional[dict] = None) -> None:
@@ -133,7 +138,7 @@ class _Fisher(MSE):
 
 
 @TASK_UTILS.register_module()
-class FisherDiag(_Fisher):
+class FisherDiag(Fisher):
     """Squared error weighted by the diagonal of the Fisher information.
 
     The weight is the squared gradient of the teacher's loss at the unit's
@@ -215,158 +220,7 @@ class FisherDiag(_Fisher):
 
 
 @TASK_UTILS.register_module()
-class FisherLowRank(_Fisher):
-    """The Fisher information of few images, shrunk towards its diagonal.
-
-    Errors of several elements make up for each other in what the network
-    says, or add up: the diagonal knows nothing of it. Of a whole matrix
-    that few images estimate, most is chance. So the error counts by a mean
-    of both (Ledoit and Wolf, 2004), the matrix being that of its largest
-    eigenvalues (diagonal and low rank as in FIMA-Q, Wu et al., CVPR 2025).
-    The scale of both is that of :class:`FisherDiag`.
-
-    Args:
-        shrinkage (float): The diagonal's share of the error that nearest
-            rounding makes, from 0 to 1.
-        rank (int): Eigenvectors, at the most: of outputs of more than
-            131,072 elements fewer, so that they take no more memory.
-        temper (float): Exponent of the diagonal's elements, and of the
-            eigenvalues, before they are normalised.
-        images (int): Images that the matrix is estimated from; one
-            gradient of each is held until its unit learns.
-        likelihood (dict): The teacher's loss: classes at a temperature of
-            4 by default, ``Gaussian`` where it regresses.
-
-    Raises:
-        ValueError: If the shrinkage is no share.
-    """
-
-    #: Numbers that the eigenvectors of one output may have.
-    room = 2**22
-
-    def __init__(
-        self,
-        shrinkage: float = 0.5,
-        rank: int = 32,
-        temper: float = 0.5,
-        images: int = 256,
-        likelihood: Optional[dict] = None,
-    ) -> None:
-        super().__init__(
-            likelihood or dict(type='CategoricalSketch', temperature=4.0)
-        )
-        if not 0 <= shrinkage <= 1:
-            raise ValueError(
-                f'shrinkage={shrinkage}, expected 0 to 1: change '
-                '`shrinkage` of the objective'
-            )
-        self.shrinkage = shrinkage
-        self.rank = rank
-        self.temper = temper
-        self.images = images
-        self.gradients: dict[tuple[str, int], Column] = {}
-        self.directions: dict[tuple[str, int], Tensor] = {}
-
-    def watch(
-        self,
-        teacher: nn.Module,
-        units: Sequence[Unit],
-        images: Rows,
-        generator: torch.Generator,
-    ) -> None:
-        """Gather each image's gradient at all units in one pass."""
-        count = min(share(self.images), len(images))
-        found: dict[tuple[str, int], Column] = {}
-
-        def collect(
-            place: tuple[str, int], which: slice, grad: Tensor
-        ) -> None:
-            if place not in found:
-                fold = len(grad) // (which.stop - which.start)
-                found[place] = images.store.column(count, grad, fold)
-            found[place].write(which.start, grad)
-
-        teacher_gradients(
-            teacher, units, images, self.likelihood, generator, collect, count
-        )
-        self.gradients = found
-        self.weights, self.directions = {}, {}
-
-    def begin(
-        self, unit: Unit, outputs: Iterable[Any], targets: Iterable[Any]
-    ) -> None:
-        """Look for the eigenvectors; the unit's gradients are let go."""
-        self.weights, self.directions = {}, {}
-        for place in [p for p in self.gradients if p[0] == unit.name]:
-            self._decompose(place, self.gradients.pop(place))
-        if self.directions:
-            self._balance(outputs, targets)
-
-    def _decompose(self, place: tuple[str, int], column: Column) -> None:
-        """Weights and directions from the gradients of all processes."""
-        gram, squares = torch.zeros(()), []
-        for piece in map(gathered, column.pieces()):
-            gram = gram + (piece @ piece.T).double().cpu()
-            squares.append(piece.square().mean(0))
-        if not 0 < gram.trace() < math.inf:
-            return
-        values, vectors = torch.linalg.eigh(gram / len(gram))
-        rank = max(1, min(self.rank, self.room // column.elements))
-        largest = (values > values[-1] * 1e-6).nonzero()[:, 0][-rank:]
-        values, vectors = values[largest], vectors[:, largest]
-        lengths = values.pow(self.temper)
-        lengths /= lengths.sum()
-        mix = vectors * (lengths / (values * len(gram))).sqrt()
-        mix = mix.T.to(piece)
-        axes = [mix @ rows for rows in map(gathered, column.pieces())]
-        self.directions[place] = column.unfolded(torch.cat(axes, 1)).unflatten(
-            0, (-1, column.fold)
-        )
-        weight = column.unfolded(torch.cat(squares)[None])
-        weight = weight.mean(0, keepdim=True).pow(self.temper)
-        self.weights[place] = weight / weight.mean()
-
-    def _balance(self, outputs: Iterable[Any], targets: Iterable[Any]) -> None:
-        """Give both parts their shares of the error of nearest rounding.
-
-        Rounding errs by a mean, too, along which gradients agree: there the
-        matrix finds 2 to 40 times as much as the diagonal.
-        """
-        found = {place: torch.zeros(2) for place in self.directions}
-        seen = 0
-        for output, target in zip(outputs, targets):
-            pairs = list(zip(tensors(output), tensors(target)))
-            for place, axes in self.directions.items():
-                pair, weight = pairs[place[1]], self.weights[place]
-                diagonal = weighted_squared_error(*pair, weight)
-                both = weighted_squared_error(*pair, weight, axes)
-                errors = torch.stack([diagonal, both - diagonal]).cpu()
-                images = len(pair[0]) // axes.shape[1]
-                found[place] += images * errors
-            seen += images
-            if seen >= share(self.images):
-                break
-        for place, errors in found.items():
-            diagonal, low = total(errors).tolist()
-            ratio = diagonal / low if 0 < low < math.inf else 1.0
-            self.weights[place] = self.shrinkage * self.weights[place]
-            self.directions[place] *= ((1 - self.shrinkage) * ratio) ** 0.5
-
-    def error(
-        self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
-    ) -> Tensor:
-        """See :func:`mmrazor_brecq.functional.weighted_squared_error`."""
-        place = unit.name, i
-        return weighted_squared_error(
-            output,
-            target,
-            self._weight(place, index),
-            self.directions.get(place),
-        )
-
-
-@TASK_UTILS.register_module()
-class FisherFull(_Fisher):
+class FisherFull(Fisher):
     """The squared change of the teacher's loss to first order.
 
     ``(g . (z - z*))^2`` for each image's own gradient ``g``: the Fisher

@@ -73,7 +73,7 @@ class BlockReconstructor(NearestRounding):
         refiner: Optional[dict] = None,
     ) -> None:
         super().__init__(
-            batch_size, fit_images, objective or dict(type='FisherLowRank')
+            batch_size, fit_images, objective or dict(type='FisherDiag')
         )
         self.iterations = iterations
         self.rounding_lr = rounding_lr

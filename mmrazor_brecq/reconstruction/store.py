@@ -152,13 +152,12 @@ class Column:
         stop = start + len(tensor) // self.fold
         tensor.copy_(self.unfolded(self._rows()[start:stop]))
 
-    def pieces(self, most: int = 2**22) -> Iterator[Tensor]:
+    def pieces(self, size: int) -> Iterator[Tensor]:
         """A copy of the rows of all images, some elements at a time.
 
         Args:
-            most (int): Numbers in a piece.
+            size (int): Elements of each image in a piece.
         """
-        size = max(1, most // self.images)
         for start in range(0, self.elements, size):
             yield self._rows()[:, start : start + size].to(
                 self.home, copy=True

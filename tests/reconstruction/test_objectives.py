@@ -332,7 +332,8 @@ def test_of_full_rank_it_is_the_matrix_itself(temper, each_toy, batches):
         target = first_of(outputs[unit.name])
         objective.begin(unit, outputs[unit.name], outputs[unit.name])
         matrix = fisher(each_toy, unit, batches, temper)
-        error = torch.randn_like(target[index])
+        error = 0.1 * torch.sin(torch.arange(target[index].numel()) ** 2.0)
+        error = error.view(target[index].shape)
 
         found = objective.error(
             unit, 0, target[index] + error, target[index], index
@@ -421,6 +422,10 @@ def test_both_parts_have_their_share_of_what_nearest_rounding_leaves(
             )
 
         assert mean(objective) == pytest.approx(mean(diagonal), rel=1e-3)
+        objective.directions.clear()
+        assert mean(objective) == pytest.approx(
+            shrinkage * mean(diagonal), rel=1e-3
+        )
 
 
 def test_large_outputs_have_fewer_eigenvectors(toy, batches, monkeypatch):
@@ -429,8 +434,7 @@ def test_large_outputs_have_fewer_eigenvectors(toy, batches, monkeypatch):
     units, outputs = watched(objective, toy('residual'), batches)
     for unit in units:
         objective.begin(unit, outputs[unit.name], outputs[unit.name])
-        ((place, directions),) = objective.directions.items()
-        assert place == (unit.name, 0)
+        directions = objective.directions[unit.name, 0]
         numbers = directions[0].numel()
         assert len(directions) == min(4, 600 // numbers)
 
@@ -449,9 +453,70 @@ def test_gradients_are_held_where_the_images_are_until_they_are_used(
     numbers = sum(outputs[unit.name][0][0].numel() for unit in units)
     assert rows.store.held - before == 4 * 7 * numbers
 
-    for unit in units:
+    for unit in units[1:]:
         objective.begin(unit, outputs[unit.name], outputs[unit.name])
+    for unit in units:  # the first has never begun
+        objective.end(unit)
     assert rows.store.held == before
+    assert not (objective.weights or objective.directions)
+
+
+class Table(nn.Module):
+    """One of its unit's outputs is a single row for all images."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Summary()])
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x, mean = self.blocks[0](x)
+        return self.head(x.mean((2, 3)) + mean)
+
+
+class Summary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 1)
+        self.b = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.a(x), self.b(x).mean((0, 2, 3))[None]
+
+
+def test_an_output_of_no_image_counts_evenly(batches):
+    objective = FisherLowRank()
+    units, outputs = watched(objective, Table().eval(), batches)
+    goals = outputs[units[0].name]
+    objective.begin(units[0], goals, goals)
+
+    (place,) = objective.directions
+    assert place[1] == 0
+    image, row = goals[0]
+    found = objective.loss(
+        units[0], [image, row + 2], [image, row], torch.arange(5)
+    )
+    torch.testing.assert_close(found, torch.tensor(4.0))
+
+
+def test_gradients_that_are_no_numbers_leave_plain_errors(toy, batches):
+    network = toy('residual')
+    broken = [batches[0].clone().fill_(torch.inf), *batches[1:]]
+    objective = FisherLowRank()
+    units, _ = watched(objective, network, broken)
+    outputs = first_outputs(network, units, batches)
+    unit = units[0]
+    goals = outputs[unit.name]
+    objective.begin(unit, goals, goals)
+
+    found = objective.loss(unit, goals[1] + 2, goals[1], torch.arange(4))
+    torch.testing.assert_close(found, torch.tensor(4.0))
+
+
+@pytest.mark.parametrize('rank', [0, -1])
+def test_a_rank_that_is_none_says_so(rank):
+    with pytest.raises(ValueError, match='rank=.*expected 1 or more'):
+        FisherLowRank(rank=rank)
 
 
 @pytest.mark.parametrize('shrinkage', [-0.1, 1.1, float('nan')])
@@ -566,7 +631,16 @@ def test_windows_of_an_image_go_with_the_image(name, batches, generator):
     error = torch.randn(target.shape, generator=generator)
     found = objective.loss(unit, target + error, target, index)
 
-    if name in ('per_sample', 'full'):
+    if name == 'low_rank':
+        alone = FisherLowRank(shrinkage=0.0)
+        units, _ = watched(alone, network, batches, LayerPartition())
+        alone.begin(units[1], outputs['inner'], outputs['inner'])
+        matrix = fisher(network, unit, batches, 0.5)
+        flat = error.reshape(2, -1).double()
+        expected = torch.einsum('nd,de,ne->n', flat, matrix, flat).mean()
+        found = alone.loss(unit, target + error, target, index)
+        assert float(found) == pytest.approx(float(expected), rel=1e-2)
+    elif name in ('per_sample', 'full'):
         (grad,) = gradients(network, unit, batches, Categorical())
         grad = grad.reshape(12, -1)
         error = error.reshape(2, -1)
@@ -716,6 +790,7 @@ def test_the_whole_network_may_be_one_unit(name, toy, batches):
         objective, toy('residual'), batches, NetworkPartition()
     )
     target = outputs[''][0]
+    objective.begin(units[0], outputs[''], outputs[''])
 
     loss = objective.loss(units[0], target + 1, target, torch.arange(5))
     assert loss.isfinite()

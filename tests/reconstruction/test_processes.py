@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
-from mmrazor_brecq.reconstruction import Rows, Store
+from mmrazor_brecq.reconstruction import FisherLowRank, Rows, Store
 
 
 def network():
@@ -48,7 +48,15 @@ def images():
     return torch.randn(64, 3, 9, 9, generator=torch.Generator().manual_seed(1))
 
 
-def reconstruct(rank, world, folder, broken):
+#: What a run is like.
+KINDS = dict(
+    usual={},
+    broken=dict(objective=dict(type='MSE')),
+    uneven=dict(objective=dict(type='FisherLowRank')),
+)
+
+
+def reconstruct(rank, world, folder, kind):
     """What one process does, its images the ``rank``-th of each ``world``."""
     torch.set_num_threads(1)
     if world > 1:
@@ -59,11 +67,14 @@ def reconstruct(rank, world, folder, broken):
             world_size=world,
         )
     mine = images()[rank::world].clone()
-    if broken and rank == 1:
+    if kind == 'broken' and rank == 1:
         mine[3] = torch.inf
+    if kind == 'uneven':
+        FisherLowRank.room = 2**12  # gradients come in several pieces
+        mine = images()[:63][rank::world]
     batches = mine.split(8)
     store = Store()
-    brecq = model(**(dict(objective=dict(type='MSE')) if broken else {}))
+    brecq = model(**KINDS[kind])
     brecq.eval()
     teacher = brecq.prepare(batches[0][:1])
     rows = Rows(batches, [len(x) for x in batches], store)
@@ -85,11 +96,10 @@ def reconstruct(rank, world, folder, broken):
         dist.destroy_process_group()
 
 
-def run(world, folder, broken=False):
+def run(world, folder, kind='usual'):
     each = [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(world), str(folder)]
-            + ['broken'] * broken,
+            [sys.executable, __file__, str(rank), str(world), folder, kind],
             env=dict(os.environ, TORCH_COMPILE_DISABLE='1'),
         )
         for rank in range(world)
@@ -130,9 +140,21 @@ def test_each_process_holds_and_runs_half(tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_of_uneven_shares_find_the_same_eigenvectors(tmp_path):
+    """They look at the gradients of all of them, and freeze one model."""
+    pair = run(2, tmp_path, 'uneven')
+
+    assert any(report['accepted'] for report in pair[0]['reports'])
+    for key, value in pair[0]['state'].items():
+        assert torch.equal(value, pair[1]['state'][key]), key
+    for a, b in zip(*(found['reports'] for found in pair)):
+        assert (a['before'], a['after']) == (b['before'], b['after'])
+
+
+@pytest.mark.slow
 def test_what_is_broken_in_one_process_is_so_in_all(tmp_path):
     """None of them waits for the others for ever."""
-    pair = run(2, tmp_path, broken=True)
+    pair = run(2, tmp_path, 'broken')
 
     for found in pair:
         assert all('NaN or infinity' in r['note'] for r in found['reports'])
@@ -142,6 +164,4 @@ def test_what_is_broken_in_one_process_is_so_in_all(tmp_path):
 
 
 if __name__ == '__main__':
-    reconstruct(
-        int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], 'broken' in sys.argv
-    )
+    reconstruct(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -450,22 +450,24 @@ def test_the_same_seed_gives_the_same_bits(quantize, batches):
     assert not same_state(models[0][0], models[2][0])
 
 
+@pytest.mark.parametrize('objective', ['MSE', 'FisherLowRank'])
 @pytest.mark.parametrize('finished', [1, 2, 4])
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
-    finished, quantize, batches
+    finished, objective, quantize, batches
 ):
+    learns = learner(objective=dict(type=objective))
     whole, teacher = quantize('residual', (2, 4))
-    run(whole, teacher, batches, learner(), seed=3)
+    run(whole, teacher, batches, learns, seed=3)
 
     killed, teacher = quantize('residual', (2, 4))
     done = {}
-    for report in killed.reconstruct(teacher, batches, 3, learner()):
+    for report in killed.reconstruct(teacher, batches, 3, learns):
         unit = killed.architecture.get_submodule(report.name)
         done[report.name] = copy.deepcopy(unit.state_dict())
         if len(done) == finished:
             break
     resumed, teacher = quantize('residual', (2, 4))
-    reports = run(resumed, teacher, batches, learner(), 3, done)
+    reports = run(resumed, teacher, batches, learns, 3, done)
 
     assert len(done) == finished
     assert [r.name for r in reports] == [

@@ -1,0 +1,205 @@
+"""An objective that knows how errors add up in what the network says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import weighted_squared_error
+from ..graph import Unit
+from ..registry import TASK_UTILS
+from .likelihoods import teacher_gradients
+from .objectives import Fisher
+from .processes import gathered, share, total
+from .rows import Rows, tensors
+from .store import Column
+
+Place = tuple[str, int]
+
+
+@TASK_UTILS.register_module()
+class FisherLowRank(Fisher):
+    """The Fisher information of few images, shrunk towards its diagonal.
+
+    Errors of several elements make up for each other in what the network
+    says, or add up: the diagonal knows nothing of it. Of a whole matrix
+    that few images estimate, most is chance. So the error counts by a mean
+    of both (Ledoit and Wolf, 2004; Schaefer and Strimmer, 2005), the matrix
+    being that of its largest eigenvalues (diagonal and low rank as in
+    FIMA-Q, Wu et al., CVPR 2025). The scale is that of
+    :class:`FisherDiag`.
+
+    A gradient of each image is held at each unit's output until the unit
+    begins: for 256 images of 224 pixels 1.6 GB in all for ResNet-18 and
+    6.5 GB for ResNet-50, within the budget of the calibration's memory.
+
+    Args:
+        shrinkage (float): The diagonal's share of the error that nearest
+            rounding makes, from 0 to 1.
+        rank (int): Eigenvectors, at the most: of outputs of more than
+            131,072 elements fewer, so that they take no more memory.
+        temper (float): Exponent of the diagonal's elements, and of the
+            eigenvalues, before they are normalised.
+        images (int): Images that the matrix is estimated from.
+        likelihood (dict): The teacher's loss: classes at a temperature of
+            4 by default, ``Gaussian`` where it regresses.
+
+    Raises:
+        ValueError: If the shrinkage is no share, or the rank below 1.
+    """
+
+    #: Numbers that the eigenvectors of one output may have, and the
+    #: gradients that are looked at together.
+    room = 2**22
+
+    def __init__(
+        self,
+        shrinkage: float = 0.5,
+        rank: int = 32,
+        temper: float = 0.5,
+        images: int = 256,
+        likelihood: Optional[dict] = None,
+    ) -> None:
+        super().__init__(
+            likelihood or dict(type='CategoricalSketch', temperature=4.0)
+        )
+        if not 0 <= shrinkage <= 1:
+            raise ValueError(
+                f'shrinkage={shrinkage}, expected 0 to 1: change '
+                '`shrinkage` of the objective'
+            )
+        if rank < 1:
+            raise ValueError(
+                f'rank={rank}, expected 1 or more: change `rank` of the '
+                'objective, or take FisherDiag'
+            )
+        self.shrinkage = shrinkage
+        self.rank = rank
+        self.temper = temper
+        self.images = images
+        self.gradients: dict[Place, Column] = {}
+        self.directions: dict[Place, Tensor] = {}
+
+    def watch(
+        self,
+        teacher: nn.Module,
+        units: Sequence[Unit],
+        images: Rows,
+        generator: torch.Generator,
+    ) -> None:
+        """Gather each image's gradient at all units in one pass."""
+        count = min(share(self.images), len(images))
+        self.gradients, self.weights, self.directions = {}, {}, {}
+
+        def collect(place: Place, which: slice, grad: Tensor) -> None:
+            fold, rest = divmod(grad.shape[0], which.stop - which.start)
+            if rest or not grad.numel():  # of no image: counts evenly
+                return
+            if place not in self.gradients:
+                self.gradients[place] = images.store.column(count, grad, fold)
+            self.gradients[place].write(which.start, grad)
+
+        teacher_gradients(
+            teacher, units, images, self.likelihood, generator, collect, count
+        )
+
+    def begin(
+        self, unit: Unit, outputs: Iterable[Any], targets: Iterable[Any]
+    ) -> None:
+        """Look for the eigenvectors, and for the error along them."""
+        places = [p for p in self.gradients if p[0] == unit.name]
+        for place in places:
+            self._decompose(place, self.gradients.pop(place))
+        known = [place for place in places if place in self.directions]
+        if known:
+            self._balance(known, outputs, targets)
+
+    def end(self, unit: Unit) -> None:
+        """Let go of the unit's gradients, weights and directions."""
+        for held in self.gradients, self.weights, self.directions:
+            for place in [p for p in held if p[0] == unit.name]:
+                del held[place]
+
+    def _decompose(self, place: Place, column: Column) -> None:
+        """Weights and directions from the gradients of all processes."""
+        gram, squares = torch.zeros(1, 1, dtype=torch.float64), []
+        for piece in self._pieces(column):
+            gram = gram + (piece @ piece.T).cpu().double()
+            squares.append(piece.square().mean(0))
+        diagonal = column.unfolded(torch.cat(squares)[None])
+        diagonal = diagonal.mean(0, keepdim=True).pow(self.temper)
+        if not (0 < gram.trace() < math.inf and diagonal.mean() > 0):
+            return
+        values, vectors = torch.linalg.eigh(gram / len(gram))
+        rank = max(1, min(self.rank, self.room // column.elements))
+        largest = (values > values[-1] * 1e-6).nonzero()[:, 0][-rank:]
+        values, vectors = values[largest], vectors[:, largest]
+        lengths = values.pow(self.temper)
+        lengths /= lengths.sum()
+        mix = (vectors * (lengths / (values * len(gram))).sqrt()).T
+        mix = mix.to(diagonal)
+        axes = torch.cat([mix @ piece for piece in self._pieces(column)], 1)
+        self.directions[place] = column.unfolded(axes).unflatten(
+            0, (-1, column.fold)
+        )
+        self.weights[place] = diagonal / diagonal.mean()
+
+    def _pieces(self, column: Column) -> Iterable[Tensor]:
+        """All images' gradients, as many elements at a time everywhere."""
+        for piece in column.pieces(max(1, self.room // self.images)):
+            wide = torch.promote_types(piece.dtype, torch.float32)
+            yield gathered(piece.to(wide))
+
+    def _balance(
+        self,
+        places: Sequence[Place],
+        outputs: Iterable[Any],
+        targets: Iterable[Any],
+    ) -> None:
+        """Give both parts their shares of the error of nearest rounding.
+
+        Such errors have an offset in common, and so have the gradients of
+        many images: the matrix finds 2 to 40 times as much in them as the
+        diagonal does.
+        """
+        found = {place: torch.zeros(2) for place in places}
+        seen = 0
+        for output, target in zip(outputs, targets):
+            pairs = list(zip(tensors(output), tensors(target)))
+            for place in places:
+                pair, weight = pairs[place[1]], self.weights[place]
+                axes = self.directions[place]
+                images = len(pair[0]) // axes.shape[1]
+                found[place] += (
+                    images
+                    * torch.stack(
+                        [
+                            weighted_squared_error(*pair, weight),
+                            weighted_squared_error(*pair, 0 * weight, axes),
+                        ]
+                    ).cpu()
+                )
+            seen += images
+            if seen >= share(self.images):
+                break
+        for place, errors in found.items():
+            diagonal, low = total(errors).tolist()
+            ratio = diagonal / low if 0 < low < math.inf else 1.0
+            self.weights[place] = self.shrinkage * self.weights[place]
+            self.directions[place] *= ((1 - self.shrinkage) * ratio) ** 0.5
+
+    def error(
+        self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
+    ) -> Tensor:
+        """See :func:`mmrazor_brecq.functional.weighted_squared_error`."""
+        place = unit.name, i
+        return weighted_squared_error(
+            output,
+            target,
+            self._weight(place, index),
+            self.directions.get(place),
+        )
