@@ -26,24 +26,23 @@ class _SquaredError(torch.autograd.Function):
         directions: Optional[Tensor],
     ) -> Tensor:
         error = _errors(*_aligned(output, target, weight)).mean()
-        along = None
+        axes = along = None
         if directions is not None:
             change = rows(output) - rows(target, output)
             axes = _axes(directions, output)
             along = change.reshape(-1, axes.shape[1]) @ axes.T
             error += along.square().sum(1).mean()
-        ctx.save_for_backward(output, target, weight, directions, along)
+        ctx.save_for_backward(output, target, weight, axes, along)
         return error
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        output, target, weight, directions, along = ctx.saved_tensors
+        output, target, weight, axes, along = ctx.saved_tensors
         factor = 2 / max(output.numel(), 1) * grad
         slope = _slopes(*_aligned(output, target, weight), factor)
-        if directions is not None:
+        if axes is not None:
             along = along * (2 / max(len(along), 1) * grad)
-            axes = _axes(directions, output)
             slope.view(-1, axes.shape[1]).addmm_(along, axes)
         return from_rows(slope, output), None, None, None
 

@@ -14,6 +14,9 @@ from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
 from .rows import AND_BACK, Rows, at_once, tensors
 
+#: A unit's name, and which of its output tensors.
+Place = tuple[str, int]
+
 
 @TASK_UTILS.register_module()
 class Categorical:
@@ -150,7 +153,7 @@ def teacher_gradients(
     images: Rows,
     likelihood: Callable[[list[Tensor], torch.Generator], Tensor],
     generator: torch.Generator,
-    collect: Callable[[tuple[str, int], slice, Tensor], None],
+    collect: Callable[[Place, slice, Tensor], None],
     count: Optional[int] = None,
 ) -> None:
     """One forward and backward pass an image, for all units together.

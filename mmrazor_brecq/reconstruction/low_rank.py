@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from ..functional import weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
-from .likelihoods import teacher_gradients
+from .likelihoods import Place, teacher_gradients
 from .objectives import Fisher
 from .processes import gathered, share, total
 from .rows import Rows, tensors
 from .store import Column
-
-Place = tuple[str, int]
 
 
 @TASK_UTILS.register_module()
@@ -200,6 +198,6 @@ class FisherLowRank(Fisher):
         return weighted_squared_error(
             output,
             target,
-            self._weight(place, index),
+            self.weights.get(place),
             self.directions.get(place),
         )

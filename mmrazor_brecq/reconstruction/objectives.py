@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..functional import weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
-from .likelihoods import teacher_gradients
+from .likelihoods import Place, teacher_gradients
 from .processes import share, total
 from .rows import Rows, tensors
 
@@ -129,9 +129,9 @@ class Fisher(MSE):
         #: By name of the unit and place of the output tensor: one tensor
         #: for all images, or one of each. Those on which the loss does not
         #: depend are missing, and count evenly.
-        self.weights: dict[tuple[str, int], Any] = {}
+        self.weights: dict[Place, Any] = {}
 
-    def _weight(self, place: tuple[str, int], index: Tensor) -> Any:
+    def _weight(self, place: Place, index: Tensor) -> Any:
         """What weighs the ``i``-th output of a unit on some images."""
         weight = self.weights.get(place)
         return weight.take(index) if isinstance(weight, PerImage) else weight
@@ -174,11 +174,9 @@ class FisherDiag(Fisher):
         generator: torch.Generator,
     ) -> None:
         """Gather the squared gradients of all units in one pass."""
-        found: dict[tuple[str, int], Any] = {}
+        found: dict[Place, Any] = {}
 
-        def collect(
-            place: tuple[str, int], which: slice, grad: Tensor
-        ) -> None:
+        def collect(place: Place, which: slice, grad: Tensor) -> None:
             weight = grad.square()
             if self.per_sample:
                 weight = weight.pow(self.temper)
@@ -239,12 +237,10 @@ class FisherFull(Fisher):
         generator: torch.Generator,
     ) -> None:
         """Gather each image's gradient at all units in one pass."""
-        found: dict[tuple[str, int], PerImage] = {}
-        norms: dict[tuple[str, int], Tensor] = {}
+        found: dict[Place, PerImage] = {}
+        norms: dict[Place, Tensor] = {}
 
-        def collect(
-            place: tuple[str, int], which: slice, grad: Tensor
-        ) -> None:
+        def collect(place: Place, which: slice, grad: Tensor) -> None:
             grad = grad.reshape(which.stop - which.start, -1)
             if place not in found:
                 found[place] = PerImage(images, grad, len(grad))

@@ -38,6 +38,10 @@ OBJECTIVES = dict(
 )
 
 
+#: The likelihood that :class:`FisherLowRank` has by default.
+SKETCH = dict(type='CategoricalSketch', temperature=4.0)
+
+
 def held(batches):
     return Rows(batches, [len(batch) for batch in batches])
 
@@ -315,7 +319,7 @@ def test_what_follows_a_unit_may_write_to_its_output(name, batches, generator):
 
 def fisher(network, unit, batches, temper=1.0):
     """Of all images, at the unit's first output: as defined."""
-    grad = gradients(network, unit, batches, CategoricalSketch(4.0))[0]
+    grad = gradients(network, unit, batches, TASK_UTILS.build(SKETCH))[0]
     grad = grad.reshape(sum(map(len, batches)), -1).double()
     values, vectors = torch.linalg.eigh(grad.T @ grad / len(grad))
     tempered = values.clamp_min(0).pow(temper)
@@ -375,9 +379,8 @@ def test_of_low_rank_the_largest_eigenvectors_are_left(rank, toy, batches):
 
 
 def test_shrunk_wholly_it_is_the_diagonal(each_toy, batches):
-    sketch = dict(type='CategoricalSketch', temperature=4.0)
     whole = FisherLowRank(shrinkage=1.0)
-    diagonal = FisherDiag(likelihood=sketch)
+    diagonal = FisherDiag(likelihood=SKETCH)
     half, matrix = FisherLowRank(shrinkage=0.3), FisherLowRank(shrinkage=0.0)
     index = torch.arange(5)
     for objective in whole, diagonal, half, matrix:
@@ -402,9 +405,7 @@ def test_both_parts_have_their_share_of_what_nearest_rounding_leaves(
 ):
     """However much more the matrix finds in it than the diagonal."""
     objective = FisherLowRank(shrinkage=shrinkage)
-    diagonal = FisherDiag(
-        likelihood=dict(type='CategoricalSketch', temperature=4.0)
-    )
+    diagonal = FisherDiag(likelihood=SKETCH)
     units, outputs = watched(objective, each_toy, batches)
     watched(diagonal, each_toy, batches)
     for unit in units:
