@@ -51,6 +51,14 @@ class Store:
         #: Bytes that were written to files so far.
         self.spilled = 0
 
+    @property
+    def ample(self) -> bool:
+        """Whether what is held may lie in memory a second time.
+
+        Then everything is in memory, and a quarter of the room at the most.
+        """
+        return not self.spilled and 4 * self.held <= self.room
+
     def column(self, images: int, example: Tensor, fold: int = 1) -> Column:
         """Room for a tensor of all images.
 

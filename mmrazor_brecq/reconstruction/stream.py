@@ -4,7 +4,8 @@ Each batch runs its forward pass in a coroutine that stops at the door of
 every unit, hands over the unit's arguments, and goes on when it is given
 the unit's output. Whatever Python stands between the units simply runs. What
 waits at a door is all that is held of a batch, and it is held in a store: the
-memory of a suspended pass itself is given back until the pass goes on.
+memory of a suspended pass itself is given back until the pass goes on, unless
+the store has ample room.
 """
 
 from __future__ import annotations
@@ -192,6 +193,8 @@ class Stream:
 
     def _drain(self, k: int) -> None:
         """Free the memory of what the ``k``-th pass and its frames hold."""
+        if self.images.store.ample:
+            return
         # Only two batches tell what is of images and what of the network.
         for loan in self._loans[k] if len(self._loans) > 1 else ():
             self._freed += loan.drain()

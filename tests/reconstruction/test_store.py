@@ -103,6 +103,19 @@ def test_a_part_of_the_budget_is_for_what_is_worked_on(
     assert all(len(c.take(torch.arange(8))) == 8 for c in columns)
 
 
+@pytest.mark.parametrize(
+    ('budget', 'columns', 'ample'),
+    [(None, 9, True), (4096, 2, True), (4096, 3, False), (511, 1, False)],
+)
+def test_there_is_ample_room_up_to_a_quarter(budget, columns, ample, tmp_path):
+    """And where all of it is in memory."""
+    store = Store(budget, str(tmp_path))
+    held = [store.column(8, torch.zeros(8, 16)) for _ in range(columns)]
+    assert store.ample == ample
+    held.clear()
+    assert store.ample == (budget != 511)
+
+
 def test_files_have_no_name(tmp_path):
     """So that nothing is left of them, whatever ends the process."""
     store = Store(0, str(tmp_path))

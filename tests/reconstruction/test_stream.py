@@ -15,7 +15,7 @@ from mmrazor_brecq.graph import (
     record,
     run_float,
 )
-from mmrazor_brecq.reconstruction import Rows, Stream
+from mmrazor_brecq.reconstruction import Rows, Store, Stream
 from mmrazor_brecq.reconstruction import stream as stream_module
 
 PARTITIONS = [
@@ -28,8 +28,9 @@ PARTITIONS = [
 class Driven:
     """A network run through a stream, each unit where it is asked for."""
 
-    def __init__(self, network, batches, partition=None):
+    def __init__(self, network, batches, partition=None, store=None):
         self.network = network
+        self.store = store
         self.batches = batches
         self.units = (partition or BlockPartition())(
             network, record(network, batches[0])
@@ -39,7 +40,8 @@ class Driven:
         self.outputs = []
 
     def stream(self):
-        images = Rows(self.batches, [len(x) for x in self.batches])
+        sizes = [len(x) for x in self.batches]
+        images = Rows(self.batches, sizes, self.store)
         return Stream(self.holder, 'network', self.units, images)
 
     def run(self):
@@ -61,8 +63,12 @@ class Driven:
 @pytest.mark.parametrize(
     'partition', PARTITIONS, ids=lambda p: type(p).__name__
 )
-def test_parked_passes_give_what_plain_ones_give(partition, each_toy, batches):
-    driven = Driven(each_toy, batches, partition).run()
+@pytest.mark.parametrize('budget', [None, 0])
+def test_parked_passes_give_what_plain_ones_give(
+    budget, partition, each_toy, batches, tmp_path
+):
+    store = Store(budget, str(tmp_path))
+    driven = Driven(each_toy, batches, partition, store).run()
 
     with torch.no_grad():
         expected = [run_float(each_toy, x) for x in batches]
@@ -289,9 +295,12 @@ def test_a_unit_that_has_several_places_is_parked_in_all(batches):
     assert network[2][0] is shared and network[0] is shared
 
 
-@pytest.mark.parametrize(('left_lying', 'calls'), [(0, True), (2**40, False)])
+@pytest.mark.parametrize(
+    ('budget', 'left_lying', 'calls'),
+    [(0, 0, True), (0, 2**40, False), (None, 0, False)],
+)
 def test_the_system_gets_back_what_was_freed(
-    left_lying, calls, toy, batches, monkeypatch
+    budget, left_lying, calls, toy, batches, monkeypatch, tmp_path
 ):
     """Not at every tensor, but not only when all batches are through."""
     given = []
@@ -299,7 +308,8 @@ def test_the_system_gets_back_what_was_freed(
     monkeypatch.setattr(
         stream_module, 'give_back_freed_memory', lambda: given.append(1)
     )
-    driven = Driven(toy('residual'), batches).run()
+    store = Store(budget, str(tmp_path))
+    driven = Driven(toy('residual'), batches, store=store).run()
 
     assert (len(given) >= len(driven.units)) == calls
     assert bool(given) == calls
