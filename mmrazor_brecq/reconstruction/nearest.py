@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Callable, Optional
 
 import torch
@@ -25,6 +26,10 @@ from .unit_data import UnitData, UnitReport
 
 class NonFinite(ArithmeticError):
     """A NaN or an infinity came up; the message says where."""
+
+
+class _Seen(Exception):
+    """A quantizer will get nothing more in this pass."""
 
 
 @TASK_UTILS.register_module()
@@ -106,6 +111,8 @@ class NearestRounding:
         """The first quantizer without a step, and a sample of its input.
 
         The least and the greatest value are among the sample, once each.
+        The first part of the images tells how often it is called, and the
+        others stop there.
         """
         waiting = [q for q in quantizers if not q.active]
         images = torch.arange(min(share(self.fit_images), len(data.inputs)))
@@ -113,6 +120,7 @@ class NearestRounding:
         found: list[ActivationQuantizer] = []
         samples: list[Tensor] = []
         ends: list[Tensor] = []
+        calls = 0
 
         def look(quantizer: Any, args: Any) -> None:
             if quantizer in (found or [quantizer]):
@@ -121,12 +129,16 @@ class NearestRounding:
                 samples.append(
                     quantizer.sample(args[0], len(samples), len(parts))
                 )
+                if calls and len(samples) % calls == 0:
+                    raise _Seen
 
         hooks = [q.register_forward_pre_hook(look) for q in waiting]
         try:
             for index in parts if waiting else ():
                 args, kwargs = data.inputs.take(index)
-                unit.module(*args, **kwargs)
+                with suppress(_Seen):
+                    unit.module(*args, **kwargs)
+                calls = calls or len(samples)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -11,7 +11,7 @@ from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.functional import annealed_beta
 from mmrazor_brecq.graph import run_float
 from mmrazor_brecq.layers import activation_quantizers, quant_layers
-from mmrazor_brecq.quantizers import AdaRound
+from mmrazor_brecq.quantizers import ActivationQuantizer, AdaRound
 from mmrazor_brecq.reconstruction import (
     MSE,
     BlockReconstructor,
@@ -165,6 +165,44 @@ def test_steps_are_chosen_on_what_the_quantized_layers_before_give(
 
     assert len(seen) == 1
     torch.testing.assert_close(seen[0][:-2], inner.flatten())
+
+
+@pytest.mark.parametrize('name', ['inverted', 'shared'])
+def test_a_quantizer_is_shown_as_much_in_parts_and_no_more_runs(
+    name, quantize, batches, monkeypatch
+):
+    """One that is called twice, too."""
+    monkeypatch.setattr(
+        ActivationQuantizer, 'sample', lambda q, x, *_: x.flatten()
+    )
+
+    def shown(size):
+        """What each quantizer is shown, and how often the unit ends."""
+        model, _ = quantize(
+            name, (4, 4), partition=dict(type='NetworkPartition')
+        )
+        values, ends = [], []
+        last = list(quant_layers(model).values())[-1]
+        last.register_forward_hook(lambda *_: ends.append(1))
+        fit = ActivationQuantizer.fit
+        monkeypatch.setattr(
+            ActivationQuantizer,
+            'fit',
+            lambda q, x: (values.append(x.sort()[0]), fit(q, x)),
+        )
+        (unit,) = model.units
+        calls = [((batch,), {}) for batch in batches]
+        rows = Rows(calls, [len(x) for x in batches])
+        data = UnitData(rows, rows, rows, held_out=1)
+        NearestRounding(batch_size=size).fit(unit, data)
+        monkeypatch.setattr(ActivationQuantizer, 'fit', fit)
+        return values, len(ends)
+
+    (whole, once), (parts, ends) = shown(12), shown(1)
+    assert len(whole) == len(parts) > 1
+    for one, other in zip(whole, parts):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert ends < once + 11 * len(whole)
 
 
 def test_a_batch_in_parts_learns_what_it_learns_as_a_whole(
