@@ -31,9 +31,13 @@ AS_IT_IS = 'as it is'
 VARIANTS: dict[str, dict] = {
     AS_IT_IS: {},
     'plain squared error': {OBJECTIVE: dict(type='MSE', _delete_=True)},
-    'half the Fisher of low rank': {f'{OBJECTIVE}.type': 'FisherLowRank'},
+    'Fisher of low rank': {f'{OBJECTIVE}.type': 'FisherLowRank'},
+    'diagonal of the Fisher': {f'{OBJECTIVE}.type': 'FisherDiag'},
     'Fisher untempered': {f'{OBJECTIVE}.temper': 1.0},
-    'Fisher of each image': {f'{OBJECTIVE}.per_sample': True},
+    'Fisher of each image': {
+        f'{OBJECTIVE}.type': 'FisherDiag',
+        f'{OBJECTIVE}.per_sample': True,
+    },
     'Fisher with all entries': {
         OBJECTIVE: dict(type='FisherFull', _delete_=True)
     },
@@ -49,7 +53,7 @@ VARIANTS: dict[str, dict] = {
         f'{BLOCKS}.refiner.type': 'NetworkRefiner',
         f'{BLOCKS}.refiner.iterations': 150,
     },
-    'six times the iterations': {f'{BLOCKS}.iterations': 102},
+    'six times the iterations': {f'{BLOCKS}.iterations': 120},
 }
 
 

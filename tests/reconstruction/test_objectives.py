@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from mmrazor_brecq.graph import (
     BlockPartition,
@@ -329,7 +330,7 @@ def fisher(network, unit, batches, temper=1.0):
 
 @pytest.mark.parametrize('temper', [1.0, 0.5])
 def test_of_full_rank_it_is_the_matrix_itself(temper, each_toy, batches):
-    objective = FisherLowRank(shrinkage=0.0, temper=temper)
+    objective = FisherLowRank(even=0.0, temper=temper)
     units, outputs = watched(objective, each_toy, batches)
     index = torch.tensor([3, 9, 3])
     for unit in units:
@@ -357,7 +358,7 @@ def first_of(outputs):
 @pytest.mark.parametrize('rank', [1, 3])
 def test_of_low_rank_the_largest_eigenvectors_are_left(rank, toy, batches):
     network = toy('residual')
-    objective = FisherLowRank(shrinkage=0.0, rank=rank, temper=1.0)
+    objective = FisherLowRank(even=0.0, rank=rank, temper=1.0)
     units, outputs = watched(objective, network, batches)
     for unit in units:
         objective.begin(unit, outputs[unit.name], outputs[unit.name])
@@ -378,33 +379,32 @@ def test_of_low_rank_the_largest_eigenvectors_are_left(rank, toy, batches):
         assert loss(vectors[:, -rank - 1]) < 1e-6
 
 
-def test_shrunk_wholly_it_is_the_diagonal(each_toy, batches):
-    whole = FisherLowRank(shrinkage=1.0)
-    diagonal = FisherDiag(likelihood=SKETCH)
-    half, matrix = FisherLowRank(shrinkage=0.3), FisherLowRank(shrinkage=0.0)
-    index = torch.arange(5)
-    for objective in whole, diagonal, half, matrix:
+def test_where_nearest_rounding_does_not_err_it_is_the_diagonal(
+    each_toy, batches, generator
+):
+    both, diagonal = FisherLowRank(), FisherDiag(likelihood=SKETCH)
+    for objective in both, diagonal:
         units, outputs = watched(objective, each_toy, batches)
     for unit in units:
-        target = outputs[unit.name][0]
-        out = disturbed(target, torch.Generator().manual_seed(3))
-        losses = []
-        for objective in whole, diagonal, half, matrix:
-            objective.begin(unit, outputs[unit.name], outputs[unit.name])
-            losses.append(objective.loss(unit, out, target, index))
+        goals = outputs[unit.name]
+        both.begin(unit, goals, goals)
+        out = disturbed(goals[0], generator)
+        index = torch.arange(5)
 
-        torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=0)
         torch.testing.assert_close(
-            losses[2], 0.3 * losses[0] + 0.7 * losses[3], rtol=1e-3, atol=0
+            both.loss(unit, out, goals[0], index),
+            diagonal.loss(unit, out, goals[0], index),
+            rtol=1e-3,
+            atol=0,
         )
 
 
-@pytest.mark.parametrize('shrinkage', [0.0, 0.4, 1.0])
-def test_both_parts_have_their_share_of_what_nearest_rounding_leaves(
-    shrinkage, each_toy, batches, generator
+@pytest.mark.parametrize('even', [0.0, 0.05, 1.0])
+def test_the_larger_nearest_roundings_error_the_more_is_for_the_matrix(
+    even, each_toy, batches, generator
 ):
     """However much more the matrix finds in it than the diagonal."""
-    objective = FisherLowRank(shrinkage=shrinkage)
+    objective = FisherLowRank(even=even)
     diagonal = FisherDiag(likelihood=SKETCH)
     units, outputs = watched(objective, each_toy, batches)
     watched(diagonal, each_toy, batches)
@@ -413,20 +413,37 @@ def test_both_parts_have_their_share_of_what_nearest_rounding_leaves(
         nearest = [disturbed(goal, generator) for goal in goals]
         objective.begin(unit, nearest, goals)
 
-        def mean(objective, unit=unit, nearest=nearest, goals=goals):
-            return sum(
-                len(batch)
-                * float(
-                    objective.loss(unit, out, goal, torch.arange(len(batch)))
-                )
-                for batch, out, goal in zip(batches, nearest, goals)
-            )
+        directions = dict(objective.directions)
+        for name, i in directions:
 
-        assert mean(objective) == pytest.approx(mean(diagonal), rel=1e-3)
-        objective.directions.clear()
-        assert mean(objective) == pytest.approx(
-            shrinkage * mean(diagonal), rel=1e-3
-        )
+            def mean(objective, found, unit=unit, goals=goals, i=i):
+                return sum(
+                    len(batch)
+                    * objective.error(
+                        unit,
+                        i,
+                        tensors(out)[i],
+                        tensors(goal)[i],
+                        torch.arange(len(batch)),
+                    )
+                    for batch, out, goal in zip(batches, found, goals)
+                )
+
+            error = mean(diagonal, nearest)
+            torch.testing.assert_close(
+                mean(objective, nearest), error, rtol=1e-3, atol=0
+            )
+            del objective.directions[name, i]
+            nought = [tree_map(torch.zeros_like, goal) for goal in goals]
+            share = (error / mean(diagonal, nought)) ** 2
+            share = share / (share + even**2)
+            torch.testing.assert_close(
+                mean(objective, nearest),
+                (1 - share) * error,
+                rtol=1e-3,
+                atol=1e-6,
+            )
+        assert directions
 
 
 def test_large_outputs_have_fewer_eigenvectors(toy, batches, monkeypatch):
@@ -520,10 +537,10 @@ def test_a_rank_that_is_none_says_so(rank):
         FisherLowRank(rank=rank)
 
 
-@pytest.mark.parametrize('shrinkage', [-0.1, 1.1, float('nan')])
-def test_a_shrinkage_that_is_no_share_says_so(shrinkage):
-    with pytest.raises(ValueError, match='shrinkage=.*expected 0 to 1'):
-        FisherLowRank(shrinkage=shrinkage)
+@pytest.mark.parametrize('even', [-0.1, float('nan'), float('inf')])
+def test_an_error_that_is_none_says_so(even):
+    with pytest.raises(ValueError, match='even=.*expected a finite number'):
+        FisherLowRank(even=even)
 
 
 @pytest.mark.parametrize('per_sample', [False, True])
@@ -633,7 +650,7 @@ def test_windows_of_an_image_go_with_the_image(name, batches, generator):
     found = objective.loss(unit, target + error, target, index)
 
     if name == 'low_rank':
-        alone = FisherLowRank(shrinkage=0.0)
+        alone = FisherLowRank(even=0.0)
         units, _ = watched(alone, network, batches, LayerPartition())
         alone.begin(units[1], outputs['inner'], outputs['inner'])
         matrix = fisher(network, unit, batches, 0.5)

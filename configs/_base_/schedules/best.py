@@ -1,3 +1,6 @@
 # A long pass over all units together makes the difference.
 _base_ = './default.py'
-schedule = dict(refiner=dict(type='NetworkRefiner', iterations=1500))
+schedule = dict(
+    objective=dict(type='FisherDiag'),
+    refiner=dict(type='NetworkRefiner', iterations=1500),
+)

@@ -3,5 +3,5 @@ schedule = dict(
     type='BlockReconstructor',
     iterations=110,
     autocast='fastest',
-    objective=dict(type='FisherDiag'),
+    objective=dict(type='FisherLowRank'),
 )

@@ -1,8 +1,8 @@
 # Few iterations in large steps, and fewer images to choose by.
 _base_ = './default.py'
 schedule = dict(
-    iterations=17,
+    iterations=20,
     rounding_lr=0.35,
     fit_images=128,
-    objective=dict(images=128),
+    objective=dict(type='FisherDiag', images=128),
 )
