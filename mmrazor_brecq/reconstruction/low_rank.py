@@ -187,16 +187,14 @@ class FisherLowRank(Fisher):
                 break
         for place, sums in found.items():
             diagonal, low, energy = total(sums).tolist()
-            matrix = self._trust(diagonal, energy)
-            ratio = diagonal / low if 0 < low < math.inf else 1.0
+            if 0 < low < math.inf and diagonal > 0:
+                square, even = diagonal * diagonal, self.even * energy
+                matrix = square / (square + even * even)
+                ratio = diagonal / low
+            else:  # There is nothing to balance.
+                matrix, ratio = float(not self.even), 1.0
             self.weights[place] = (1 - matrix) * self.weights[place]
             self.directions[place] *= (matrix * ratio) ** 0.5
-
-    def _trust(self, error: float, energy: float) -> float:
-        """The share of the matrix."""
-        if not 0 < error < math.inf:
-            return float(not self.even)
-        return error**2 / (error**2 + (self.even * energy) ** 2)
 
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor

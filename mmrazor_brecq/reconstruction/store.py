@@ -48,6 +48,8 @@ class Store:
         )
         #: Bytes held in memory now, and the most there ever were.
         self.held = self.peak = 0
+        #: Bytes of what is held that lie in memory a second time.
+        self.twice = 0
         #: Bytes that were written to files so far.
         self.spilled = 0
 
@@ -55,7 +57,8 @@ class Store:
     def ample(self) -> bool:
         """Whether what is held may lie in memory a second time.
 
-        Then everything is in memory, and a quarter of the room at the most.
+        Then nothing has had to go to a file so far, and it is a quarter of
+        the room at the most.
         """
         return not self.spilled and 4 * self.held <= self.room
 
@@ -69,7 +72,7 @@ class Store:
             fold (int): Rows of the tensor that belong to one image.
         """
         column = Column(images, example, fold)
-        if self.held + column.nbytes <= self.room:
+        if self.held + self.twice + column.nbytes <= self.room:
             column.memory = torch.empty(
                 images, column.elements, dtype=column.dtype, device=column.home
             )
@@ -211,20 +214,24 @@ class Loan:
         self.tensor = weakref.ref(tensor)
         self.version = tensor._version
 
+    @property
+    def size(self) -> int:
+        """Bytes that can be freed."""
+        tensor = self.tensor()
+        if tensor is None or tensor._version != self.version:
+            return 0
+        size = tensor.numel() * tensor.element_size()
+        return size if tensor.untyped_storage().nbytes() == size else 0
+
     def drain(self) -> int:
         """Free the tensor's memory.
 
         Returns:
             int: Bytes that are free now.
         """
-        tensor = self.tensor()
-        if tensor is None or tensor._version != self.version:
-            return 0
-        storage = tensor.untyped_storage()
-        size = tensor.numel() * tensor.element_size()
-        if storage.nbytes() != size:
-            return 0
-        storage.resize_(0)
+        tensor, size = self.tensor(), self.size
+        if tensor is not None and size:
+            tensor.untyped_storage().resize_(0)
         return size
 
     def refill(self) -> bool:

@@ -101,6 +101,8 @@ class Stream:
         ]
         self._waiting: list[Optional[Arguments]] = [None for _ in batches]
         self._loans: list[list[Loan]] = [[] for _ in batches]
+        #: Bytes of each pass that lie in memory beside the store's.
+        self._twice = [0 for _ in batches]
         self._freed = 0
         return self
 
@@ -112,6 +114,8 @@ class Stream:
     ) -> None:
         for parent, name, module in self._places:
             setattr(parent, name, module)
+        for k in range(len(self._twice)):
+            self._count(k, 0)
         self._passes.clear()
         self._waiting.clear()
         self._loans.clear()
@@ -171,6 +175,10 @@ class Stream:
             with torch.no_grad():
                 arrived = suspended.switch(*value)
             del value
+            # What nobody holds any more need not be held here either.
+            self._loans[k] = [
+                x for x in self._loans[k] if x.tensor() is not None
+            ]
             name, arguments = (None, None) if suspended.dead else arrived
             names.append(name)
             if name != names[0]:
@@ -194,7 +202,9 @@ class Stream:
     def _drain(self, k: int) -> None:
         """Free the memory of what the ``k``-th pass and its frames hold."""
         if self.images.store.ample:
+            self._count(k, sum(loan.size for loan in self._loans[k]))
             return
+        self._count(k, 0)
         # Only two batches tell what is of images and what of the network.
         for loan in self._loans[k] if len(self._loans) > 1 else ():
             self._freed += loan.drain()
@@ -203,6 +213,12 @@ class Stream:
             give_back_freed_memory()
             self._freed = 0
 
+    def _count(self, k: int, twice: int) -> None:
+        """Tell the store what the ``k``-th pass has of its own."""
+        self.images.store.twice += twice - self._twice[k]
+        self._twice[k] = twice
+
     @torch.no_grad()
     def _refill(self, k: int) -> None:
+        self._count(k, 0)
         self._loans[k] = [loan for loan in self._loans[k] if loan.refill()]

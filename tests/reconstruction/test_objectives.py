@@ -379,15 +379,18 @@ def test_of_low_rank_the_largest_eigenvectors_are_left(rank, toy, batches):
         assert loss(vectors[:, -rank - 1]) < 1e-6
 
 
-def test_where_nearest_rounding_does_not_err_it_is_the_diagonal(
-    each_toy, batches, generator
+@pytest.mark.parametrize('size', [0.0, 1e-4])
+def test_where_nearest_rounding_hardly_errs_it_is_the_diagonal(
+    size, each_toy, batches, generator
 ):
     both, diagonal = FisherLowRank(), FisherDiag(likelihood=SKETCH)
     for objective in both, diagonal:
         units, outputs = watched(objective, each_toy, batches)
     for unit in units:
         goals = outputs[unit.name]
-        both.begin(unit, goals, goals)
+        both.begin(
+            unit, [disturbed(goal, generator, size) for goal in goals], goals
+        )
         out = disturbed(goals[0], generator)
         index = torch.arange(5)
 

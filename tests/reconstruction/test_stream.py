@@ -30,7 +30,7 @@ class Driven:
 
     def __init__(self, network, batches, partition=None, store=None):
         self.network = network
-        self.store = store
+        self.store = store or Store(0)  # where nothing waits in memory
         self.batches = batches
         self.units = (partition or BlockPartition())(
             network, record(network, batches[0])
@@ -293,6 +293,42 @@ def test_a_unit_that_has_several_places_is_parked_in_all(batches):
 
     assert driven.visits == ['0', '0']
     assert network[2][0] is shared and network[0] is shared
+
+
+@pytest.mark.parametrize('budget', [0, 5_000, 20_000, 40_000, 80_000, None])
+def test_what_lies_in_memory_twice_is_within_the_budget(
+    budget, toy, batches, tmp_path
+):
+    """Also when it fills up while the passes wait."""
+    store = Store(budget, str(tmp_path))
+    driven = Driven(toy('residual'), batches, store=store)
+    modules = {unit.name: unit.module for unit in driven.units}
+    most = 0
+
+    def waits(stream):
+        """Bytes of what the passes have beside the store."""
+        loans = [x for loans in stream._loans for x in loans]
+        found = sum(
+            x.numel() * x.element_size()
+            for x in {loan.tensor() for loan in loans} - {None}
+            if x.untyped_storage().nbytes()
+        )
+        assert found == store.twice
+        assert store.held + found <= store.room
+        return found
+
+    with driven.stream() as stream, torch.no_grad():
+        arrived = stream.advance()
+        while arrived is not None:
+            most = max(most, waits(stream))
+            module = modules[arrived[0]]
+            targets = Rows(
+                stream.run(module), stream.images.sizes, store
+            )  # more is held now
+            waits(stream)
+            arrived = stream.advance(targets.split())
+    assert store.twice == 0
+    assert (most > 0) == (budget in (80_000, None))
 
 
 @pytest.mark.parametrize(
