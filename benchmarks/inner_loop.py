@@ -1,10 +1,11 @@
 """What share of an iteration do the convolutions themselves take?
 
-    python benchmarks/inner_loop.py [--autocast bfloat16]
+    python benchmarks/inner_loop.py [--autocast bfloat16] [--schedule fast]
 
 For every unit of the demo's ResNet-18 at W2A2: the time of one iteration of
-its reconstruction, and that of the same convolutions alone, forward and
-backward, to the same inputs and weights. Medians, one thread.
+its reconstruction under the schedule's objective, and that of the same
+convolutions alone, forward and backward, to the same inputs and weights.
+Medians, one thread.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument('--model', default='resnet18', choices=CONFIGS)
     parser.add_argument('--checkpoint')
     parser.add_argument('--iterations', type=int, default=41)
+    parser.add_argument('--schedule', default='default')
     parser.add_argument('--autocast', help='type of numbers, such as bfloat16')
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -145,7 +147,12 @@ def main() -> None:
         f'{torch.__version__}',
     )
     watched = Watched(
-        table, iterations=args.iterations, autocast=args.autocast
+        table,
+        iterations=args.iterations,
+        autocast=args.autocast,
+        objective=Config.fromfile(
+            f'configs/_base_/schedules/{args.schedule}.py'
+        ).schedule.objective,
     )
     for _ in model.reconstruct(teacher, images.split(64), 0, watched):
         pass

@@ -1,4 +1,5 @@
-# A long pass over all units together makes the difference.
+# A long pass over all units together makes the difference, and sees itself how
+# errors add up.
 _base_ = './default.py'
 schedule = dict(
     objective=dict(type='FisherDiag'),
