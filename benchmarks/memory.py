@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--images', type=int, default=1024)
     parser.add_argument('--memory', default='1GiB')
+    parser.add_argument('--schedule', default='fast')
     parser.add_argument('--iterations', type=int, help='of each layer')
     parser.add_argument('--threads', type=int, default=1)
     args = parser.parse_args()
@@ -57,7 +58,9 @@ def main() -> None:
             head=dict(type='LinearClsHead', num_classes=1000, in_channels=512),
         )
     )
-    schedule = Config.fromfile('configs/_base_/schedules/fast.py').schedule
+    schedule = Config.fromfile(
+        f'configs/_base_/schedules/{args.schedule}.py'
+    ).schedule
     if args.iterations is not None:
         schedule.iterations = args.iterations
     model = BRECQ(
@@ -96,7 +99,7 @@ def main() -> None:
     Console().print(table)
     print(
         f'{time.perf_counter() - start:.0f} s, {args.threads} thread(s), '
-        f'{schedule.iterations} iterations a layer'
+        f'{args.schedule}, {schedule.iterations} iterations a layer'
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
 
 import torch
@@ -128,11 +128,12 @@ class FisherLowRank(Fisher):
 
     def _decompose(self, place: Place, column: Column) -> None:
         """Weights and directions from the gradients of all processes."""
-        gram, squares = torch.zeros(1, 1, dtype=torch.float64), []
-        for piece in self._pieces(column):
+        gram = torch.zeros(1, 1, dtype=torch.float64)
+        squares = torch.empty(1, column.elements, device=column.home)
+        for part, piece in self._pieces(column):
             gram = gram + (piece @ piece.T).cpu().double()
-            squares.append(piece.square().mean(0))
-        diagonal = column.unfolded(torch.cat(squares)[None])
+            squares[0, part] = piece.square().mean(0).to(squares)
+        diagonal = column.unfolded(squares)
         diagonal = diagonal.mean(0, keepdim=True).pow(self.temper)
         if not (0 < gram.trace() < math.inf and diagonal.mean() > 0):
             return
@@ -144,17 +145,25 @@ class FisherLowRank(Fisher):
         lengths /= lengths.sum()
         mix = (vectors * (lengths / (values * len(gram))).sqrt()).T
         mix = mix.to(diagonal)
-        axes = torch.cat([mix @ piece for piece in self._pieces(column)], 1)
+        axes = torch.empty(len(mix), column.elements).to(diagonal)
+        for part, piece in self._pieces(column):
+            axes[:, part] = mix @ piece
         self.directions[place] = column.unfolded(axes).unflatten(
             0, (-1, column.fold)
         )
         self.weights[place] = diagonal / diagonal.mean()
 
-    def _pieces(self, column: Column) -> Iterable[Tensor]:
-        """All images' gradients, as many elements at a time everywhere."""
+    def _pieces(self, column: Column) -> Iterator[tuple[slice, Tensor]]:
+        """All images' gradients, as many elements at a time everywhere.
+
+        What is made of them lies in one tensor from the beginning: small
+        ones would settle in the gaps that the pieces leave.
+        """
+        start = 0
         for piece in column.pieces(max(1, self.room // self.images)):
+            part = slice(start, start := start + piece.shape[1])
             wide = torch.promote_types(piece.dtype, torch.float32)
-            yield gathered(piece.to(wide))
+            yield part, gathered(piece.to(wide))
 
     def _balance(
         self,

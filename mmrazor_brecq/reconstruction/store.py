@@ -170,9 +170,15 @@ class Column:
             size (int): Elements of each image in a piece.
         """
         for start in range(0, self.elements, size):
-            yield self._rows()[:, start : start + size].to(
-                self.home, copy=True
+            stop = min(start + size, self.elements)
+            piece = torch.empty(
+                self.images, stop - start, dtype=self.dtype, device=self.home
             )
+            # Each row that is looked at may bring megabytes of the file.
+            for some in torch.arange(self.images).split(16):
+                part = slice(int(some[0]), int(some[-1]) + 1)
+                piece[part] = self._rows()[part, start:stop]
+            yield piece
 
     def unfolded(self, rows: Tensor) -> Tensor:
         """Rows in the order of memory as tensors of the column's form.
