@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import weighted_squared_error
+from ..functional import give_back_freed_memory, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from .likelihoods import Place, teacher_gradients
@@ -116,6 +116,7 @@ class FisherLowRank(Fisher):
         places = [p for p in self.gradients if p[0] == unit.name]
         for place in places:
             self._decompose(place, self.gradients.pop(place))
+        give_back_freed_memory()
         known = [place for place in places if place in self.directions]
         if known:
             self._balance(known, outputs, targets)
