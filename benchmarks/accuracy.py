@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mmengine.analysis import get_model_complexity_info
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
@@ -55,6 +55,13 @@ def measure(model: str, setting: str, seed: int, out: str, more: list) -> dict:
         return json.load(file)
 
 
+def schedule_of(name: str) -> ConfigDict:
+    """What configs/_base_/schedules says under a name."""
+    return Config.fromfile(
+        f'{ROOT}/configs/_base_/schedules/{name}.py'
+    ).schedule
+
+
 def schedule_options(name: str) -> dict[str, Any]:
     """What a schedule says, as changes to a config."""
 
@@ -65,8 +72,7 @@ def schedule_options(name: str) -> dict[str, Any]:
             else:
                 yield f'{prefix}.{key}', value
 
-    file = f'{ROOT}/configs/_base_/schedules/{name}.py'
-    return dict(flat('model.reconstructor', Config.fromfile(file).schedule))
+    return dict(flat('model.reconstructor', schedule_of(name)))
 
 
 def describe(model: str) -> str:

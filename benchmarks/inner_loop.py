@@ -16,6 +16,7 @@ import time
 from typing import Any, Callable
 
 import torch
+from accuracy import schedule_of
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from rich.console import Console
@@ -150,9 +151,7 @@ def main() -> None:
         table,
         iterations=args.iterations,
         autocast=args.autocast,
-        objective=Config.fromfile(
-            f'configs/_base_/schedules/{args.schedule}.py'
-        ).schedule.objective,
+        objective=schedule_of(args.schedule).objective,
     )
     for _ in model.reconstruct(teacher, images.split(64), 0, watched):
         pass

@@ -4,8 +4,9 @@
     python benchmarks/memory.py --images 1024 --threads 2
 
 Reconstructs a ResNet-18 of random weights on random images of 224 pixels with
-the schedule `fast`, and prints the largest resident size of the process
-beside what it may be: the budget, the model (float, in bytes), and 500 MB.
+the schedule `fast` or another, and prints the largest resident size of the
+process beside what it may be: the budget, the model (float, in bytes), and
+500 MB.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator
 
 import torch
-from mmengine.config import Config
+from accuracy import schedule_of
 from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
@@ -58,9 +59,7 @@ def main() -> None:
             head=dict(type='LinearClsHead', num_classes=1000, in_channels=512),
         )
     )
-    schedule = Config.fromfile(
-        f'configs/_base_/schedules/{args.schedule}.py'
-    ).schedule
+    schedule = schedule_of(args.schedule)
     if args.iterations is not None:
         schedule.iterations = args.iterations
     model = BRECQ(

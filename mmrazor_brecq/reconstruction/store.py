@@ -175,8 +175,8 @@ class Column:
                 self.images, stop - start, dtype=self.dtype, device=self.home
             )
             # Each row that is looked at may bring megabytes of the file.
-            for some in torch.arange(self.images).split(16):
-                part = slice(int(some[0]), int(some[-1]) + 1)
+            for first in range(0, self.images, 16):
+                part = slice(first, first + 16)
                 piece[part] = self._rows()[part, start:stop]
             yield piece
 
@@ -220,11 +220,18 @@ class Loan:
         self.tensor = weakref.ref(tensor)
         self.version = tensor._version
 
+    def _unchanged(self) -> Optional[Tensor]:
+        """The tensor, if it is alive and nobody has written to it."""
+        tensor = self.tensor()
+        if tensor is None or tensor._version != self.version:
+            return None
+        return tensor
+
     @property
     def size(self) -> int:
         """Bytes that can be freed."""
-        tensor = self.tensor()
-        if tensor is None or tensor._version != self.version:
+        tensor = self._unchanged()
+        if tensor is None:
             return 0
         size = tensor.numel() * tensor.element_size()
         return size if tensor.untyped_storage().nbytes() == size else 0
@@ -235,7 +242,7 @@ class Loan:
         Returns:
             int: Bytes that are free now.
         """
-        tensor, size = self.tensor(), self.size
+        tensor, size = self._unchanged(), self.size
         if tensor is not None and size:
             tensor.untyped_storage().resize_(0)
         return size
@@ -246,8 +253,8 @@ class Loan:
         Returns:
             bool: Whether the tensor may be drained again.
         """
-        tensor = self.tensor()
-        if tensor is None or tensor._version != self.version:
+        tensor = self._unchanged()
+        if tensor is None:
             return False
         storage = tensor.untyped_storage()
         if not storage.nbytes():

@@ -204,7 +204,6 @@ class Stream:
         if self.images.store.ample:
             self._count(k, sum(loan.size for loan in self._loans[k]))
             return
-        self._count(k, 0)
         # Only two batches tell what is of images and what of the network.
         for loan in self._loans[k] if len(self._loans) > 1 else ():
             self._freed += loan.drain()
