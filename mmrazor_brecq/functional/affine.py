@@ -60,7 +60,8 @@ class _DequantizeRows(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(q, step, zero_point)
         ctx.range = qmin, qmax
-        return _dequantize_rows(q, step, zero_point, qmin, qmax)
+        dtype = type_of_layers(q)
+        return _dequantize_rows(q, step, zero_point, qmin, qmax, dtype)
 
     @staticmethod
     @once_differentiable
@@ -73,10 +74,15 @@ class _DequantizeRows(torch.autograd.Function):
 
 
 def values_on_grid(
-    q: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int
+    q: Tensor,
+    step: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """See :func:`dequantize_rows`; to be part of a kernel."""
-    return q.clamp(qmin - zero_point, qmax - zero_point) * step
+    return (q.clamp(qmin - zero_point, qmax - zero_point) * step).to(dtype)
 
 
 def slopes_on_grid(
@@ -112,7 +118,7 @@ def dequantize_rows(
         qmax (int): Largest integer.
 
     Returns:
-        Tensor: C x K.
+        Tensor: C x K, in the type that layers compute in.
     """
     return _DequantizeRows.apply(q, step, zero_point, qmin, qmax)
 

@@ -25,58 +25,46 @@ class _SquaredError(torch.autograd.Function):
         weight: Optional[Tensor],
         directions: Optional[Tensor],
     ) -> Tensor:
-        error = _errors(*_aligned(output, target, weight)).mean()
+        if weight is not None:
+            weight = weight.expand(len(weight), *output.shape[1:])
+            weight = rows(weight, output)
+        change, errors = _changes(rows(output), rows(target, output), weight)
+        error = errors.mean()
         axes = along = None
         if directions is not None:
-            change = rows(output) - rows(target, output)
-            axes = _axes(directions, output)
-            along = change.reshape(-1, axes.shape[1]) @ axes.T
+            axes = rows(directions.flatten(0, 1), output).to(change.dtype)
+            axes = axes.reshape(len(directions), -1)
+            along = change.view(-1, axes.shape[1]) @ axes.T
             error += along.square().sum(1).mean()
-        ctx.save_for_backward(output, target, weight, axes, along)
+        ctx.save_for_backward(output, change, weight, axes, along)
         return error
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        output, target, weight, axes, along = ctx.saved_tensors
-        factor = 2 / max(output.numel(), 1) * grad
-        slope = _slopes(*_aligned(output, target, weight), factor)
+        output, change, weight, axes, along = ctx.saved_tensors
+        slope = _slopes(change, weight, 2 / max(change.numel(), 1) * grad)
         if axes is not None:
             along = along * (2 / max(len(along), 1) * grad)
             slope.view(-1, axes.shape[1]).addmm_(along, axes)
         return from_rows(slope, output), None, None, None
 
 
-def _axes(directions: Tensor, output: Tensor) -> Tensor:
-    """Each direction as a row, in the order of memory of the output."""
-    axes = rows(directions.flatten(0, 1), output)
-    return axes.reshape(len(directions), -1).to(output.dtype)
-
-
-def _aligned(
-    output: Tensor, target: Tensor, weight: Optional[Tensor]
-) -> tuple[Tensor, Tensor, Optional[Tensor]]:
-    """All three as rows, in the order of memory of the output."""
-    if weight is not None:
-        weight = weight.expand(len(weight), *output.shape[1:])
-        weight = rows(weight, output)
-    return rows(output), rows(target, output), weight
-
-
 @fused
-def _errors(
+def _changes(
     output: Tensor, target: Tensor, weight: Optional[Tensor]
-) -> Tensor:
-    """Of each row, the mean."""
-    error = (output - target).square()
-    return (error if weight is None else error * weight).mean(1)
+) -> tuple[Tensor, Tensor]:
+    """Elements of the error, and of each row the mean of their squares."""
+    change = output - target
+    square = change.square()
+    return change, (square if weight is None else square * weight).mean(1)
 
 
 @fused
 def _slopes(
-    output: Tensor, target: Tensor, weight: Optional[Tensor], factor: Tensor
+    change: Tensor, weight: Optional[Tensor], factor: Tensor
 ) -> Tensor:
-    slope = factor * (output - target)
+    slope = factor * change
     return slope if weight is None else slope * weight
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .affine import slopes_on_grid, values_on_grid
+from .affine import slopes_on_grid, type_of_layers, values_on_grid
 from .fused import fused
 
 
@@ -43,7 +43,7 @@ class _RelaxedRows(torch.autograd.Function):
         zero_point, *ctx.range = grid
         ctx.save_for_backward(alpha, base, step, zero_point)
         ctx.pressure = pressure
-        return _relaxed_rows(alpha, base, step, *grid)
+        return _relaxed_rows(alpha, base, step, *grid, type_of_layers(alpha))
 
     @staticmethod
     @once_differentiable
@@ -132,7 +132,7 @@ def relaxed_rows(
             tensor, or None for no penalty.
 
     Returns:
-        Tensor: C x K.
+        Tensor: C x K, in the type that layers compute in.
     """
     return _RelaxedRows.apply(
         pressure, alpha, base, step, zero_point, qmin, qmax
