@@ -95,9 +95,9 @@ def slopes_on_grid(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`values_on_grid`: for ``q``, and C x 1 for steps."""
     low, high = qmin - zero_point, qmax - zero_point
-    inside = (q >= low) & (q <= high)
-    grad_step = (grad * q.clamp(low, high)).sum(1, keepdim=True)
-    return torch.where(inside, grad * step, 0), grad_step
+    inside = q.clamp(low, high)
+    grad_step = (grad * inside).sum(1, keepdim=True)
+    return torch.where(q == inside, grad * step, 0), grad_step
 
 
 _dequantize_rows = fused(values_on_grid)
@@ -227,10 +227,18 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         x, step, zero_point, keep = ctx.saved_tensors
-        qmin, qmax = ctx.range
-        grad_x, grad_log_step = _mixed_backward(
-            flat(grad, x), flat(x), step, zero_point, qmin, qmax, keep
-        )
+        operands = flat(grad, x), flat(x), step, zero_point, *ctx.range, keep
+        if not ctx.needs_input_grad[0]:
+            return (
+                None,
+                _step_backward(*operands),
+                None,
+                None,
+                None,
+                None,
+                None,
+            )
+        grad_x, grad_log_step = _mixed_backward(*operands)
         return like(grad_x, x), grad_log_step, None, None, None, None, None
 
 
@@ -253,8 +261,7 @@ def _mixed(
     return out.to(dtype)
 
 
-@fused
-def _mixed_backward(
+def _mixed_slopes(
     grad: Tensor,
     x: Tensor,
     step: Tensor,
@@ -272,6 +279,14 @@ def _mixed_backward(
     grad_log_step = (through * (out - torch.where(inside, x, 0))).sum()
     grad_x = torch.where(inside, grad, grad - through)
     return grad_x.to(dtype), grad_log_step
+
+
+_mixed_backward = fused(_mixed_slopes)
+
+
+@fused
+def _step_backward(*operands: Any) -> Tensor:
+    return _mixed_slopes(*operands)[1]
 
 
 def type_of_layers(x: Tensor) -> torch.dtype:

@@ -35,7 +35,7 @@ class _SquaredError(torch.autograd.Function):
             axes = rows(directions.flatten(0, 1), output).to(change.dtype)
             axes = axes.reshape(len(directions), -1)
             along = change.view(-1, axes.shape[1]) @ axes.T
-            error += along.square().sum(1).mean()
+            error += along.to(error.dtype).square().sum(1).mean()
         ctx.save_for_backward(output, change, weight, axes, along)
         return error
 
@@ -43,10 +43,12 @@ class _SquaredError(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         output, change, weight, axes, along = ctx.saved_tensors
-        slope = _slopes(change, weight, 2 / max(change.numel(), 1) * grad)
+        low = None
         if axes is not None:
             along = along * (2 / max(len(along), 1) * grad)
-            slope.view(-1, axes.shape[1]).addmm_(along, axes)
+            low = (along.to(axes.dtype) @ axes).view_as(change)
+        factor = 2 / max(change.numel(), 1) * grad
+        slope = _slopes(change, weight, low, factor)
         return from_rows(slope, output), None, None, None
 
 
@@ -55,17 +57,26 @@ def _changes(
     output: Tensor, target: Tensor, weight: Optional[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Elements of the error, and of each row the mean of their squares."""
-    change = output - target
+    change = output.to(target.dtype) - target
     square = change.square()
-    return change, (square if weight is None else square * weight).mean(1)
+    if weight is not None:
+        square = square * weight
+    return change.to(output.dtype), square.mean(1)
 
 
 @fused
 def _slopes(
-    change: Tensor, weight: Optional[Tensor], factor: Tensor
+    change: Tensor,
+    weight: Optional[Tensor],
+    low: Optional[Tensor],
+    factor: Tensor,
 ) -> Tensor:
-    slope = factor * change
-    return slope if weight is None else slope * weight
+    slope = factor * change.to(factor.dtype)
+    if weight is not None:
+        slope = slope * weight
+    if low is not None:
+        slope = slope + low.to(factor.dtype)
+    return slope.to(change.dtype)
 
 
 def weighted_squared_error(
@@ -81,7 +92,8 @@ def weighted_squared_error(
     of the Fisher information as directions, that of low rank (FIMA-Q).
 
     Args:
-        output (Tensor): N x ... outputs.
+        output (Tensor): N x ... outputs, of shorter numbers than the
+            target's if need be: so is their gradient then.
         target (Tensor): The same shape.
         weight (Tensor, optional): 1 x ... or N x ...
         directions (Tensor, optional): R x F x ..., if F of the N rows are

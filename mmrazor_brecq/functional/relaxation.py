@@ -38,18 +38,22 @@ class _RelaxedRows(torch.autograd.Function):
         alpha: Tensor,
         base: Tensor,
         step: Tensor,
-        *grid: Any,
+        zero_point: Tensor,
+        *range_: int,
     ) -> Tensor:
-        zero_point, *ctx.range = grid
-        ctx.save_for_backward(alpha, base, step, zero_point)
-        ctx.pressure = pressure
-        return _relaxed_rows(alpha, base, step, *grid, type_of_layers(alpha))
+        grid = step, zero_point, *range_
+        values, chance = _relaxed_rows(
+            alpha, base, *grid, type_of_layers(alpha)
+        )
+        ctx.save_for_backward(chance, base, step, zero_point)
+        ctx.range, ctx.pressure = range_, pressure
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
-        alpha, base, step, zero_point = ctx.saved_tensors
-        operands = grad, alpha, base, step, zero_point, *ctx.range
+        chance, base, step, zero_point = ctx.saved_tensors
+        operands = grad, chance, base, step, zero_point, *ctx.range
         pressure = ctx.pressure and ctx.pressure()
         if pressure is None:
             grad_alpha, grad_step = _relaxed_rows_backward(*operands)
@@ -60,35 +64,38 @@ class _RelaxedRows(torch.autograd.Function):
 
 
 @fused
-def _relaxed_rows(alpha: Tensor, base: Tensor, *grid: Any) -> Tensor:
-    return values_on_grid(base + rectified_sigmoid(alpha), *grid)
+def _relaxed_rows(
+    alpha: Tensor, base: Tensor, *grid: Any
+) -> tuple[Tensor, Tensor]:
+    chance = torch.sigmoid(alpha)
+    h = _stretched(chance).clamp(0, 1)
+    return values_on_grid(base + h, *grid), chance
 
 
 @fused
 def _relaxed_rows_backward(
-    grad: Tensor, alpha: Tensor, base: Tensor, *grid: Any
+    grad: Tensor, chance: Tensor, base: Tensor, *grid: Any
 ) -> tuple[Tensor, Tensor]:
-    h, slope = _slope(alpha)
+    h, slope = _slope(chance)
     grad_h, grad_step = slopes_on_grid(grad, base + h, *grid)
     return grad_h * slope, grad_step
 
 
 @fused
 def _pressed_rows_backward(
-    pressure: Tensor, grad: Tensor, alpha: Tensor, base: Tensor, *grid: Any
+    pressure: Tensor, grad: Tensor, chance: Tensor, base: Tensor, *grid: Any
 ) -> tuple[Tensor, Tensor]:
-    h, slope = _slope(alpha)
+    h, slope = _slope(chance)
     grad_h, grad_step = slopes_on_grid(grad, base + h, *grid)
     push = pressure[0] * _penalty_slope(h, pressure[1])
     return (grad_h + push) * slope, grad_step
 
 
-def _slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
+def _slope(chance: Tensor) -> tuple[Tensor, Tensor]:
     """The rectified sigmoid and its slope."""
-    chance = torch.sigmoid(alpha)
     h = _stretched(chance)
     slope = 1.2 * chance * (1 - chance)
-    return h.clamp(0, 1), torch.where((h > 0) & (h < 1), slope, 0)
+    return h.clamp(0, 1), torch.where(h * (1 - h) > 0, slope, 0)
 
 
 def _penalty_slope(h: Tensor, beta: Tensor) -> Tensor:
@@ -99,8 +106,8 @@ def _penalty_slope(h: Tensor, beta: Tensor) -> Tensor:
     """
     sided = 2 * h - 1
     log = sided.abs().clamp(min=1e-12).log()
-    power = ((beta - 1) * log).clamp(min=-40).exp()
-    return -2 * beta * power * sided.sign()
+    power = ((beta - 2) * log).clamp(min=-40).exp()
+    return -2 * beta * power * sided
 
 
 def relaxed_rows(

@@ -66,7 +66,8 @@ class MSE:
 
         Args:
             unit (Unit): The unit.
-            output (Any): Its output on some images.
+            output (Any): Its output on some images, in the type that
+                layers compute in.
             target (Any): The float network's, of the same form.
             index (Tensor): Which calibration images they are.
 

@@ -15,7 +15,7 @@ from ..graph import Unit
 from ..layers import QuantLayer, activation_quantizers
 from ..quantizers.activation import MaskPool
 from ..registry import TASK_UTILS
-from .autocast import Autocast, widened
+from .autocast import Autocast
 from .nearest import (
     NearestRounding,
     NonFinite,
@@ -188,7 +188,7 @@ class BlockReconstructor(NearestRounding):
         for part in data.parts(index, len(index)):
             args, kwargs = self._mixed_inputs(data, part, drop, masks)
             with self.autocast(masks.device):
-                output = widened(unit.module(*args, **kwargs))
+                output = unit.module(*args, **kwargs)
             target = data.targets.take(part)
             error = self.objective.loss(unit, output, target, part)
             error = error * (len(part) / len(index))
