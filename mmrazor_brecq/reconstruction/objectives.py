@@ -67,7 +67,7 @@ class MSE:
         Args:
             unit (Unit): The unit.
             output (Any): Its output on some images, in the type that
-                layers compute in.
+                layers compute in (:func:`widened` lengthens it).
             target (Any): The float network's, of the same form.
             index (Tensor): Which calibration images they are.
 

@@ -5,6 +5,7 @@ import torch
 
 from mmrazor_brecq.functional import (
     dequantize,
+    dequantize_rows,
     fake_quantize,
     integer_range,
     quantize,
@@ -243,3 +244,35 @@ def test_fake_quantize_gives_what_the_next_layer_takes(generator):
     assert found[0].dtype == x.dtype
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('dropped', [False, True])
+def test_a_step_learns_the_same_where_its_input_does_not(dropped, generator):
+    x = torch.randn(64, generator=generator)
+    keep = (torch.rand(64, generator=generator) < 0.5).float()
+    grid = torch.tensor(0.1), torch.tensor(8), 0, 15
+    found = []
+    for values in x, x.clone().requires_grad_():
+        log_step = torch.zeros((), requires_grad=True)
+        out = fake_quantize(values, log_step, *grid, keep if dropped else None)
+        out.square().sum().backward()
+        found.append(log_step.grad)
+    assert x.grad is None
+    torch.testing.assert_close(*found)
+
+
+def test_rows_are_of_the_type_that_layers_compute_in(generator):
+    q, grad = torch.randn(2, 3, 50, generator=generator) * 3
+    grid = torch.rand(3, 1, generator=generator) + 0.1, torch.ones(3, 1), -4, 3
+    a, b = (q.clone().requires_grad_() for _ in range(2))
+    with torch.autocast('cpu', torch.bfloat16):
+        short = dequantize_rows(a, *grid)
+        double = dequantize_rows(q.double(), *grid)
+    usual = dequantize_rows(b, *grid)
+    assert short.dtype == torch.bfloat16 and double.dtype == torch.float64
+    assert torch.equal(short, usual.to(short.dtype))
+
+    short.backward(grad.to(short.dtype))
+    usual.backward(grad.to(short.dtype).float())
+    assert a.grad.dtype == torch.float32
+    torch.testing.assert_close(a.grad, b.grad)

@@ -57,3 +57,21 @@ def test_directions_add_the_squares_along_them(fold, order, generator):
     (3 * found).backward()
     (3 * expected).backward()
     torch.testing.assert_close(fast.grad, slow.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('directed', [False, True])
+def test_shorter_outputs_have_short_gradients(directed, generator):
+    x, y = torch.randn(2, 6, 4, 3, 2, generator=generator)
+    x, weight = x.bfloat16(), torch.rand(1, 4, 3, 2, generator=generator)
+    directions = torch.randn(5, 1, 4, 3, 2, generator=generator)
+    directions = directions if directed else None
+    found = []
+    for output in x.clone(), x.float():
+        output.requires_grad_()
+        error = weighted_squared_error(output, y, weight, directions)
+        error.backward()
+        assert error.dtype == torch.float32
+        assert output.grad.dtype == output.dtype
+        found.append((error, output.grad.float()))
+    for short, exact in zip(*found):
+        assert (short - exact).norm() < 0.02 * exact.norm()

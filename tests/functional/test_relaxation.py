@@ -88,6 +88,22 @@ def test_relaxed_rows_are_the_dequantized_relaxed_integers(generator):
         torch.testing.assert_close(one, other)
 
 
+def test_relaxed_rows_are_of_the_type_that_layers_compute_in(generator):
+    alpha, grad = torch.randn(2, 3, 50, generator=generator)
+    base, pressure = torch.zeros(3, 50), torch.tensor([0.3, 3.0])
+    grid = torch.ones(3, 1), torch.zeros(3, 1), -4, 3
+    a, b = (alpha.clone().requires_grad_() for _ in range(2))
+    with torch.autocast('cpu', torch.bfloat16):
+        short = relaxed_rows(a, base, *grid, lambda: pressure)
+    usual = relaxed_rows(b, base, *grid, lambda: pressure)
+    assert torch.equal(short, usual.bfloat16())
+
+    short.backward(grad.bfloat16())
+    usual.backward(grad.bfloat16().float())
+    assert a.grad.dtype == torch.float32
+    torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_the_exponent_is_flat_through_the_warmup_and_then_falls_in_a_line():
     betas = [annealed_beta(i / 100, 0.2, 20.0, 2.0) for i in range(101)]
 

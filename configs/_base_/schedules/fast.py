@@ -2,6 +2,7 @@
 _base_ = './default.py'
 schedule = dict(
     iterations=20,
+    batch_size=32,
     rounding_lr=0.35,
     fit_images=128,
     objective=dict(type='FisherDiag', images=128),
