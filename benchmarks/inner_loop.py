@@ -3,8 +3,8 @@
     python benchmarks/inner_loop.py [--autocast bfloat16] [--schedule fast]
 
 For every unit of the demo's ResNet-18 at W2A2: the time of one iteration of
-its reconstruction under the schedule's objective, and that of the same
-convolutions alone, forward and backward, to the same inputs and weights.
+its reconstruction by the schedule, and that of the same convolutions alone,
+forward and backward, to the same inputs and weights, with as many images.
 Medians, one thread.
 """
 
@@ -140,12 +140,13 @@ def main() -> None:
     model.eval()
     images = torch.randn(256, 3, 64, 64)
     teacher = model.prepare(images[:1])
+    schedule = schedule_of(args.schedule)
     table = Table(
         'Unit',
         'Iteration (ms)',
         'Convolutions alone (ms)',
         'Share',
-        title=f'{args.model}, batches of 32, '
+        title=f'{args.model}, batches of {schedule.batch_size}, '
         f'{args.autocast or "float32"}, one thread, torch '
         f'{torch.__version__}',
     )
@@ -153,7 +154,8 @@ def main() -> None:
         table,
         iterations=args.iterations,
         autocast=args.autocast,
-        objective=schedule_of(args.schedule).objective,
+        batch_size=schedule.batch_size,
+        objective=schedule.objective,
     )
     for _ in model.reconstruct(teacher, images.split(64), 0, watched):
         pass

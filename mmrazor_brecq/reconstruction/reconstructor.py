@@ -58,7 +58,7 @@ class BlockReconstructor(NearestRounding):
 
     def __init__(
         self,
-        iterations: int = 110,
+        iterations: int = 85,
         rounding_lr: float = 0.2,
         weight_scale_lr: float = 0.02,
         activation_scale_lr: float = 1e-3,
@@ -66,7 +66,7 @@ class BlockReconstructor(NearestRounding):
         warmup: float = 0.2,
         beta: tuple = (20.0, 2.0),
         negligible: float = 1e-5,
-        batch_size: int = 32,
+        batch_size: int = 64,
         fit_images: int = 256,
         autocast: Optional[str] = None,
         objective: Optional[dict] = None,
