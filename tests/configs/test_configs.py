@@ -184,7 +184,7 @@ def test_schedules_are_in_order():
         Config.fromfile(CONFIGS / f'_base_/schedules/{name}.py').schedule
         for name in ('fast', 'default', 'best')
     )
-    assert fast.iterations < default.iterations == best.iterations
+    assert fast.iterations < default.iterations < best.iterations
     assert ['refiner' in x for x in (fast, default, best)] == [0, 0, 1]
     types = [x.objective.type for x in (fast, default, best)]
     assert types == ['FisherDiag', 'FisherLowRank', 'FisherDiag']
