@@ -32,7 +32,7 @@ class Images(Dataset):
 class Model(nn.Linear):
     """What is asked of a model when images are collected."""
 
-    reconstructor = BlockReconstructor()
+    reconstructor = BlockReconstructor(batch_size=32)
 
     def __init__(self):
         super().__init__(1, 1)
