@@ -228,18 +228,12 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         x, step, zero_point, keep = ctx.saved_tensors
         operands = flat(grad, x), flat(x), step, zero_point, *ctx.range, keep
-        if not ctx.needs_input_grad[0]:
-            return (
-                None,
-                _step_backward(*operands),
-                None,
-                None,
-                None,
-                None,
-                None,
-            )
-        grad_x, grad_log_step = _mixed_backward(*operands)
-        return like(grad_x, x), grad_log_step, None, None, None, None, None
+        if ctx.needs_input_grad[0]:
+            grad_x, grad_log_step = _mixed_backward(*operands)
+            grad_x = like(grad_x, x)
+        else:
+            grad_x, grad_log_step = None, _step_backward(*operands)
+        return grad_x, grad_log_step, None, None, None, None, None
 
 
 @fused

@@ -740,15 +740,15 @@ def test_an_objective_can_widen_what_layers_gave(name, quantize, batches):
     assert torch.bfloat16 in huber.seen
 
 
-def test_learning_in_bfloat16_is_no_worse_than_in_the_exact(quantize, batches):
+def test_learning_in_bfloat16_is_close_to_the_exact(quantize, batches):
     after = {}
     for name in None, 'bfloat16':
         model, teacher = quantize('residual', (3, 4))
-        reconstructor = learner(40, autocast=name)
+        reconstructor = learner(160, autocast=name)
         reports = run(model, teacher, batches, reconstructor)
         after[name] = [r.after / r.before for r in reports]
     for exact, fast in zip(after[None], after['bfloat16']):
-        assert fast - exact < 0.2
+        assert abs(exact - fast) < 0.2
 
 
 def test_all_units_learn_in_the_type_that_was_measured(
