@@ -2,7 +2,7 @@
 
 from torch.nn import functional as F
 
-from mmrazor_brecq.reconstruction import MSE, widened
+from mmrazor_brecq.reconstruction import MSE
 from mmrazor_brecq.registry import TASK_UTILS
 
 
@@ -11,4 +11,4 @@ class Huber(MSE):
     """Errors beyond 1 count linearly, not squared."""
 
     def error(self, unit, i, output, target, index):
-        return F.huber_loss(widened(output), target)
+        return F.huber_loss(output, target)

@@ -1,5 +1,5 @@
 from .augment import CutMix, Flip, Shift
-from .autocast import Autocast, widened
+from .autocast import Autocast, takes_short, widened
 from .low_rank import FisherLowRank
 from .nearest import NearestRounding, NonFinite
 from .objectives import MSE, FisherDiag, FisherFull
@@ -36,5 +36,6 @@ __all__ = [
     'own_generator',
     'share',
     'at_once',
+    'takes_short',
     'widened',
 ]

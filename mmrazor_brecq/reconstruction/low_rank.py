@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..functional import give_back_freed_memory, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
+from .autocast import takes_short
 from .likelihoods import Place, teacher_gradients
 from .objectives import Fisher
 from .processes import gathered, share, total
@@ -206,6 +207,7 @@ class FisherLowRank(Fisher):
             self.weights[place] = (1 - matrix) * self.weights[place]
             self.directions[place] *= (matrix * ratio) ** 0.5
 
+    @takes_short
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:

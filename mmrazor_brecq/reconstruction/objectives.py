@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..functional import weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
+from .autocast import as_taken, takes_short
 from .likelihoods import Place, teacher_gradients
 from .processes import share, total
 from .rows import Rows, tensors
@@ -59,6 +60,7 @@ class MSE:
             unit (Unit): The unit; it may never have begun.
         """
 
+    @takes_short
     def loss(
         self, unit: Unit, output: Any, target: Any, index: Tensor
     ) -> Tensor:
@@ -66,8 +68,9 @@ class MSE:
 
         Args:
             unit (Unit): The unit.
-            output (Any): Its output on some images, in the type that
-                layers compute in (:func:`widened` lengthens it).
+            output (Any): Its output on some images. A method of one's own
+                sees it in the target's type, but with
+                :func:`takes_short`.
             target (Any): The float network's, of the same form.
             index (Tensor): Which calibration images they are.
 
@@ -77,12 +80,13 @@ class MSE:
         pairs = zip(tensors(output), tensors(target))
         return sum(
             (
-                self.error(unit, i, out, goal, index)
+                self.error(unit, i, as_taken(self.error, out), goal, index)
                 for i, (out, goal) in enumerate(pairs)
             ),
             start=torch.zeros((), device=index.device),
         )
 
+    @takes_short
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
@@ -210,6 +214,7 @@ class FisherDiag(Fisher):
                     weight = weight / mean
                 self.weights[place] = weight
 
+    @takes_short
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
@@ -260,6 +265,7 @@ class FisherFull(Fisher):
                 grads.factor = 1 / norm
                 self.weights[place] = grads
 
+    @takes_short
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:

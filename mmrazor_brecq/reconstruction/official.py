@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..functional import weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
+from .autocast import takes_short
 from .objectives import MSE
 from .rows import Rows, tensors
 
@@ -80,6 +81,7 @@ class OfficialFisher(MSE):
                 for x in tensors(leaves)
             ]
 
+    @takes_short
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:

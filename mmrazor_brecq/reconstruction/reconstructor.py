@@ -15,7 +15,7 @@ from ..graph import Unit
 from ..layers import QuantLayer, activation_quantizers
 from ..quantizers.activation import MaskPool
 from ..registry import TASK_UTILS
-from .autocast import Autocast
+from .autocast import Autocast, as_taken
 from .nearest import (
     NearestRounding,
     NonFinite,
@@ -190,7 +190,8 @@ class BlockReconstructor(NearestRounding):
             with self.autocast(masks.device):
                 output = unit.module(*args, **kwargs)
             target = data.targets.take(part)
-            error = self.objective.loss(unit, output, target, part)
+            loss = self.objective.loss
+            error = loss(unit, as_taken(loss, output), target, part)
             error = error * (len(part) / len(index))
             errors.append(error.detach())
             yield error / max(report.before, 1e-12)

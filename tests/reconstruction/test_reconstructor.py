@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.functional import annealed_beta
@@ -22,7 +23,7 @@ from mmrazor_brecq.reconstruction import (
     UnitReport,
     at_once,
     autocast,
-    widened,
+    takes_short,
 )
 
 #: Rates at which nothing of use is learned.
@@ -723,21 +724,51 @@ class Huber(MSE):
     """Whose backward pass, unlike most, cannot take two types."""
 
     def error(self, unit, i, output, target, index):
-        self.seen.add(output.dtype)
-        assert target.dtype == torch.float32
-        return nn.functional.huber_loss(widened(output), target)
+        assert output.dtype == target.dtype == torch.float32
+        return nn.functional.huber_loss(output, target)
 
 
+class Whole(MSE):
+    """A loss over all outputs of a unit, for one that takes short numbers."""
+
+    def loss(self, unit, output, target, index):
+        for x in tree_leaves((output, target)):
+            assert x.dtype == torch.float32
+        return super().loss(unit, output, target, index)
+
+
+@pytest.mark.parametrize('objective', [Huber, Whole])
 @pytest.mark.parametrize('name', ['residual', 'nested'])
-def test_an_objective_can_widen_what_layers_gave(name, quantize, batches):
+def test_an_objective_sees_the_type_of_the_target(
+    objective, name, quantize, batches
+):
     model, teacher = quantize(name, (3, 8))
     reconstructor = learner(autocast='bfloat16')
-    reconstructor.objective = huber = Huber()
-    huber.seen = set()
+    reconstructor.objective = objective()
     reports = run(model, teacher, batches, reconstructor)
 
     assert all(report.losses for report in reports)
-    assert torch.bfloat16 in huber.seen
+
+
+class Short(MSE):
+    """Notes the types that it is given."""
+
+    seen: set
+
+    @takes_short
+    def error(self, unit, i, output, target, index):
+        self.seen.add(output.dtype)
+        return super().error(unit, i, output, target, index)
+
+
+def test_an_objective_that_takes_short_numbers_gets_them(quantize, batches):
+    model, teacher = quantize('residual', (3, 8))
+    reconstructor = learner(autocast='bfloat16')
+    reconstructor.objective = short = Short()
+    short.seen = set()
+    run(model, teacher, batches, reconstructor)
+
+    assert torch.bfloat16 in short.seen
 
 
 def test_learning_in_bfloat16_is_close_to_the_exact(quantize, batches):
