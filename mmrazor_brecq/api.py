@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .algorithms import BRECQ
+from .engine.calibration import check_count
 from .engine.checkpoint import load_quantized, read_quantized, save_quantized
 from .engine.deploy import Request, write
 from .engine.launch import build_model, read_config
@@ -80,19 +81,15 @@ def quantize(
             f'images are {kind}, expected a floating-point tensor of '
             'preprocessed images, N x C x H x W'
         )
-    least = brecq.reconstructor.batch_size + 1
-    if len(images) < least:
-        raise ValueError(
-            f'{len(images)} images, expected {least} or more: '
-            'give more, or a reconstructor with a smaller '
-            '`batch_size`'
-        )
+    check_count(
+        len(images), brecq.reconstructor.batch_size, f'{len(images)} images'
+    )
     if not images.isfinite().all():
         raise ValueError('The images hold NaN or infinity')
     brecq.eval()
     parameter = next(brecq.parameters(), torch.empty(0))
     # Two batches at least: what is the same in both is of no image.
-    batch_size = min(batch_size, len(images) // 2 + 1)
+    batch_size = min(batch_size, (len(images) + 1) // 2)
     batches = images.to(parameter.device, parameter.dtype).split(batch_size)
     teacher = brecq.prepare(batches[0][:1])
     units = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -81,9 +82,9 @@ def memory_budget(
         free, _ = torch.get_device_module(device).mem_get_info(device)
         return int(memory * free)
     raise ValueError(
-        f"calibration.memory={memory!r}, expected a size such as '1GiB' or "
-        "'500MB', a share of what is free (above 0, up to 1), or None for "
-        'no limit'
+        f'test_cfg.calibration.memory={memory!r}, expected a size such as '
+        "'1GiB' or '500MB', a share of what is free (above 0, up to 1), or "
+        'None for no limit'
     )
 
 
@@ -99,6 +100,32 @@ def activation_store(
         folder (str): Where the files lie that memory has no room for.
     """
     return Store(memory_budget(memory, device), folder, AT_WORK)
+
+
+def check_count(count: int, batch: int, given: str) -> None:
+    """Refuse too few calibration images, and warn of few.
+
+    Args:
+        count (int): Images of a process.
+        batch (int): Images of them that it learns from at a time.
+        given (str): What the user gave.
+
+    Raises:
+        ValueError: If there is not one to learn from and one to judge by.
+    """
+    if count < 2:
+        raise ValueError(
+            f'{given}, expected more: each process needs an image to learn '
+            f'from and one to judge by, and this one has {count}'
+        )
+    if count < batch:
+        print_log(
+            f'{given}: {count} in this process, not even a batch of {batch}. '
+            'What is learned from so few can be worse than nearest rounding: '
+            'give more, some hundred if there are',
+            'current',
+            logging.WARNING,
+        )
 
 
 def hold_images(
@@ -147,14 +174,12 @@ def collect_images(
     Raises:
         ValueError: If there are too few, or one that is not finite.
     """
-    count, least = share(num_images), share(model.reconstructor.batch_size) + 1
-    if count < least:
-        raise ValueError(
-            f'calibration.num_images={num_images}, expected more: '
-            'each process needs a batch to learn from '
-            '(`model.reconstructor.batch_size`, shared by all) and one image '
-            f'to judge by, {least} in all, and this one has {count}'
-        )
+    count = share(num_images)
+    check_count(
+        count,
+        share(model.reconstructor.batch_size),
+        f'test_cfg.calibration.num_images={num_images}',
+    )
     batches = _batches(model, loader, count, images)
     first = next(batches)
     # What waits between two units is that of one part of a batch.
@@ -183,14 +208,15 @@ def _batches(
         if len(bad):
             raise ValueError(
                 f'Calibration image {count + int(bad[0])} holds NaN or '
-                'infinity: mend it, or change `calibration.dataloader`'
+                'infinity: mend it, or change '
+                '`test_cfg.calibration.dataloader`'
             )
         shapes.add(tuple(batch.shape[1:]))
         if len(shapes) > 1:
             raise ValueError(
                 f'Calibration images have the sizes {shapes}: give '
                 'them one size in the pipeline of '
-                '`calibration.dataloader`'
+                '`test_cfg.calibration.dataloader`'
             )
         yield batch
         count += len(batch)
@@ -198,9 +224,9 @@ def _batches(
             break
     if count < num_images:
         raise ValueError(
-            f'calibration.num_images asks for {num_images}, but the data set '
-            f'of `calibration.dataloader` gives {count} images: lower the '
-            'number, or give it more images'
+            f'test_cfg.calibration.num_images asks for {num_images}, but the '
+            'data set of `test_cfg.calibration.dataloader` gives '
+            f'{count} images: lower the number, or give it more images'
         )
 
 
@@ -224,7 +250,8 @@ def warn_of_overlap(count: int, total: int) -> None:
         print_log(
             f'{count} of the {total} calibration images are test images too: '
             'the accuracy of the quantized model will look better than it '
-            'is. Point `calibration.dataloader.dataset` to training images',
+            'is. Point `test_cfg.calibration.dataloader.dataset` to training '
+            'images',
             'current',
             30,
         )

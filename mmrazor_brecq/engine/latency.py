@@ -44,8 +44,8 @@ def write_latency_table(
     settings = MixedPrecision.of(cfg)
     runner = build_runner(cfg)
     model = bare_model(runner)
-    least = model.reconstructor.batch_size + 1
-    example = calibration_images(runner, model, least).batch(0)
+    count = model.reconstructor.batch_size
+    example = calibration_images(runner, model, count).batch(0)
     model.eval()
     model.prepare(example[:1])
     shapes = [

@@ -100,8 +100,9 @@ class Store:
             raise OSError(
                 errno.ENOSPC,
                 f'No room for {nbytes / 2**30:.1f} GiB of activations in '
-                f'{folder!r}: raise `calibration.memory`, lower '
-                '`calibration.num_images`, or name another --work-dir',
+                f'{folder!r}: raise `test_cfg.calibration.memory`, lower '
+                '`test_cfg.calibration.num_images`, or name another '
+                '--work-dir',
             ) from error
         return file
 

@@ -80,3 +80,14 @@ def test_large_images_wait_in_small_parts(count, side, part):
     assert len(rows) == count and max(rows.sizes) == part
     found = torch.cat([batch[:, 0, 0, 0] for batch in rows.split()])
     assert torch.equal(found, torch.arange(float(count)))
+
+
+@pytest.mark.parametrize(('count', 'warned'), [(2, True), (31, True), (32, 0)])
+def test_few_images_are_told(count, warned, warnings_log):
+    images = torch.zeros(count, 3, 4, 4)
+    loader = DataLoader(Images(images), batch_size=8)
+    rows = collect_images(Model(), loader, count, ImageSet(), Store())
+
+    assert len(rows) == count
+    assert len(warnings_log) == warned
+    assert all('not even a batch of 32' in line for line in warnings_log)
