@@ -25,7 +25,7 @@ UNITS = {
     **{f'{c}IB': 1024**i for i, c in enumerate('KMGT', 1)},
 }
 #: Bytes of a budget that are not for activations which wait.
-AT_WORK = 200 * 2**20
+AT_WORK = 256 * 2**20
 
 
 class ImageSet:
