@@ -59,9 +59,12 @@ def quantize(
         and its report with ``units``, ``weight_bytes`` and ``seconds``.
 
     Raises:
-        ValueError: If there are too few images, or one is not finite.
+        ValueError: If there are too few images, or one is not finite, or
+            the network is not of float32.
     """
     start = time.perf_counter()
+    if isinstance(model, BRECQ):
+        raise ValueError('The model is quantized already: give the float one')
     activation = (
         None if activation_bits is None else dict(bits=activation_bits)
     )

@@ -6,9 +6,11 @@ Beside it, what the tools that quantize and evaluate have in common.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import runpy
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Callable
 
@@ -55,6 +57,61 @@ def main(argv: list[str] | None = None) -> None:
     runpy.run_path(sys.argv[0], run_name='__main__')
 
 
+class CfgOptions(DictAction):
+    """mmengine's ``KEY=VALUE``, and dicts of any depth for values.
+
+    They are written as in Python: ``{'head.fc': 4}`` or ``dict(bits=4)``.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: Any = None,
+    ) -> None:
+        """Add the options to those that are there.
+
+        Raises:
+            argparse.ArgumentError: If one is not of that form.
+        """
+        options = dict(getattr(namespace, self.dest, None) or {})
+        for pair in values:
+            key, equals, value = pair.partition('=')
+            if not equals:
+                raise argparse.ArgumentError(
+                    self, f'{pair!r}, expected KEY=VALUE'
+                )
+            if '{' in value or 'dict(' in value:
+                options[key] = self._python(key, value)
+            else:
+                options[key] = self._parse_iterable(value)
+        setattr(namespace, self.dest, options)
+
+    def _python(self, key: str, value: str) -> Any:
+        try:
+            tree = ast.parse(value.strip(), mode='eval')
+            return ast.literal_eval(_Dicts().visit(tree))
+        except (SyntaxError, ValueError) as error:
+            raise argparse.ArgumentError(
+                self,
+                f'{key}={value}, expected a value as in Python, such as '
+                "{'head.fc': 4} or dict(bits=4)",
+            ) from error
+
+
+class _Dicts(ast.NodeTransformer):
+    """Puts ``{'a': 1}`` where it says ``dict(a=1)``."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        names: list[Any] = [ast.Constant(k.arg) for k in node.keywords]
+        plain = isinstance(node.func, ast.Name) and node.func.id == 'dict'
+        if not plain or node.args:
+            return node
+        return ast.Dict(names, [k.value for k in node.keywords])
+
+
 def tool_parser(
     doc: str | None, config: str, checkpoint: str | None = None
 ) -> Any:
@@ -77,7 +134,7 @@ def tool_parser(
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         help='changes to the config, such as model.quantization.weight.bits=3',
     )
     parser.add_argument(
@@ -105,6 +162,10 @@ def run_tool(
 ) -> int:
     """Run what a tool does; a user's mistake ends in one line.
 
+    It is one where this package or mmengine says so. An error from
+    elsewhere, such as the code of an objective of one's own, is raised, for
+    its place matters.
+
     Args:
         args (argparse.Namespace): Of :func:`tool_parser`.
         action (callable): Does it.
@@ -117,9 +178,18 @@ def run_tool(
     try:
         action()
     except (ValueError, KeyError, OSError, ImportError) as error:
+        if not isinstance(error, OSError) and not _told(error):
+            raise
         print(f'{type(error).__name__}: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f'\nInterrupted{after_interrupt}', file=sys.stderr)
         return 130
     return 0
+
+
+def _told(error: BaseException) -> bool:
+    """Whether this package, one of its tools or mmengine raised it."""
+    place = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    root = place.f_globals.get('__name__', '').split('.')[0]
+    return root in ('mmrazor_brecq', 'mmengine', '__main__')

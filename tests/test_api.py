@@ -28,5 +28,23 @@ def test_as_many_images_as_there_are(count, toy, generator, warnings_log):
 @pytest.mark.parametrize('count', [0, 1])
 def test_an_image_to_learn_from_and_one_to_judge_by(count, toy):
     images = torch.zeros(count, 3, 8, 8)
-    with pytest.raises(ValueError, match=f'{count} images, expected more'):
+    with pytest.raises(
+        ValueError, match=f'{count} images, expected 2 or more'
+    ):
         mmrazor_brecq.quantize(toy('residual'), images)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_a_network_of_another_type_is_refused(dtype, toy):
+    images = torch.zeros(4, 3, 8, 8, dtype=dtype)
+    with pytest.raises(ValueError, match=f'{dtype}, expected torch.float32'):
+        mmrazor_brecq.quantize(toy('residual').to(dtype), images)
+
+
+def test_a_quantized_network_is_refused(toy, generator):
+    images = torch.randn(4, 3, 8, 8, generator=generator)
+    model, _ = mmrazor_brecq.quantize(
+        toy('residual'), images, reconstructor=dict(type='NearestRounding')
+    )
+    with pytest.raises(ValueError, match='quantized already'):
+        mmrazor_brecq.quantize(model, images)

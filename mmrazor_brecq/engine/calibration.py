@@ -11,7 +11,7 @@ from typing import Any, Union
 
 import psutil
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_world_size
 from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -106,23 +106,24 @@ def check_count(count: int, batch: int, given: str) -> None:
     """Refuse too few calibration images, and warn of few.
 
     Args:
-        count (int): Images of a process.
-        batch (int): Images of them that it learns from at a time.
+        count (int): Images, those of all processes together.
+        batch (int): Images of them that are learned from at a time.
         given (str): What the user gave.
 
     Raises:
         ValueError: If there is not one to learn from and one to judge by.
     """
-    if count < 2:
+    least = 2 * get_world_size()
+    if count < least:
         raise ValueError(
-            f'{given}, expected more: each process needs an image to learn '
-            f'from and one to judge by, and this one has {count}'
+            f'{given}, expected {least} or more: one to learn from and one '
+            'to judge by in each process'
         )
     if count < batch:
         print_log(
-            f'{given}: {count} in this process, not even a batch of {batch}. '
-            'What is learned from so few can be worse than nearest rounding: '
-            'give more, some hundred if there are',
+            f'{given}, not even a batch of {batch}: what is learned from so '
+            'few can be worse than nearest rounding. Give more, some hundred '
+            'if there are',
             'current',
             logging.WARNING,
         )
@@ -144,7 +145,17 @@ def hold_images(
             free by default) for :func:`activation_store`.
         folder (str): Where the files lie that memory has no room for.
         images (ImageSet): Remembers them.
+
+    Raises:
+        ValueError: If there is a key that nothing takes.
     """
+    known = ('num_images', 'memory', 'dataloader')
+    for key in calibration:
+        if key not in known:
+            raise ValueError(
+                f'test_cfg.calibration.{key} is taken by nothing, expected '
+                f'one of {", ".join(known)}'
+            )
     device = next(model.parameters()).device
     store = activation_store(calibration.get('memory', 0.5), device, folder)
     count = calibration['num_images']
@@ -174,12 +185,12 @@ def collect_images(
     Raises:
         ValueError: If there are too few, or one that is not finite.
     """
-    count = share(num_images)
     check_count(
-        count,
-        share(model.reconstructor.batch_size),
+        num_images,
+        model.reconstructor.batch_size,
         f'test_cfg.calibration.num_images={num_images}',
     )
+    count = share(num_images)
     batches = _batches(model, loader, count, images)
     first = next(batches)
     # What waits between two units is that of one part of a batch.

@@ -36,8 +36,9 @@ def written_whole(path: str) -> Iterator[str]:
 
 def save_tensors(content: Any, path: str) -> None:
     """Save tensors and plain Python."""
-    with written_whole(path) as name:
-        torch.save(content, name)
+    # By its name, torch would put it into the file.
+    with written_whole(path) as name, open(name, 'wb') as file:
+        torch.save(content, file)
 
 
 def save_json(content: dict[str, Any], path: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
 import os.path as osp
@@ -47,7 +46,7 @@ def read_config(path: str, options: Optional[dict[str, Any]] = None) -> Config:
         cfg.pop(name, None)
     known = set(cfg) | set(inspect.signature(Runner.__init__).parameters)
     known.add('mixed_precision')
-    options = {k: _literal(v) for k, v in (options or {}).items()}
+    options = options or {}
     for key in options:
         root = key.split('.')[0]
         if root not in known:
@@ -179,13 +178,6 @@ def build_runner(cfg: Config) -> Runner:
     except TypeError as error:
         # A key that no constructor knows; mmengine names the class.
         raise ValueError(f'The config has a key too many: {error}') from error
-
-
-def _literal(value: Any) -> Any:
-    """A dict given on the command line, where DictAction leaves a string."""
-    if isinstance(value, str) and value.startswith('{'):
-        return ast.literal_eval(value)
-    return value
 
 
 def bare_model(runner: Runner) -> BRECQ:

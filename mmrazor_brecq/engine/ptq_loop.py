@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from ..algorithms import BRECQ
 from ..reconstruction import NearestRounding, Rows, Store, UnitReport
 from ..registry import LOOPS
-from ..report import UnitProgress, closing_table, weight_bytes
+from ..report import UnitProgress, closing_table, setback, weight_bytes
 from ..version import __version__
 from .calibration import (
     ImageSet,
@@ -243,6 +243,8 @@ class PTQLoop(TestLoop):
         save_quantized(self.model, meta, checkpoint)
         save_json(report, table)
         self.runner.logger.info('\n' + closing_table(report))
+        if worse := setback(report):
+            self.runner.logger.warning(worse)
         self.runner.logger.info(
             f'The quantized model lies in {checkpoint}, the report in {table}'
         )

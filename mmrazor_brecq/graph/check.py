@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from torch import nn
 
@@ -21,8 +22,8 @@ def check_layers(model: nn.Module, trace: Trace) -> None:
 
     Raises:
         ValueError: If it calls no convolution and no linear layer, or if
-            a weight is not finite. Layers that stay in float and channels
-            of zeros are only named in a warning.
+            a weight is not finite, or not of float32. Layers that stay in
+            float and channels of zeros are only named in a warning.
     """
     called = {c.name for c in trace.calls if is_quantizable(c.module)}
     if not called:
@@ -46,6 +47,11 @@ def check_layers(model: nn.Module, trace: Trace) -> None:
 
 
 def _check_weight(name: str, layer: Any) -> None:
+    if layer.weight.dtype != torch.float32:
+        raise ValueError(
+            f'The weight of {name!r} is of {layer.weight.dtype}, expected '
+            'torch.float32: call `.float()` on the model'
+        )
     if not layer.weight.isfinite().all():
         raise ValueError(
             f'The weight of {name!r} holds NaN or infinity: the checkpoint '

@@ -17,6 +17,7 @@ from .likelihoods import Place, teacher_gradients
 from .objectives import Fisher
 from .processes import gathered, share, total
 from .rows import Rows, tensors
+from .settings import check_amounts, check_counts
 from .store import Column
 
 
@@ -51,8 +52,8 @@ class FisherLowRank(Fisher):
             4 by default, ``Gaussian`` where it regresses.
 
     Raises:
-        ValueError: If ``even`` is negative or no finite number, or the
-            rank below 1.
+        ValueError: If ``even`` or ``temper`` is negative or no finite
+            number, or ``rank`` or ``images`` below 1.
     """
 
     #: Numbers that the eigenvectors of one output may have, and the
@@ -70,20 +71,12 @@ class FisherLowRank(Fisher):
         super().__init__(
             likelihood or dict(type='CategoricalSketch', temperature=4.0)
         )
-        if not 0 <= even < math.inf:
-            raise ValueError(
-                f'even={even}, expected a finite number, 0 or more: change '
-                '`even` of the objective, or take FisherDiag'
-            )
-        if rank < 1:
-            raise ValueError(
-                f'rank={rank}, expected 1 or more: change `rank` of the '
-                'objective, or take FisherDiag'
-            )
         self.even = even
         self.rank = rank
         self.temper = temper
         self.images = images
+        check_counts(self, 'rank', 'images')
+        check_amounts(self, 'even', 'temper')
         self.gradients: dict[Place, Column] = {}
         self.directions: dict[Place, Tensor] = {}
 

@@ -21,6 +21,7 @@ from .autocast import Autocast
 from .objectives import MSE
 from .processes import mean_error, share, take_from_first, total
 from .refiner import NetworkRefiner
+from .settings import check_counts
 from .unit_data import UnitData, UnitReport
 
 
@@ -48,6 +49,9 @@ class NearestRounding:
         batch_size (int): Images at a time.
         fit_images (int): Images that the activation steps are chosen on.
         objective (dict): Measures the error that is reported.
+
+    Raises:
+        ValueError: If a number is below 1.
     """
 
     autocast = Autocast()
@@ -61,6 +65,7 @@ class NearestRounding:
     ) -> None:
         self.batch_size = batch_size
         self.fit_images = fit_images
+        check_counts(self, 'batch_size', 'fit_images')
         self.objective: MSE = TASK_UTILS.build(objective or dict(type='MSE'))
 
     @torch.no_grad()
@@ -162,6 +167,7 @@ class NearestRounding:
 
         Raises:
             NonFinite: If it is no finite number.
+            ValueError: If it is negative: the objective is none.
         """
         unit.module.eval()
 
@@ -171,7 +177,14 @@ class NearestRounding:
 
         error = self._held_out(unit, data, output)
         if not math.isfinite(error):
-            raise NonFinite('NaN or infinity in the output')
+            raise NonFinite('NaN or infinity in the output, or in its error')
+        if error < 0:
+            raise ValueError(
+                f'{type(self.objective).__name__} has an error of '
+                f'{error:.4g} at {unit.name}, expected 0 or more, and 0 '
+                'where outputs are the same: add what is missing to its '
+                '`error` or `loss`'
+            )
         return error
 
     def energy(self, unit: Unit, data: UnitData) -> float:
@@ -212,7 +225,9 @@ class NearestRounding:
         Returns:
             UnitReport: How it went.
         """
-        report = UnitReport(unit.name, list(unit.layers))
+        report = UnitReport(
+            unit.name, list(unit.layers), autocast=self.autocast.chosen
+        )
         try:
             self.fit(unit, data)
             self.objective.begin(

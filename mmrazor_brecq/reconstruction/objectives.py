@@ -19,6 +19,7 @@ from .autocast import as_taken, takes_short
 from .likelihoods import Place, teacher_gradients
 from .processes import share, total
 from .rows import Rows, tensors
+from .settings import check_amounts, check_counts
 
 
 @TASK_UTILS.register_module()
@@ -75,7 +76,7 @@ class MSE:
             index (Tensor): Which calibration images they are.
 
         Returns:
-            Tensor: A scalar.
+            Tensor: A scalar, 0 where both are the same and never less.
         """
         pairs = zip(tensors(output), tensors(target))
         return sum(
@@ -170,6 +171,8 @@ class FisherDiag(Fisher):
         self.images = images
         self.per_sample = per_sample
         self.temper = temper
+        check_counts(self, 'images')
+        check_amounts(self, 'temper')
 
     def watch(
         self,

@@ -24,6 +24,7 @@ from .nearest import (
     open_steps,
 )
 from .processes import adam, descend, share, total
+from .settings import check_amounts, check_counts
 from .unit_data import UnitData, UnitReport
 
 
@@ -54,6 +55,9 @@ class BlockReconstructor(NearestRounding):
             :class:`Autocast`. What judges is exact.
         objective (dict): The error to make small.
         refiner (dict, optional): A last pass over the whole network.
+
+    Raises:
+        ValueError: If a count is below 1, or another number negative.
     """
 
     def __init__(
@@ -83,6 +87,16 @@ class BlockReconstructor(NearestRounding):
         self.warmup = warmup
         self.beta = beta
         self.negligible = negligible
+        check_counts(self, 'iterations')
+        check_amounts(
+            self,
+            'rounding_lr',
+            'weight_scale_lr',
+            'activation_scale_lr',
+            'penalty',
+            'warmup',
+            'negligible',
+        )
         self.autocast = Autocast(autocast)
         if refiner is not None:
             self.refiner = TASK_UTILS.build(refiner)
@@ -103,7 +117,6 @@ class BlockReconstructor(NearestRounding):
         Raises:
             NonFinite: If the loss or the error is no finite number.
         """
-        report.autocast = self.autocast.chosen
         if report.before < self.negligible * self.energy(unit, data):
             report.note = 'error is negligible: nearest kept'
             return

@@ -22,6 +22,7 @@ from .processes import (
     take_from_first,
 )
 from .rows import AND_BACK, FORWARD, Rows, at_once, tensors
+from .settings import check_amounts, check_counts
 from .unit_data import UnitReport
 
 #: What a report calls the whole network.
@@ -63,7 +64,7 @@ class NetworkRefiner:
             temperature of 4 by default, ``Gaussian`` where it regresses.
 
     Raises:
-        ValueError: If no variation is to judge.
+        ValueError: If a count is below 1, or a rate negative.
     """
 
     autocast = Autocast()
@@ -89,12 +90,15 @@ class NetworkRefiner:
         if augment is None:
             augment = [dict(type='CutMix')]
         self.augment = [TASK_UTILS.build(cfg) for cfg in augment]
-        if draws < 1:
-            raise ValueError(
-                f'draws={draws}, expected 1 or more: '
-                'change `draws` of the refiner'
-            )
         self.draws = draws
+        check_counts(self, 'iterations', 'batch_size', 'draws')
+        check_amounts(
+            self,
+            'rounding_lr',
+            'weight_scale_lr',
+            'activation_scale_lr',
+            'bias_lr',
+        )
         self.likelihood = TASK_UTILS.build(
             likelihood or dict(type='Categorical', temperature=4.0)
         )

@@ -1,6 +1,6 @@
 from .bits import bits_figures, bits_table
 from .size import weight_bytes
-from .tables import closing_table, export_table
+from .tables import closing_table, export_table, setback
 from .terminal import UnitProgress
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     'bits_table',
     'closing_table',
     'export_table',
+    'setback',
     'weight_bytes',
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 from rich.console import Console
@@ -48,6 +49,28 @@ def closing_table(report: dict[str, Any]) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def setback(report: dict[str, Any]) -> str:
+    """Says so if nearest rounding alone is nearer to float.
+
+    Args:
+        report (dict): As in ``report.json``; its first metric counts.
+
+    Returns:
+        str: A sentence, or nothing.
+    """
+    metric = next(iter(report['quantized']), None)
+    if metric is None:
+        return ''
+    exact, nearest, learned = (report[key][metric] for key in MODELS)
+    if abs(learned - exact) <= abs(nearest - exact):
+        return ''
+    return (
+        f'{metric} is {learned:.2f} with what was learned and {nearest:.2f} '
+        f'with nearest rounding alone (float {exact:.2f}): give more '
+        'images, `test_cfg.calibration.num_images`, or more iterations'
+    )
+
+
 def export_table(report: dict[str, Any]) -> str:
     """How far an exported file is from the network that it was made from.
 
@@ -87,9 +110,9 @@ def export_table(report: dict[str, Any]) -> str:
         within = min(layer['within'] for layer in layers)
         lines.append(
             f'Layer by layer, each on the same input: {equal} of '
-            f'{len(layers)} give the same integers throughout, {within:.2%} '
-            'or more are within one step in all; furthest is '
-            f'{worst["name"]}, {worst["exact"]:.2%} equal'
+            f'{len(layers)} give the same integers throughout, at '
+            f'least {_floor(within)} are within one step in all; furthest is '
+            f'{worst["name"]}, {_floor(worst["exact"])} equal'
         )
     lines += [
         f'{name} does not take it: {reason}'
@@ -125,3 +148,8 @@ def _by_reason(names: dict[str, str], shown: int = 3) -> list[str]:
         + f' ({reason})'
         for reason, group in groups.items()
     ]
+
+
+def _floor(share: float) -> str:
+    """Per cent, rounded down: what is not all of it shall not look so."""
+    return f'{math.floor(share * 1e4) / 1e4:.2%}'

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from mmrazor_brecq.engine.files import (
     check_writable,
     keep_older,
+    save_tensors,
     written_whole,
 )
 
@@ -31,3 +33,10 @@ def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(PermissionError, match='--work-dir'):
         check_writable(str(tmp_path / 'file' / 'run'))
+
+
+def test_the_same_content_is_the_same_file(tmp_path):
+    for name in 'a', 'b':
+        save_tensors(dict(x=torch.arange(3)), str(tmp_path / name))
+    first, second = ((tmp_path / name).read_bytes() for name in 'ab')
+    assert first == second

@@ -234,17 +234,21 @@ def test_a_small_budget_changes_no_bit(finished, quick, tmp_path):
         ),
         (
             dict(test_cfg__calibration__num_images=1),
-            'num_images=1, expected more: .* and this one has 1',
+            'num_images=1, expected 2 or more',
         ),
         (
             dict(test_cfg__calibration__num_images=0),
-            'num_images=0, expected more',
+            'num_images=0, expected 2 or more',
         ),
         (
             dict(test_cfg__calibration__num_images=2000),
             'num_images asks for 2000, but the data set .* gives 1024',
         ),
         (dict(model__held_out=0), 'held_out=0'),
+        (
+            dict(test_cfg__calibration__memroy='1GiB'),
+            'calibration.memroy is taken by nothing, .* memory',
+        ),
         (dict(test_cfg__calibration__memory='1 potato'), "memory='1 potato'"),
         (dict(test_cfg__calibration__memory=1.5), 'memory=1.5, .* up to 1'),
     ],

@@ -7,6 +7,8 @@ import pytest
 
 import mmrazor_brecq
 from mmrazor_brecq import cli
+from mmrazor_brecq.engine.launch import read_config
+from mmrazor_brecq.reconstruction import BlockReconstructor
 
 
 @pytest.fixture
@@ -66,3 +68,61 @@ def test_the_checkout_has_tools():
 def test_the_package_has_no_other_name():
     with pytest.raises(AttributeError, match='quantise'):
         mmrazor_brecq.quantise  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ('given', 'value'),
+    [
+        ('3', 3),
+        ('None', None),
+        ('1,2', [1, 2]),
+        ('[relu, gelu]', ['relu', 'gelu']),
+        ("{'head.fc': 4}", {'head.fc': 4}),
+        ("{'a': 4, 'b.c': 8}", {'a': 4, 'b.c': 8}),
+        (
+            "{'a.*': 8, 'head.fc': dict(weight=4)}",
+            {'a.*': 8, 'head.fc': {'weight': 4}},
+        ),
+        ("dict(type='Flip', _delete_=True)", dict(type='Flip', _delete_=True)),
+        (
+            "[dict(type='Flip'), dict(type='CutMix', size=(0.1, 0.5))]",
+            [dict(type='Flip'), dict(type='CutMix', size=(0.1, 0.5))],
+        ),
+    ],
+)
+def test_options_are_as_in_a_config(given, value):
+    parser = cli.tool_parser(None, 'a config')
+    args = parser.parse_args(['config.py', '--cfg-options', f'a.b={given}'])
+    assert args.cfg_options == {'a.b': value}
+
+
+@pytest.mark.parametrize(
+    'given', ['a.b', "a.b={'c': 4", 'a.b=dict(print())', 'a.b={c: 4}']
+)
+def test_options_of_another_form_are_named(given, capsys):
+    parser = cli.tool_parser(None, 'a config')
+    with pytest.raises(SystemExit, match='2'):
+        parser.parse_args(['config.py', '--cfg-options', given])
+    error = capsys.readouterr().err
+    assert 'a.b' in error and 'expected' in error
+
+
+def fails(error):
+    raise error
+
+
+@pytest.mark.parametrize('error', [ValueError('odd'), KeyError('odd')])
+def test_a_mistake_in_code_of_ones_own_keeps_its_place(error):
+    args = cli.tool_parser(None, 'a config').parse_args(['config.py'])
+    with pytest.raises(type(error), match='odd'):
+        cli.run_tool(args, lambda: fails(error))
+
+
+def test_a_mistake_that_is_told_ends_in_one_line(capsys):
+    args = cli.tool_parser(None, 'a config').parse_args(['none.py'])
+    for action in (
+        lambda: read_config(args.config),
+        lambda: BlockReconstructor(iterations=0),
+    ):
+        assert cli.run_tool(args, action) == 1
+        assert capsys.readouterr().err.count('\n') == 1

@@ -534,18 +534,6 @@ def test_gradients_that_are_no_numbers_leave_plain_errors(toy, batches):
     torch.testing.assert_close(found, torch.tensor(4.0))
 
 
-@pytest.mark.parametrize('rank', [0, -1])
-def test_a_rank_that_is_none_says_so(rank):
-    with pytest.raises(ValueError, match='rank=.*expected 1 or more'):
-        FisherLowRank(rank=rank)
-
-
-@pytest.mark.parametrize('even', [-0.1, float('nan'), float('inf')])
-def test_an_error_that_is_none_says_so(even):
-    with pytest.raises(ValueError, match='even=.*expected a finite number'):
-        FisherLowRank(even=even)
-
-
 @pytest.mark.parametrize('per_sample', [False, True])
 def test_a_constant_error_costs_its_square(per_sample, each_toy, batches):
     """The weights of every tensor have mean 1."""

@@ -338,7 +338,9 @@ def test_nothing_learned_is_no_reason_to_change(quantize, batches):
     nearest, teacher = quantize('residual')
     idle = copy.deepcopy(nearest)
     run(nearest, teacher, batches, NearestRounding())
-    reports = run(idle, teacher, batches, learner(0))
+    reconstructor = learner()
+    reconstructor.iterations = 0
+    reports = run(idle, teacher, batches, reconstructor)
 
     assert not any(report.accepted for report in reports)
     assert same_state(idle, nearest)
@@ -377,6 +379,29 @@ def test_what_is_not_finite_ends_the_unit(when, value, quantize, batches):
         'NaN' in reports[n].note for n in reports if n != 'blocks.0'
     )
     assert same_state(model.units[1].module, nearest.units[1].module)
+
+
+def test_an_error_below_nought_is_refused(quantize, batches):
+    """Nothing could be learned relative to it."""
+
+    class Likeness(MSE):
+        def error(self, unit, i, output, target, index):
+            return -super().error(unit, i, output, target, index)
+
+    model, teacher = quantize('residual')
+    reconstructor = learner()
+    reconstructor.objective = Likeness()
+    with pytest.raises(ValueError, match='Likeness has an error of -.*stem'):
+        run(model, teacher, batches, reconstructor)
+
+
+def test_the_type_is_noted_whatever_becomes_of_a_unit(quantize, batches):
+    """A run that goes on follows it, though all units so far had failed."""
+    model, teacher = quantize('residual')
+    model.architecture.blocks[1].conv1.bias[3] = float('nan')
+    reports = run(model, teacher, batches, learner(autocast='bfloat16'))
+
+    assert {report.autocast for report in reports} == {'bfloat16'}
 
 
 def test_an_activation_that_is_not_finite_is_named_and_the_run_goes_on(

@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import logging
 
+import pytest
 import torch
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.reconstruction import UnitReport
-from mmrazor_brecq.report import UnitProgress, closing_table, weight_bytes
+from mmrazor_brecq.report import (
+    UnitProgress,
+    closing_table,
+    setback,
+    weight_bytes,
+)
 
 
 def test_weight_bytes_are_what_the_bits_say():
@@ -39,6 +45,23 @@ def test_closing_table_has_all_models():
     )
     for text in ('90.13', '50.00', '89.50', '4,000', '1 of', '2 units'):
         assert text in table
+
+
+@pytest.mark.parametrize(
+    ('exact', 'nearest', 'learned', 'worse'),
+    [
+        (90.0, 50.0, 80.0, False),
+        (90.0, 80.0, 50.0, True),
+        (90.0, 90.1, 89.8, True),
+        (90.0, 80.0, 80.0, False),
+        (0.2, 0.9, 0.3, False),  # the smaller the better
+        (0.2, 0.3, 0.9, True),
+    ],
+)
+def test_what_did_not_help_in_the_end_is_told(exact, nearest, learned, worse):
+    models = dict(float=exact, nearest=nearest, quantized=learned)
+    report = {name: {'metric': value} for name, value in models.items()}
+    assert bool(setback(report)) is worse
 
 
 def test_a_line_a_unit(caplog):
