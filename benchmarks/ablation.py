@@ -18,8 +18,9 @@ import statistics
 
 import torch
 from accuracy import FOLDERS, mean_and_spread, schedule_options
-from mmengine.config import DictAction
 from quantize import config_of, quantize
+
+from mmrazor_brecq.cli import CfgOptions
 
 SETTINGS = ['w4a4', 'w3a3', 'w2a4', 'w2a2', 'w2a32']
 BLOCKS = 'model.reconstructor'
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         default={},
         help='of all rows; give it an --out of its own',
     )

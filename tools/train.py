@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
+
+from mmrazor_brecq.cli import CfgOptions
+from mmrazor_brecq.engine.files import save_tensors
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -40,7 +43,7 @@ def main() -> None:
     parser.add_argument('config', help='a config of configs/float')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     parser.add_argument('--resume', action='store_true')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
     args = parser.parse_args()
 
     cfg = Config.fromfile(args.config)
@@ -54,7 +57,7 @@ def main() -> None:
     runner.model.to(memory_format=torch.channels_last)
     model = runner.train()
     path = osp.join(runner.work_dir, 'float.pth')
-    torch.save(
+    save_tensors(
         {k: v.contiguous() for k, v in model.cpu().state_dict().items()}, path
     )
     runner.logger.info(f'The float model lies in {path}')

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmrazor_brecq.cli import tool_parser
 from mmrazor_brecq.engine.launch import load_config, ptq
 
 from .conftest import CONFIG, ROOT
@@ -61,11 +62,13 @@ def test_a_key_that_nothing_knows(tmp_path, change):
 
 
 def test_overrides_from_the_command_line(tmp_path):
-    option = "{'backbone.layer1.*': 8}"
-    cfg = load_config(
-        CONFIG, {'model.quantization.bit_overrides': option}, str(tmp_path)
+    option = "model.quantization.bit_overrides={'backbone.layer1.*': 8}"
+    args = tool_parser(None, '').parse_args(
+        [CONFIG, '--cfg-options', option, 'randomness.seed=3']
     )
+    cfg = load_config(args.config, args.cfg_options, str(tmp_path))
     assert cfg.model.quantization.bit_overrides == {'backbone.layer1.*': 8}
+    assert cfg.randomness.seed == 3
 
 
 def test_a_key_of_the_runner_needs_no_place_in_the_config(tmp_path):
