@@ -1,4 +1,4 @@
-from .augment import CutMix, Flip, Shift
+from .augment import CutMix, Flip, MixUp, Shift
 from .autocast import Autocast, takes_short, widened
 from .low_rank import FisherLowRank
 from .nearest import NearestRounding, NonFinite
@@ -22,6 +22,7 @@ __all__ = [
     'FisherLowRank',
     'Flip',
     'MSE',
+    'MixUp',
     'NearestRounding',
     'NetworkRefiner',
     'NonFinite',

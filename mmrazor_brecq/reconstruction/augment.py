@@ -92,6 +92,34 @@ class CutMix:
         return torch.where(mask.to(images.device), images[others], images)
 
 
+@TASK_UTILS.register_module()
+class MixUp:
+    """Lays another image over an image, the fainter of the two.
+
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018;
+    what the float network makes of it needs no mixed labels (Beyer et al.,
+    "Knowledge distillation: A good teacher is patient and consistent",
+    CVPR 2022).
+
+    Args:
+        prob (float): Share of the images.
+        most (float): The most that the other image counts, up to a half.
+    """
+
+    def __init__(self, prob: float = 0.5, most: float = 0.5) -> None:
+        self.prob = prob
+        self.most = most
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Apply."""
+        n = len(images)
+        part = self.most * torch.rand(n, generator=generator)
+        part *= torch.rand(n, generator=generator) < self.prob
+        others = torch.randperm(n, generator=generator).to(images.device)
+        part = part.to(images)[:, None, None, None]
+        return torch.lerp(images, images[others], part)
+
+
 def _centres(size: int) -> Tensor:
     """Where pixels lie, from 0 to 1."""
     return (torch.arange(size) + 0.5) / size

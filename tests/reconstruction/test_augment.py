@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmrazor_brecq.reconstruction import CutMix, Flip, Shift
+from mmrazor_brecq.reconstruction import CutMix, Flip, MixUp, Shift
 
-KINDS = [Flip, Shift, CutMix]
+KINDS = [Flip, Shift, CutMix, MixUp]
 
 
 @pytest.fixture
@@ -64,3 +64,16 @@ def test_a_cut_image_has_one_rectangle_of_another(generator):
         changed += foreign.any()
         assert 0.05 < foreign.float().mean() < 0.6 or not foreign.any()
     assert changed > 55
+
+
+def test_a_mixed_image_has_a_part_of_another_everywhere(generator):
+    """Each image has a channel of its own, which tells its share."""
+    ones = torch.eye(64).view(64, 64, 1, 1).expand(64, 64, 4, 4)
+    out = MixUp(prob=1.0, most=0.3)(ones, generator)
+
+    assert torch.equal(out, out[..., :1, :1].expand_as(out))
+    shares = out[..., 0, 0]
+    torch.testing.assert_close(shares.sum(1), torch.ones(64))
+    assert (shares.diagonal() >= 0.7).all()
+    others = shares - shares.diagonal().diag()
+    assert ((others > 0).sum(1) <= 1).all() and (others > 0).sum() > 55
