@@ -54,9 +54,11 @@ class NetworkRefiner:
         bias_lr (float): Of the biases.
         batch_size (int): Images an iteration, those of all processes
             together.
-        augment (list[dict]): How images are varied: parts of one in another
-            by default. What makes images that are not found among those to
-            come, such as shoes that point to the other side, does harm.
+        augment (list[dict]): How images are varied: by default half of them
+            have a part of another one in them, and over half of them
+            another one is laid. What makes images that are not found among
+            those to come, such as shoes that point to the other side, does
+            harm.
         draws (int): Variations of each held-out image that judge, 1 or
             more; without ``augment`` they are all the same, and one is
             enough.
@@ -88,7 +90,7 @@ class NetworkRefiner:
         self.bias_lr = bias_lr
         self.batch_size = batch_size
         if augment is None:
-            augment = [dict(type='CutMix')]
+            augment = [dict(type='CutMix'), dict(type='MixUp')]
         self.augment = [TASK_UTILS.build(cfg) for cfg in augment]
         self.draws = draws
         check_counts(self, 'iterations', 'batch_size', 'draws')
