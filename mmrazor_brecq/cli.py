@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import re
 import runpy
 import sys
 import traceback
@@ -82,7 +83,7 @@ class CfgOptions(DictAction):
                 raise argparse.ArgumentError(
                     self, f'{pair!r}, expected KEY=VALUE'
                 )
-            if '{' in value or 'dict(' in value:
+            if re.match(r'[\s\[(]*(\{|dict\()', value):
                 options[key] = self._python(key, value)
             else:
                 options[key] = self._parse_iterable(value)

@@ -76,6 +76,7 @@ def test_the_package_has_no_other_name():
         ('3', 3),
         ('None', None),
         ('1,2', [1, 2]),
+        ('runs/{name}', 'runs/{name}'),
         ('[relu, gelu]', ['relu', 'gelu']),
         ("{'head.fc': 4}", {'head.fc': 4}),
         ("{'a': 4, 'b.c': 8}", {'a': 4, 'b.c': 8}),
