@@ -102,6 +102,29 @@ def activation_store(
     return Store(memory_budget(memory, device), folder, AT_WORK)
 
 
+def check_keys(calibration: Mapping[str, Any]) -> None:
+    """See that it is said which images to calibrate on, and no more.
+
+    Args:
+        calibration (dict): ``test_cfg.calibration``.
+
+    Raises:
+        ValueError: If a key is missing, or taken by nothing.
+    """
+    known = ('num_images', 'memory', 'dataloader')
+    for key in calibration:
+        if key not in known:
+            raise ValueError(
+                f'test_cfg.calibration.{key} is taken by nothing, expected '
+                f'one of {", ".join(known)}'
+            )
+    if not {'num_images', 'dataloader'} <= set(calibration):
+        raise ValueError(
+            'test_cfg.calibration lacks `num_images` or `dataloader`: it '
+            'says which images to calibrate on'
+        )
+
+
 def check_count(count: int, batch: int, given: str) -> None:
     """Refuse too few calibration images, and warn of few.
 
@@ -147,15 +170,9 @@ def hold_images(
         images (ImageSet): Remembers them.
 
     Raises:
-        ValueError: If there is a key that nothing takes.
+        ValueError: If a key is missing, or taken by nothing.
     """
-    known = ('num_images', 'memory', 'dataloader')
-    for key in calibration:
-        if key not in known:
-            raise ValueError(
-                f'test_cfg.calibration.{key} is taken by nothing, expected '
-                f'one of {", ".join(known)}'
-            )
+    check_keys(calibration)
     device = next(model.parameters()).device
     store = activation_store(calibration.get('memory', 0.5), device, folder)
     count = calibration['num_images']
@@ -264,5 +281,5 @@ def warn_of_overlap(count: int, total: int) -> None:
             'is. Point `test_cfg.calibration.dataloader.dataset` to training '
             'images',
             'current',
-            30,
+            logging.WARNING,
         )

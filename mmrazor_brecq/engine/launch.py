@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from ..algorithms import BRECQ
 from ..reconstruction import Rows
 from ..registry import MODELS
-from .calibration import ImageSet, hold_images
+from .calibration import ImageSet, check_keys, hold_images
 from .checkpoint import load_float, load_quantized
 from .files import check_writable
 
@@ -122,11 +122,7 @@ def ptq(
             f'test_cfg.type={loop.get("type")!r}, expected '
             "'mmrazor_brecq.PTQLoop': inherit one of configs/brecq"
         )
-    if not {'num_images', 'dataloader'} <= set(loop.get('calibration') or {}):
-        raise ValueError(
-            'test_cfg.calibration lacks `num_images` or `dataloader`: it '
-            'says which images to calibrate on'
-        )
+    check_keys(loop.get('calibration') or {})
     cfg.test_cfg.resume = resume
     runner = build_runner(cfg)
     load_float(bare_model(runner), checkpoint, trust)

@@ -63,7 +63,7 @@ def test_quantizes(tmp_path):
             str(tmp_path),
             '--cfg-options',
             'model.reconstructor.iterations=2',
-            'test_cfg.calibration.num_images=80',
+            'test_cfg.calibration.num_images=64',
             'test_dataloader.dataset.indices=256',
         ],
         cwd=HERE,

@@ -90,7 +90,7 @@ say 'mim run'
 ../normal/bin/mim run mmrazor_brecq ptq -- --help
 ../normal/bin/mim run mmrazor_brecq ptq mine.py "$checkpoint" --work-dir out \
     --cfg-options model.reconstructor.iterations=2 \
-    test_cfg.calibration.num_images=80 test_dataloader.dataset.indices=256
+    test_cfg.calibration.num_images=64 test_dataloader.dataset.indices=256
 ls out/*.pth
 
 say 'mim search, over the metafiles'
