@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
-from ..functional import give_back_freed_memory, reuse_freed_memory
+from ..functional import reuse_freed_memory
 from ..graph import (
     QuantizationScheme,
     Trace,
@@ -199,7 +199,7 @@ class BRECQ(BaseModel):
             here, there = student.advance(), original.advance()
             while here is not None and there is not None:
                 start = time.perf_counter()
-                give_back_freed_memory()
+                images.store.give_back()
                 (name, inputs), (_, float_inputs) = here, there
                 unit = order[name]
                 targets = Rows(
@@ -207,7 +207,7 @@ class BRECQ(BaseModel):
                     images.sizes,
                     images.store,
                 )
-                give_back_freed_memory()
+                images.store.give_back()
                 if name in done and name not in finished:
                     unit.module.load_state_dict(done[name])
                 elif name not in finished:

@@ -56,9 +56,8 @@ class _RelaxedRows(torch.autograd.Function):
         operands = grad, chance, base, step, zero_point, *ctx.range
         pressure = ctx.pressure and ctx.pressure()
         if pressure is None:
-            grad_alpha, grad_step = _relaxed_rows_backward(*operands)
-        else:
-            grad_alpha, grad_step = _pressed_rows_backward(pressure, *operands)
+            pressure = chance.new_zeros(2)
+        grad_alpha, grad_step = _relaxed_rows_backward(pressure, *operands)
         grad_step = grad_step.sum_to_size(step.shape)
         return None, grad_alpha, None, grad_step, None, None, None
 
@@ -74,15 +73,6 @@ def _relaxed_rows(
 
 @fused
 def _relaxed_rows_backward(
-    grad: Tensor, chance: Tensor, base: Tensor, *grid: Any
-) -> tuple[Tensor, Tensor]:
-    h, slope = _slope(chance)
-    grad_h, grad_step = slopes_on_grid(grad, base + h, *grid)
-    return grad_h * slope, grad_step
-
-
-@fused
-def _pressed_rows_backward(
     pressure: Tensor, grad: Tensor, chance: Tensor, base: Tensor, *grid: Any
 ) -> tuple[Tensor, Tensor]:
     h, slope = _slope(chance)

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import give_back_freed_memory, weighted_squared_error
+from ..functional import weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from .autocast import takes_short
@@ -18,7 +18,7 @@ from .objectives import Fisher
 from .processes import gathered, share, total
 from .rows import Rows, tensors
 from .settings import check_amounts, check_counts
-from .store import Column
+from .store import Column, Store
 
 
 @TASK_UTILS.register_module()
@@ -77,6 +77,7 @@ class FisherLowRank(Fisher):
         self.images = images
         check_counts(self, 'rank', 'images')
         check_amounts(self, 'even', 'temper')
+        self.store = Store()
         self.gradients: dict[Place, Column] = {}
         self.directions: dict[Place, Tensor] = {}
 
@@ -90,13 +91,14 @@ class FisherLowRank(Fisher):
         """Gather each image's gradient at all units in one pass."""
         count = min(share(self.images), len(images))
         self.gradients, self.weights, self.directions = {}, {}, {}
+        self.store = images.store
 
         def collect(place: Place, which: slice, grad: Tensor) -> None:
             fold, rest = divmod(grad.shape[0], which.stop - which.start)
             if rest or not grad.numel():  # of no image: counts evenly
                 return
             if place not in self.gradients:
-                self.gradients[place] = images.store.column(count, grad, fold)
+                self.gradients[place] = self.store.column(count, grad, fold)
             self.gradients[place].write(which.start, grad)
 
         teacher_gradients(
@@ -110,7 +112,7 @@ class FisherLowRank(Fisher):
         places = [p for p in self.gradients if p[0] == unit.name]
         for place in places:
             self._decompose(place, self.gradients.pop(place))
-        give_back_freed_memory()
+        self.store.give_back()
         known = [place for place in places if place in self.directions]
         if known:
             self._balance(known, outputs, targets)

@@ -14,7 +14,7 @@ from typing import IO, Optional
 import torch
 from torch import Tensor
 
-from ..functional import memory_order
+from ..functional import give_back_freed_memory, memory_order
 
 
 class Store:
@@ -61,6 +61,14 @@ class Store:
         the room at the most.
         """
         return not self.spilled and 4 * self.held <= self.room
+
+    def give_back(self) -> None:
+        """Let the system have what is free, unless there is ample room.
+
+        To fetch it anew, page by page, takes a tenth of a short run.
+        """
+        if not self.ample:
+            give_back_freed_memory()
 
     def column(self, images: int, example: Tensor, fold: int = 1) -> Column:
         """Room for a tensor of all images.

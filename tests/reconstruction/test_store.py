@@ -116,6 +116,22 @@ def test_there_is_ample_room_up_to_a_quarter(budget, columns, ample, tmp_path):
     assert store.ample == (budget != 511)
 
 
+@pytest.mark.parametrize('budget', [1024, 511])
+def test_freed_memory_goes_back_where_room_is_scarce(
+    budget, monkeypatch, tmp_path
+):
+    given = []
+    monkeypatch.setattr(
+        store_module, 'give_back_freed_memory', lambda: given.append(1)
+    )
+    store = Store(budget=budget, folder=str(tmp_path))
+    held = [store.column(1, torch.zeros(1, 32)) for _ in range(2)]
+    store.give_back()
+    assert len(held) == 2
+    assert bool(given) != store.ample
+    assert store.ample == (budget == 1024)
+
+
 def test_files_have_no_name(tmp_path):
     """So that nothing is left of them, whatever ends the process."""
     store = Store(0, str(tmp_path))
