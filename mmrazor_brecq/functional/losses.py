@@ -25,10 +25,13 @@ class _SquaredError(torch.autograd.Function):
         weight: Optional[Tensor],
         directions: Optional[Tensor],
     ) -> Tensor:
-        if weight is not None:
+        values = rows(output)
+        if weight is None:  # A kernel of its own would be compiled for it.
+            weight = target.new_ones(1, values.shape[1])
+        else:
             weight = weight.expand(len(weight), *output.shape[1:])
             weight = rows(weight, output)
-        change, errors = _changes(rows(output), rows(target, output), weight)
+        change, errors = _changes(values, rows(target, output), weight)
         error = errors.mean()
         axes = along = None
         if directions is not None:
@@ -54,26 +57,19 @@ class _SquaredError(torch.autograd.Function):
 
 @fused
 def _changes(
-    output: Tensor, target: Tensor, weight: Optional[Tensor]
+    output: Tensor, target: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Elements of the error, and of each row the mean of their squares."""
     change = output.to(target.dtype) - target
-    square = change.square()
-    if weight is not None:
-        square = square * weight
+    square = change.square() * weight
     return change.to(output.dtype), square.mean(1)
 
 
 @fused
 def _slopes(
-    change: Tensor,
-    weight: Optional[Tensor],
-    low: Optional[Tensor],
-    factor: Tensor,
+    change: Tensor, weight: Tensor, low: Optional[Tensor], factor: Tensor
 ) -> Tensor:
-    slope = factor * change.to(factor.dtype)
-    if weight is not None:
-        slope = slope * weight
+    slope = factor * change.to(factor.dtype) * weight
     if low is not None:
         slope = slope + low.to(factor.dtype)
     return slope.to(change.dtype)
