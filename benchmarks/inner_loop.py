@@ -59,23 +59,20 @@ class Watched(BlockReconstructor):
         """Learn, and note the time of every tenth iteration."""
         with self.autocast(torch.device('cpu')):
             bare = bare_convolutions(unit.module, data, self.batch_size)
-        times = []
-        stamp = self._finite
-
-        def note(error: Tensor, i: int) -> float:
-            times.append(time.perf_counter())
-            return stamp(error, i)
-
-        self._finite = note  # type: ignore[method-assign]
+        self.times: list[float] = []
         super().learn(unit, data, generator, report)
-        self._finite = stamp  # type: ignore[method-assign]
-        tens = [(b - a) / 10 for a, b in zip(times, times[1:])]
+        tens = self.times[::10]
+        tens = [(b - a) / 10 for a, b in zip(tens, tens[1:])]
         whole = statistics.median(tens) * 1e3
         self.totals[0] += whole
         self.totals[1] += bare
         self.table.add_row(
             unit.name, f'{whole:.2f}', f'{bare:.2f}', f'{bare / whole:.0%}'
         )
+
+    def _press(self, *args: Any) -> None:
+        self.times.append(time.perf_counter())
+        super()._press(*args)
 
 
 def bare_convolutions(

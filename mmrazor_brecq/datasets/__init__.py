@@ -1,3 +1,4 @@
 from .idx import IDXDataset
+from .images import UnlabelledImages
 
-__all__ = ['IDXDataset']
+__all__ = ['IDXDataset', 'UnlabelledImages']

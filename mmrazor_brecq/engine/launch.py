@@ -9,8 +9,10 @@ from typing import Any, Optional
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import is_distributed
-from mmengine.registry import init_default_scope
+from mmengine.hooks import EMAHook
+from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
@@ -158,22 +160,37 @@ def build_model(cfg: Config) -> BRECQ:
 def build_runner(cfg: Config) -> Runner:
     """A runner as the config says.
 
+    Hooks that put averaged weights in the place of a model's while it is
+    tested, such as mmengine's EMAHook, are of training, and left out: they
+    would put float weights in the place of integers.
+
     Raises:
         ValueError: If the config has a key that nothing takes.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    if cfg.launcher == 'pytorch' and not torch.accelerator.is_available():
+    if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         # mmengine's own launcher takes an accelerator for granted.
         if not is_distributed():
             torch.distributed.init_process_group('gloo')
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel', device_ids=None
         )
+    cfg.custom_hooks = [
+        hook for hook in cfg.get('custom_hooks') or [] if not _averages(hook)
+    ]
     try:
         return Runner.from_cfg(cfg)
     except TypeError as error:
         # A key that no constructor knows; mmengine names the class.
         raise ValueError(f'The config has a key too many: {error}') from error
+
+
+def _averages(hook: Any) -> bool:
+    """Whether a hook swaps weights for their averages."""
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    if isinstance(kind, str):
+        kind = HOOKS.get(kind)
+    return isinstance(kind, type) and issubclass(kind, EMAHook)
 
 
 def bare_model(runner: Runner) -> BRECQ:

@@ -1,10 +1,10 @@
 from .augment import CutMix, Flip, MixUp, Shift
 from .autocast import Autocast, takes_short, widened
 from .low_rank import FisherLowRank
-from .nearest import NearestRounding, NonFinite
+from .nearest import NearestRounding
 from .objectives import MSE, FisherDiag, FisherFull
 from .official import OfficialFisher
-from .processes import own_generator, share
+from .processes import NonFinite, own_generator, share
 from .reconstructor import BlockReconstructor
 from .refiner import WHOLE, NetworkRefiner
 from .rows import FORWARD, Rows, at_once

@@ -19,14 +19,16 @@ from ..quantizers import ActivationQuantizer
 from ..registry import TASK_UTILS
 from .autocast import Autocast
 from .objectives import MSE
-from .processes import mean_error, share, take_from_first, total
+from .processes import (
+    NonFinite,
+    mean_error,
+    share,
+    take_from_first,
+    total,
+)
 from .refiner import NetworkRefiner
 from .settings import check_counts
 from .unit_data import UnitData, UnitReport
-
-
-class NonFinite(ArithmeticError):
-    """A NaN or an infinity came up; the message says where."""
 
 
 class _Seen(BaseException):

@@ -7,6 +7,7 @@ end with the same integers. In a single process nothing here does anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Optional
 
@@ -23,6 +24,10 @@ from torch.nn.functional import pad
 
 #: Of Adam: what is kept of the mean of gradients and of their squares.
 BETAS = 0.8, 0.95
+
+
+class NonFinite(ArithmeticError):
+    """A NaN or an infinity came up; the message says where."""
 
 
 def own_generator(seed: int) -> torch.Generator:
@@ -114,6 +119,22 @@ def descend(
     )
     optimizer.step()
     schedule.step()
+
+
+def finite(error: Tensor, i: int) -> float:
+    """The error of an iteration, the mean of all processes.
+
+    Args:
+        error (Tensor): Of this process, a scalar.
+        i (int): The iteration.
+
+    Raises:
+        NonFinite: If it is no finite number.
+    """
+    value = float(total(error.detach())) / get_world_size()
+    if not math.isfinite(value):
+        raise NonFinite(f'NaN or infinity in iteration {i}')
+    return value
 
 
 def mean_error(errors: Iterable[tuple[Tensor, int]]) -> float:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, Optional
 
 import torch
-from mmengine.dist import get_world_size
 from torch import Tensor
 
 from ..functional import annealed_beta
@@ -18,12 +16,11 @@ from ..registry import TASK_UTILS
 from .autocast import Autocast, as_taken
 from .nearest import (
     NearestRounding,
-    NonFinite,
     open_layers,
     open_quantizers,
     open_steps,
 )
-from .processes import adam, descend, share, total
+from .processes import adam, descend, finite, share
 from .settings import check_amounts, check_counts
 from .unit_data import UnitData, UnitReport
 
@@ -166,7 +163,7 @@ class BlockReconstructor(NearestRounding):
                 schedule,
             )
             if i % 10 == 0:
-                error = self._finite(torch.stack(errors).sum(), i)
+                error = finite(torch.stack(errors).sum(), i)
                 report.losses.append((i, error))
 
     def _press(self, layers: list[QuantLayer], progress: float) -> None:
@@ -241,10 +238,3 @@ class BlockReconstructor(NearestRounding):
             index,
             lambda x, y: masks.mix(x, y, 1 - drop),
         )
-
-    @staticmethod
-    def _finite(error: Tensor, i: int) -> float:
-        value = float(total(error.detach())) / get_world_size()
-        if not math.isfinite(value):
-            raise NonFinite(f'NaN or infinity in iteration {i}')
-        return value

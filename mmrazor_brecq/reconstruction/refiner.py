@@ -14,8 +14,10 @@ from ..layers import activation_quantizers, quant_layers
 from ..registry import TASK_UTILS
 from .autocast import Autocast, widened
 from .processes import (
+    NonFinite,
     adam,
     descend,
+    finite,
     mean_error,
     own_generator,
     share,
@@ -141,22 +143,28 @@ class NetworkRefiner:
         with torch.no_grad():
             goals = [_answers(teacher, x) for x in examined()]
         report.before = self._judge(network, examined(), goals)
+        report.after = report.before
         optimizer = adam(self._reopen(network, teacher))
         assert optimizer is not None
-        self._optimise(
-            optimizer, network, teacher, images, trained, seed, report
-        )
+        try:
+            self._optimise(
+                optimizer, network, teacher, images, trained, seed, report
+            )
+        except NonFinite as error:
+            report.note = f'{error}: left as it was'
         for quantizer in activation_quantizers(network):
             quantizer.freeze()
         for layer in quant_layers(network).values():
             layer.freeze()
         network.requires_grad_(False)
         take_from_first(network.state_dict().values())
-        report.after = self._judge(network, examined(), goals)
-        report.accepted = report.after < report.before
+        if not report.note:
+            report.after = self._judge(network, examined(), goals)
+            report.accepted = report.after < report.before
         if not report.accepted:
             network.load_state_dict(before)
-            report.note = 'held-out error did not fall: left as it was'
+            fell = 'held-out error did not fall: left as it was'
+            report.note = report.note or fell
         report.seconds = time.perf_counter() - start
         return report
 
@@ -216,7 +224,8 @@ class NetworkRefiner:
                 schedule,
             )
             if i % 10 == 0:
-                report.losses.append((i, float(sum(errors))))
+                error = finite(torch.stack(errors).sum(), i)
+                report.losses.append((i, error))
 
     def _examined(
         self, images: Rows, first: int, seed: int

@@ -38,6 +38,18 @@ def finished(tmp_path_factory, demo):
     return folder, ptq(quick_config(folder), FLOAT)
 
 
+def test_hooks_of_training_swap_no_weights(finished, quick, tmp_path):
+    """EMAHook would test averages of the float weights."""
+    folder, metrics = finished
+    cfg = quick()
+    cfg.custom_hooks = [dict(type='EMAHook')]
+    assert ptq(cfg, FLOAT) == metrics
+    assert same(
+        frozen(folder / 'quantized.pth'),
+        frozen(tmp_path / 'run' / 'quantized.pth'),
+    )
+
+
 def test_leaves_a_report_a_checkpoint_and_curves(finished):
     folder, metrics = finished
     report = json.loads((folder / 'report.json').read_text())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -66,6 +67,32 @@ def test_all_weights_are_integers_again(rounded):
     for quantizer in activation_quantizers(model.architecture):
         assert not quantizer.trainable()
     assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize('iteration', [0, 20])
+def test_a_pass_that_is_not_finite_is_left_and_undone(
+    iteration, rounded, monkeypatch
+):
+    model, teacher, images = rounded
+    before = states(model)
+    refine = refiner(iterations=200)
+    divergence = refine.likelihood.divergence
+    calls = []
+
+    def broken(outputs, goals):
+        error = divergence(outputs, goals)
+        calls.append(torch.is_grad_enabled())
+        return error * (math.nan if sum(calls) > iteration else 1)
+
+    monkeypatch.setattr(refine.likelihood, 'divergence', broken)
+    report = refine(model.architecture, teacher, images, 3, seed=0)
+
+    assert report.note == (
+        f'NaN or infinity in iteration {iteration}: left as it was'
+    )
+    assert not report.accepted and report.after == report.before
+    assert equal(states(model), before)
+    assert sum(calls) <= iteration + 10
 
 
 def test_nothing_is_lost_by_thawing(rounded):

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrazor_brecq.datasets import UnlabelledImages
+from mmrazor_brecq.registry import DATASETS
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, name in enumerate(['b.png', 'a.JPG', 'deep/er/c.jpeg']):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 5, 3), i, np.uint8)).save(path)
+    (tmp_path / 'notes.txt').write_text('no image')
+    return tmp_path
+
+
+def test_all_images_below_a_folder(folder):
+    images = UnlabelledImages(str(folder))
+    found = [images.get_data_info(i)['img_path'] for i in range(len(images))]
+    assert found == [
+        str(folder / name) for name in ('a.JPG', 'b.png', 'deep/er/c.jpeg')
+    ]
+
+
+def test_a_pipeline_reads_them(folder):
+    images = DATASETS.build(
+        dict(
+            type='UnlabelledImages',
+            data_root=str(folder),
+            pipeline=[dict(type='mmcls.LoadImageFromFile')],
+        )
+    )
+    assert [images[i]['img'].shape for i in range(3)] == 3 * [(4, 5, 3)]
+
+
+def test_other_names_can_be_asked_for(folder):
+    assert len(UnlabelledImages(str(folder), extensions=['.png'])) == 1
+
+
+def test_a_folder_without_images(tmp_path):
+    with pytest.raises(FileNotFoundError, match='data_root'):
+        UnlabelledImages(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='none'):
+        UnlabelledImages(str(tmp_path / 'none'))
