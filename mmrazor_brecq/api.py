@@ -9,6 +9,7 @@ mmrazor_brecq.export_onnx(model, images, 'quantized.onnx')
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
 from typing import Any, Optional, Union
 
@@ -16,11 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from .algorithms import BRECQ
-from .engine.calibration import check_count
+from .engine.calibration import activation_store, check_count
 from .engine.checkpoint import load_quantized, read_quantized, save_quantized
 from .engine.deploy import Request, write
 from .engine.launch import build_model, read_config
+from .reconstruction import Rows
 from .report import weight_bytes
+
+#: The default schedule, `configs/_base_/schedules/default.py`.
+SCHEDULE = dict(
+    type='BlockReconstructor',
+    autocast='fastest',
+    objective=dict(type='FisherLowRank'),
+)
 
 
 def quantize(
@@ -33,11 +42,15 @@ def quantize(
     partition: Optional[dict] = None,
     batch_size: int = 64,
     seed: int = 0,
+    memory: Union[str, float, None] = 0.5,
 ) -> tuple[BRECQ, dict[str, Any]]:
     """Quantize a trained network.
 
         model, report = mmrazor_brecq.quantize(resnet, images)
         logits = model(images)
+
+    The first and the last layer get 8 bits unless ``bit_overrides`` says
+    otherwise. A tenth of the images only judges what the others teach.
 
     Args:
         model (nn.Module): A trained network; it is left as it is.
@@ -49,10 +62,15 @@ def quantize(
             leaves them in float.
         bit_overrides (dict, optional): Widths by layer name or pattern.
         reconstructor (dict, optional): Config of the reconstructor, such as
-            ``dict(type='BlockReconstructor', iterations=1000)``.
+            ``dict(type='BlockReconstructor', iterations=200)``; by default
+            that of the default schedule.
         partition (dict, optional): Config of the partition into units.
         batch_size (int): Images a forward pass.
-        seed (int): The same seed gives the same weights.
+        seed (int): The same seed gives the same weights on the same
+            machine.
+        memory (str | float, optional): What the activations of all images
+            may take: a size such as ``'1GiB'``, a share of what is free,
+            or None for no limit. What is beyond it lies in temporary files.
 
     Returns:
         tuple[BRECQ, dict]: The quantized network, called like ``model``,
@@ -60,7 +78,7 @@ def quantize(
 
     Raises:
         ValueError: If there are too few images, or one is not finite, or
-            the network is not of float32.
+            the network is not of float32, or ``memory`` is no size.
     """
     start = time.perf_counter()
     if isinstance(model, BRECQ):
@@ -76,7 +94,7 @@ def quantize(
             bit_overrides=bit_overrides or {},
         ),
         partition=partition,
-        reconstructor=reconstructor,
+        reconstructor=reconstructor or SCHEDULE,
     )
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = getattr(images, 'dtype', type(images).__name__)
@@ -94,10 +112,11 @@ def quantize(
     # Two batches at least: what is the same in both is of no image.
     batch_size = min(batch_size, (len(images) + 1) // 2)
     batches = images.to(parameter.device, parameter.dtype).split(batch_size)
+    store = activation_store(memory, parameter.device, tempfile.gettempdir())
+    rows = Rows(batches, [len(batch) for batch in batches], store)
     teacher = brecq.prepare(batches[0][:1])
     units = [
-        report.to_dict()
-        for report in brecq.reconstruct(teacher, batches, seed)
+        report.to_dict() for report in brecq.reconstruct(teacher, rows, seed)
     ]
     return brecq, dict(
         units=units,
@@ -113,6 +132,9 @@ def save(model: BRECQ, path: str) -> None:
         model (BRECQ): What :func:`quantize` returned.
         path (str): A file, of torch or, if it ends in ``.safetensors``, of
             safetensors; one that is there is overwritten.
+
+    Raises:
+        ImportError: If safetensors is asked for and missing.
     """
     save_quantized(model, {}, path)
 
