@@ -188,11 +188,11 @@ def check_output(path: str, force: bool) -> None:
         ValueError: If the name is no file's of ONNX.
     """
     if not path.endswith('.onnx'):
-        raise ValueError(f'--output {path!r}, expected a name with .onnx')
+        raise ValueError(f'output={path!r}, expected a name with .onnx')
     if osp.exists(path) and not force:
         raise FileExistsError(
-            f'{path!r} is there already: add --force to overwrite it, or '
-            'name another file with --output'
+            f'{path!r} is there already: add --force (`force=True`) to '
+            'overwrite it, or name another file'
         )
 
 

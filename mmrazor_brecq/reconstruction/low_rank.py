@@ -41,8 +41,8 @@ class FisherLowRank(Fisher):
     6.5 GB for ResNet-50, within the budget of the calibration's memory.
 
     Args:
-        even (float): Where ``e`` is so large, matrix and diagonal count
-            the same. With 0 it is the matrix alone.
+        even (float): The ``e`` at which matrix and diagonal count the
+            same. With 0 it is the matrix alone.
         rank (int): Eigenvectors, at the most: of outputs of more than
             131,072 elements fewer, so that they take no more memory.
         temper (float): Exponent of the diagonal's elements, and of the

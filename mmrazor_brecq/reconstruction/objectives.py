@@ -91,7 +91,22 @@ class MSE:
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
-        """The error of the unit's ``i``-th output tensor."""
+        """The error of the unit's ``i``-th output tensor.
+
+        What an objective of one's own overrides.
+
+        Args:
+            unit (Unit): The unit.
+            i (int): Which of its outputs.
+            output (Tensor): N x ..., in four bytes or more unless the method
+                is marked by :func:`takes_short`.
+            target (Tensor): That of the float network, N x ...
+            index (Tensor): The numbers of the N images.
+
+        Returns:
+            Tensor: A scalar, the mean over images: 0 where both are the
+            same, and never below.
+        """
         return weighted_squared_error(output, target)
 
 
@@ -148,7 +163,8 @@ class FisherDiag(Fisher):
     """Squared error weighted by the diagonal of the Fisher information.
 
     The weight is the squared gradient of the teacher's loss at the unit's
-    output (BRECQ, eq. 10), normalised to mean 1.
+    output (BRECQ, eq. 10) to the power of ``temper``, by default its root,
+    normalised to mean 1.
 
     Args:
         per_sample (bool): Weigh each image by its own gradient, which

@@ -58,9 +58,8 @@ class NetworkRefiner:
             together.
         augment (list[dict]): How images are varied: by default half of them
             have a part of another one in them, and over half of them
-            another one is laid. What makes images that are not found among
-            those to come, such as shoes that point to the other side, does
-            harm.
+            another one is laid. Variations that give images which never
+            occur, such as shoes that point to the other side, do harm.
         draws (int): Variations of each held-out image that judge, 1 or
             more; without ``augment`` they are all the same, and one is
             enough.

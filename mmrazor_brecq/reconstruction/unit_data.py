@@ -55,7 +55,9 @@ class UnitReport:
         name (str): The unit.
         layers (list[str]): Its layers.
         bits (dict): Widths of weight and input of each layer.
-        before (float): Error on held-out images with nearest rounding.
+        before (float): Error on held-out images with nearest rounding, as
+            the objective has it: its scale is the unit's own, and units do
+            not compare.
         after (float): Error on them with the learned rounding.
         accepted (bool): Whether the learned rounding was kept.
         autocast (str, optional): The short type of numbers in which it

@@ -1,5 +1,4 @@
-# A long pass over all units together makes the difference, and sees itself how
-# errors add up.
+# The long last pass over all units together sees how their errors add up.
 _base_ = './default.py'
 schedule = dict(
     iterations=110,

@@ -1,4 +1,5 @@
-# What each layer of a unit needs; `fast` has less, `best` a last pass, too.
+# Iterations for each layer of a unit; `fast` has fewer, `best` adds a pass
+# over the whole network.
 schedule = dict(
     type='BlockReconstructor',
     iterations=85,
