@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
 from mmrazor_brecq.datasets import UnlabelledImages
@@ -31,7 +32,7 @@ def test_a_pipeline_reads_them(folder):
         dict(
             type='UnlabelledImages',
             data_root=str(folder),
-            pipeline=[dict(type='mmcls.LoadImageFromFile')],
+            pipeline=[LoadImageFromFile()],
         )
     )
     assert [images[i]['img'].shape for i in range(3)] == 3 * [(4, 5, 3)]
