@@ -50,9 +50,14 @@ def fused(function: F) -> F:
 
 
 def _compiled(function: Callable) -> Callable:
-    if not (
-        shutil.which(os.environ.get('CXX', 'g++')) or torch.cuda.is_available()
-    ):
+    compiler = os.environ.get('CXX', 'g++')
+    if not (shutil.which(compiler) or torch.cuda.is_available()):
+        # Of the same words Python says once what many functions say.
+        warnings.warn(
+            f'There is no {compiler}: all runs uncompiled, and takes longer. '
+            'Install it, or name another compiler in CXX',
+            stacklevel=2,
+        )
         return function
     # It warns of a missing accelerator on every machine without one.
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
