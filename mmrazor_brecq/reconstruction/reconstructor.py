@@ -59,7 +59,7 @@ class BlockReconstructor(NearestRounding):
 
     def __init__(
         self,
-        iterations: int = 85,
+        iterations: int = 80,
         rounding_lr: float = 0.2,
         weight_scale_lr: float = 0.02,
         activation_scale_lr: float = 1e-3,

@@ -2,7 +2,7 @@
 # over the whole network.
 schedule = dict(
     type='BlockReconstructor',
-    iterations=85,
+    iterations=80,
     batch_size=64,
     autocast='fastest',
     objective=dict(type='FisherLowRank'),
