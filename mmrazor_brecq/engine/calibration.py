@@ -230,6 +230,14 @@ def _batches(
 ) -> Iterator[Tensor]:
     count, shapes = 0, set()
     for data in loader:
+        if 'inputs' not in data:
+            raise ValueError(
+                'The pipeline of `test_cfg.calibration.dataloader.dataset` '
+                f'gives {", ".join(map(repr, data))}, expected `inputs`: '
+                "where images are files, `dict(type='LoadImageFromFile')` "
+                'comes first, and one that packs, such as `PackClsInputs`, '
+                'last'
+            )
         images.add(data)
         batch = _preprocess(model, data)[: num_images - count]
         bad = (~batch.flatten(1).isfinite().all(1)).nonzero().flatten()

@@ -122,7 +122,8 @@ def ptq(
     if not str(loop.get('type')).endswith('PTQLoop'):
         raise ValueError(
             f'test_cfg.type={loop.get("type")!r}, expected '
-            "'mmrazor_brecq.PTQLoop': inherit one of configs/brecq"
+            "'mmrazor_brecq.PTQLoop': inherit one of configs/brecq, or write "
+            '`test_cfg` as README has it'
         )
     check_keys(loop.get('calibration') or {})
     cfg.test_cfg.resume = resume

@@ -30,7 +30,7 @@ def test_all_images_below_a_folder(folder):
 def test_a_pipeline_reads_them(folder):
     images = DATASETS.build(
         dict(
-            type='UnlabelledImages',
+            type='mmrazor_brecq.UnlabelledImages',
             data_root=str(folder),
             pipeline=[LoadImageFromFile()],
         )

@@ -91,3 +91,10 @@ def test_few_images_are_told(count, warned, warnings_log):
     assert len(rows) == count
     assert len(warnings_log) == warned
     assert all('not even a batch of 32' in line for line in warnings_log)
+
+
+def test_a_pipeline_that_reads_no_images():
+    """As where LoadImageFromFile is missing: there is nothing to pack."""
+    loader = DataLoader([dict(data_samples=i) for i in range(4)], batch_size=2)
+    with pytest.raises(ValueError, match="gives 'data_samples'.*LoadImage"):
+        collect_images(Model(), loader, 4, ImageSet(), Store())
