@@ -10,6 +10,9 @@ from mmengine.dataset import BaseDataset
 
 from ..registry import DATASETS
 
+#: What names of images end with.
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+
 
 @DATASETS.register_module()
 class UnlabelledImages(BaseDataset):
@@ -29,9 +32,7 @@ class UnlabelledImages(BaseDataset):
     def __init__(
         self,
         data_root: str,
-        extensions: Sequence[str] = (
-            *('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'),
-        ),
+        extensions: Sequence[str] = EXTENSIONS,
         **kwargs: Any,
     ) -> None:
         self.extensions = tuple(extensions)

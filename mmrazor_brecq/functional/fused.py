@@ -52,7 +52,7 @@ def fused(function: F) -> F:
 def _compiled(function: Callable) -> Callable:
     compiler = os.environ.get('CXX', 'g++')
     if not (shutil.which(compiler) or torch.cuda.is_available()):
-        # Of the same words Python says once what many functions say.
+        # Python shows what many functions say in the same words once.
         warnings.warn(
             f'There is no {compiler}: all runs uncompiled, and takes longer. '
             'Install it, or name another compiler in CXX',

@@ -160,10 +160,10 @@ class NetworkRefiner:
         if not report.note:
             report.after = self._judge(network, examined(), goals)
             report.accepted = report.after < report.before
+            if not report.accepted:
+                report.note = 'held-out error did not fall: left as it was'
         if not report.accepted:
             network.load_state_dict(before)
-            fell = 'held-out error did not fall: left as it was'
-            report.note = report.note or fell
         report.seconds = time.perf_counter() - start
         return report
 
