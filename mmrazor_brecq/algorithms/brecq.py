@@ -189,7 +189,7 @@ class BRECQ(BaseModel):
         )
         reconstructor.autocast.measure(teacher, images)
         holder = nn.ModuleDict(dict(teacher=teacher))
-        finished = set()
+        finished: set[str] = set()
         with (
             Stream(self, 'architecture', self.units, images) as student,
             Stream(
@@ -201,6 +201,9 @@ class BRECQ(BaseModel):
                 start = time.perf_counter()
                 images.store.give_back()
                 (name, inputs), (_, float_inputs) = here, there
+                if not finished:  # So far both networks are one.
+                    inputs = float_inputs
+                del here, there
                 unit = order[name]
                 targets = Rows(
                     original.run(apart[name].module),
@@ -219,7 +222,7 @@ class BRECQ(BaseModel):
                     report.seconds = time.perf_counter() - start
                     yield report
                 finished.add(name)
-                del here, there, inputs, float_inputs
+                del inputs, float_inputs
                 here = student.advance(student.run(unit.module))
                 there = original.advance(targets.split())
         if finished != set(order):

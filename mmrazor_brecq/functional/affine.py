@@ -251,7 +251,7 @@ def _mixed(
         quantize(real, step, zero_point, qmin, qmax), step, zero_point
     )
     if keep is not None:
-        out = torch.lerp(real, out, keep)
+        out = torch.where(keep > 0, out, real)
     return out.to(dtype)
 
 

@@ -179,7 +179,7 @@ class MaskPool:
 
     def mix(self, x: Tensor, y: Tensor, prob: float) -> Tensor:
         """Each element from ``x`` with probability ``prob``, else from
-        ``y``, two tensors of one shape.
+        ``y``, two tensors of one shape. What ``y`` held is lost.
         """
         mask = self.cut(x.numel(), prob)
-        return like(torch.lerp(flat(y, x), flat(x), mask), x)
+        return like(flat(y, x).lerp_(flat(x), mask), x)

@@ -80,6 +80,8 @@ class FisherLowRank(Fisher):
         self.store = Store()
         self.gradients: dict[Place, Column] = {}
         self.directions: dict[Place, Tensor] = {}
+        #: The directions in the type of the outputs that units learn with.
+        self.short: dict[Place, Tensor] = {}
 
     def watch(
         self,
@@ -90,7 +92,8 @@ class FisherLowRank(Fisher):
     ) -> None:
         """Gather each image's gradient at all units in one pass."""
         count = min(share(self.images), len(images))
-        self.gradients, self.weights, self.directions = {}, {}, {}
+        for held in self._held():
+            held.clear()
         self.store = images.store
 
         def collect(place: Place, which: slice, grad: Tensor) -> None:
@@ -119,9 +122,12 @@ class FisherLowRank(Fisher):
 
     def end(self, unit: Unit) -> None:
         """Let go of the unit's gradients, weights and directions."""
-        for held in self.gradients, self.weights, self.directions:
+        for held in self._held():
             for place in [p for p in held if p[0] == unit.name]:
                 del held[place]
+
+    def _held(self) -> tuple[dict[Place, Any], ...]:
+        return self.gradients, self.weights, self.directions, self.short
 
     def _decompose(self, place: Place, column: Column) -> None:
         """Weights and directions from the gradients of all processes."""
@@ -212,5 +218,16 @@ class FisherLowRank(Fisher):
             output,
             target,
             self.weights.get(place),
-            self.directions.get(place),
+            self._directions_in(output.dtype, place),
         )
+
+    def _directions_in(
+        self, dtype: torch.dtype, place: Place
+    ) -> Optional[Tensor]:
+        """Those of an output, in its type, to which they go only once."""
+        known = self.directions.get(place)
+        if known is None or known.dtype == dtype:
+            return known
+        if place not in self.short or self.short[place].dtype != dtype:
+            self.short[place] = known.to(dtype)
+        return self.short[place]

@@ -23,7 +23,7 @@ def tensors(nested: Any) -> list[Tensor]:
 FORWARD, AND_BACK = 2**20, 2**19
 
 
-def at_once(elements: int, most: int, room: int = 2**21) -> int:
+def at_once(elements: int, most: int, room: int = 3 * 2**20) -> int:
     """How many images run together, so that they need little memory.
 
     Args:

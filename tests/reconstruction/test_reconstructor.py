@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from statistics import mean
 
 import pytest
 import torch
@@ -802,9 +803,9 @@ def test_learning_in_bfloat16_is_close_to_the_exact(quantize, batches):
         model, teacher = quantize('residual', (3, 4))
         reconstructor = learner(160, autocast=name)
         reports = run(model, teacher, batches, reconstructor)
-        after[name] = [r.after / r.before for r in reports]
-    for exact, fast in zip(after[None], after['bfloat16']):
-        assert abs(exact - fast) < 0.2
+        # A unit's own is what those before it have left, too.
+        after[name] = mean(r.after / r.before for r in reports)
+    assert abs(after[None] - after['bfloat16']) < 0.15
 
 
 def test_all_units_learn_in_the_type_that_was_measured(
