@@ -117,6 +117,22 @@ def test_a_unit_is_frozen_once_it_is_reported(quantize, batches):
                 assert layer.frozen == (name in frozen)
 
 
+def test_until_a_unit_is_quantized_both_networks_are_one(
+    each_toy, quantize, batches
+):
+    class Notes(NearestRounding):
+        def learn(self, unit, data, generator, report):
+            one.append(data.inputs is data.float_inputs)
+            return super().learn(unit, data, generator, report)
+
+    one: list[bool] = []
+    model, teacher = quantize(each_toy, (2, 2))
+    for _ in model.reconstruct(teacher, batches, 0, Notes()):
+        pass
+
+    assert one == [True] + [False] * (len(model.units) - 1)
+
+
 @pytest.mark.parametrize('partition', ['Layer', 'Block', 'Stage', 'Network'])
 def test_units_of_every_size(partition, quantize, batches):
     model, teacher = quantize(

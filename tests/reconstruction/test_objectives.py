@@ -402,6 +402,35 @@ def test_where_nearest_rounding_hardly_errs_it_is_the_diagonal(
         )
 
 
+def test_directions_go_to_the_type_of_short_outputs_once(
+    each_toy, batches, generator
+):
+    objective = FisherLowRank()
+    units, outputs = watched(objective, each_toy, batches)
+    for unit in units:
+        goals = outputs[unit.name]
+        out = disturbed(goals[0], generator)
+        objective.begin(unit, [out], goals[:1])
+
+        def loss(found, unit=unit, goal=goals[0]):
+            return objective.loss(unit, found, goal, torch.arange(5))
+
+        exact = loss(out)
+        assert not objective.short
+        short = loss(tree_map(torch.Tensor.bfloat16, out))
+        once = dict(objective.short)
+        loss(tree_map(torch.Tensor.bfloat16, out))
+
+        torch.testing.assert_close(short, exact, rtol=0.03, atol=0)
+        assert torch.equal(loss(out), exact)
+        assert once and set(once) == set(objective.directions)
+        for place, directions in objective.short.items():
+            assert directions is once[place]
+            assert directions.dtype == torch.bfloat16
+        objective.end(unit)
+        assert not objective.short
+
+
 @pytest.mark.parametrize('even', [0.0, 0.05, 1.0])
 def test_the_larger_nearest_roundings_error_the_more_is_for_the_matrix(
     even, each_toy, batches, generator
