@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Optional
+from typing import Callable, Optional
 
 import torch
 from mmengine.dist import (
@@ -97,40 +97,49 @@ def adam(
     return torch.optim.Adam(groups, betas=BETAS, fused=True)
 
 
-def descend(
-    losses: Iterable[Tensor],
+def minimise(
+    errors: Callable[[int], Iterable[Tensor]],
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    iterations: int,
+    curve: list[tuple[int, float]],
+    scale: float = 1.0,
 ) -> None:
-    """One step of an optimiser, the same in all processes.
+    """Let an optimiser take its steps, the same in all processes.
+
+    Its learning rates fall to nothing, like a cosine.
 
     Args:
-        losses (iterable): Scalars whose sum is to fall, of this process'
-            images. Each is asked for when the one before it has left its
-            gradient, so that only one of them holds memory.
+        errors (callable): Gives the errors of an iteration, given its
+            number: scalars whose sum is to fall, of this process' images.
+            Each is asked for when the one before it has left its gradient,
+            so that only one of them holds memory.
         optimizer (Optimizer): Holds what is learned.
-        schedule (LRScheduler): Of its learning rates.
-    """
-    optimizer.zero_grad()
-    for loss in losses:
-        loss.backward()
-    average_gradients(
-        p for group in optimizer.param_groups for p in group['params']
-    )
-    optimizer.step()
-    schedule.step()
-
-
-def finite(error: Tensor, i: int) -> float:
-    """The error of an iteration, the mean of all processes.
-
-    Args:
-        error (Tensor): Of this process, a scalar.
-        i (int): The iteration.
+        iterations (int): How many steps.
+        curve (list): Takes number and error of every tenth iteration.
+        scale (float): What errors are divided by, but in the curve.
 
     Raises:
-        NonFinite: If it is no finite number.
+        NonFinite: If an error is no finite number.
     """
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, iterations
+    )
+    learned = [p for group in optimizer.param_groups for p in group['params']]
+    for i in range(iterations):
+        optimizer.zero_grad()
+        seen = []
+        for error in errors(i):
+            (error / scale).backward()
+            seen.append(error.detach())
+        average_gradients(learned)
+        optimizer.step()
+        schedule.step()
+        if i % 10 == 0:
+            curve.append((i, _finite(torch.stack(seen).sum(), i)))
+
+
+def _finite(error: Tensor, i: int) -> float:
+    """The error of an iteration, the mean of all processes."""
     value = float(total(error.detach())) / get_world_size()
     if not math.isfinite(value):
         raise NonFinite(f'NaN or infinity in iteration {i}')

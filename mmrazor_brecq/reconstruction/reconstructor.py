@@ -20,7 +20,7 @@ from .nearest import (
     open_quantizers,
     open_steps,
 )
-from .processes import adam, descend, finite, share
+from .processes import adam, minimise, share
 from .settings import check_amounts, check_counts
 from .unit_data import UnitData, UnitReport
 
@@ -149,22 +149,16 @@ class BlockReconstructor(NearestRounding):
         iterations = self.iterations * max(1, len(layers))
         quantizers = activation_quantizers(unit.module)
         drop = quantizers[0].drop_prob if quantizers else 0.0
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, iterations
-        )
         batch = share(self.batch_size)
-        for i in range(iterations):
+
+        def errors(i: int) -> Iterator[Tensor]:
             index = torch.randint(data.trained, (batch,), generator=generator)
             self._press(layers, i / iterations)
-            errors: list[Tensor] = []
-            descend(
-                self._errors(unit, data, index, drop, masks, report, errors),
-                optimizer,
-                schedule,
-            )
-            if i % 10 == 0:
-                error = finite(torch.stack(errors).sum(), i)
-                report.losses.append((i, error))
+            return self._errors(unit, data, index, drop, masks)
+
+        # Relative to the error of nearest rounding.
+        scale = max(report.before, 1e-12)
+        minimise(errors, optimizer, iterations, report.losses, scale)
 
     def _press(self, layers: list[QuantLayer], progress: float) -> None:
         """Push what is undecided, once the warmup is over."""
@@ -188,13 +182,8 @@ class BlockReconstructor(NearestRounding):
         index: Tensor,
         drop: float,
         masks: MaskPool,
-        report: UnitReport,
-        errors: list[Tensor],
     ) -> Iterator[Tensor]:
-        """The error of a batch part by part, relative to nearest rounding's.
-
-        What it is in itself is put into ``errors``.
-        """
+        """The error of a batch, part by part."""
         for part in data.parts(index, len(index)):
             args, kwargs = self._mixed_inputs(data, part, drop, masks)
             with self.autocast(masks.device):
@@ -202,9 +191,7 @@ class BlockReconstructor(NearestRounding):
             target = data.targets.take(part)
             loss = self.objective.loss
             error = loss(unit, as_taken(loss, output), target, part)
-            error = error * (len(part) / len(index))
-            errors.append(error.detach())
-            yield error / max(report.before, 1e-12)
+            yield error * (len(part) / len(index))
 
     def _optimizer(
         self, unit: Unit, layers: list[QuantLayer]

@@ -16,9 +16,8 @@ from .autocast import Autocast, widened
 from .processes import (
     NonFinite,
     adam,
-    descend,
-    finite,
     mean_error,
+    minimise,
     own_generator,
     share,
     take_from_first,
@@ -206,25 +205,17 @@ class NetworkRefiner:
         report: UnitReport,
     ) -> None:
         generator = own_generator(seed)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, self.iterations
-        )
         size = share(self.batch_size)
         # Parts of half a batch would take a sixth longer.
         room = 3 * AND_BACK if self.autocast.short else 3 * AND_BACK // 2
         together = at_once(images.elements, most=size, room=room)
-        for i in range(self.iterations):
+
+        def errors(i: int) -> Iterator[Tensor]:
             index = torch.randint(trained, (size,), generator=generator)
             batch = self._varied(images, index, generator)
-            errors: list[Tensor] = []
-            descend(
-                self._errors(network, teacher, batch.split(together), errors),
-                optimizer,
-                schedule,
-            )
-            if i % 10 == 0:
-                error = finite(torch.stack(errors).sum(), i)
-                report.losses.append((i, error))
+            return self._errors(network, teacher, batch.split(together))
+
+        minimise(errors, optimizer, self.iterations, report.losses)
 
     def _examined(
         self, images: Rows, first: int, seed: int
@@ -269,9 +260,8 @@ class NetworkRefiner:
         network: nn.Module,
         teacher: nn.Module,
         parts: Sequence[Tensor],
-        errors: list[Tensor],
     ) -> Iterator[Tensor]:
-        """The error of a batch part by part, left in ``errors``, too."""
+        """The error of a batch, part by part."""
         images = sum(map(len, parts))
         for part in parts:
             with self.autocast(part.device):
@@ -279,9 +269,7 @@ class NetworkRefiner:
                     goals = _answers(teacher, part)
                 outputs = _answers(network, part)
             error = self.likelihood.divergence(outputs, goals)
-            error = error * (len(part) / images)
-            errors.append(error.detach())
-            yield error
+            yield error * (len(part) / images)
 
 
 def _answers(network: nn.Module, images: Tensor) -> list[Tensor]:
