@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import os.path as osp
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import torch
@@ -129,7 +131,7 @@ def ptq(
     cfg.test_cfg.resume = resume
     runner = build_runner(cfg)
     load_float(bare_model(runner), checkpoint, trust)
-    return runner.test()
+    return _tested(runner)
 
 
 def test(cfg: Config, checkpoint: str) -> dict[str, float]:
@@ -145,7 +147,7 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
     cfg.test_cfg = dict()
     runner = build_runner(cfg)
     load_quantized(bare_model(runner), checkpoint)
-    return runner.test()
+    return _tested(runner)
 
 
 def build_model(cfg: Config) -> BRECQ:
@@ -179,11 +181,24 @@ def build_runner(cfg: Config) -> Runner:
     cfg.custom_hooks = [
         hook for hook in cfg.get('custom_hooks') or [] if not _averages(hook)
     ]
-    try:
+    with _construction():
         return Runner.from_cfg(cfg)
-    except TypeError as error:
-        # A key that no constructor knows; mmengine names the class.
+
+
+@contextmanager
+def _construction() -> Iterator[None]:
+    """Makes a key that no constructor knows an error of the config."""
+    try:
+        yield
+    except TypeError as error:  # It names the class.
         raise ValueError(f'The config has a key too many: {error}') from error
+
+
+def _tested(runner: Runner) -> dict[str, float]:
+    """Run the loop of a runner, which builds its data sets first."""
+    with _construction():
+        assert runner.test_loop is not None
+    return runner.test()
 
 
 def _averages(hook: Any) -> bool:

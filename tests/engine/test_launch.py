@@ -5,7 +5,7 @@ import pytest
 from mmrazor_brecq.cli import tool_parser
 from mmrazor_brecq.engine.launch import load_config, ptq
 
-from .conftest import CONFIG, ROOT
+from .conftest import CONFIG, FLOAT, ROOT
 
 
 def test_missing_config(tmp_path):
@@ -59,6 +59,21 @@ def test_a_key_that_nothing_knows(tmp_path, change):
     word = next(iter(change)).split('.')[-1]
     with pytest.raises(ValueError, match=f'a key too many.*{word}'):
         ptq(cfg, 'none.pth')
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'test_dataloader.dataset.spilt': 'test'},
+        {'test_cfg.calibration.dataloader.dataset.spilt': 'train'},
+        {'test_evaluator.topc': 1},
+    ],
+)
+def test_a_key_that_no_data_set_knows(tmp_path, change):
+    cfg = load_config(CONFIG, change, str(tmp_path))
+    word = next(iter(change)).split('.')[-1]
+    with pytest.raises(ValueError, match=f'a key too many.*{word}'):
+        ptq(cfg, FLOAT)
 
 
 def test_overrides_from_the_command_line(tmp_path):
