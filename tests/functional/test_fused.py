@@ -79,6 +79,7 @@ def test_two_tensors_meet_element_by_element(layout, x):
 
 
 def test_without_a_compiler_the_plain_function_runs(monkeypatch, x):
+    monkeypatch.delenv('CXX', raising=False)
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(torch, 'compile', None)
