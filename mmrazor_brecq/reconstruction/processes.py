@@ -140,7 +140,7 @@ def minimise(
 
 def _finite(error: Tensor, i: int) -> float:
     """The error of an iteration, the mean of all processes."""
-    value = float(total(error.detach())) / get_world_size()
+    value = float(total(error)) / get_world_size()
     if not math.isfinite(value):
         raise NonFinite(f'NaN or infinity in iteration {i}')
     return value

@@ -218,7 +218,7 @@ class BlockReconstructor(NearestRounding):
         data: UnitData, index: Tensor, drop: float, masks: MaskPool
     ) -> Any:
         """Inputs of which some elements come from the float network."""
-        if not drop or data.inputs is data.float_inputs:
+        if not drop:
             return data.inputs.take(index)
         return data.inputs.mixed(
             data.float_inputs,

@@ -127,6 +127,8 @@ class Rows:
             index (Tensor): Whole numbers below ``len(self)``.
             mix (callable): From two tensors of images to one.
         """
+        if other is self:
+            return self.take(index)
         leaves = []
         for x, y in zip(self.leaves, other.leaves):
             if isinstance(x, Column):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from statistics import mean
 
 import pytest
 import torch
@@ -797,15 +796,17 @@ def test_an_objective_that_takes_short_numbers_gets_them(quantize, batches):
     assert torch.bfloat16 in short.seen
 
 
-def test_learning_in_bfloat16_is_close_to_the_exact(quantize, batches):
+def test_learning_in_bfloat16_is_close_to_the_exact(quantize, generator):
+    # Of twelve images a single one would judge, and that is chance.
+    batches = torch.randn(96, 3, 8, 8, generator=generator).split(32)
     after = {}
     for name in None, 'bfloat16':
         model, teacher = quantize('residual', (3, 4))
         reconstructor = learner(160, autocast=name)
         reports = run(model, teacher, batches, reconstructor)
-        # A unit's own is what those before it have left, too.
-        after[name] = mean(r.after / r.before for r in reports)
-    assert abs(after[None] - after['bfloat16']) < 0.15
+        after[name] = [r.after / r.before for r in reports]
+    for exact, fast in zip(after[None], after['bfloat16']):
+        assert abs(exact - fast) < 0.2
 
 
 def test_all_units_learn_in_the_type_that_was_measured(
