@@ -187,11 +187,20 @@ def build_runner(cfg: Config) -> Runner:
 
 @contextmanager
 def _construction() -> Iterator[None]:
-    """Makes a key that no constructor knows an error of the config."""
+    """Makes a key too many or too few an error of the config.
+
+    Any other TypeError is a constructor's own.
+    """
     try:
         yield
     except TypeError as error:  # It names the class.
-        raise ValueError(f'The config has a key too many: {error}') from error
+        for said, what in (
+            ('unexpected keyword argument', 'has a key too many'),
+            ('required', 'lacks a key'),
+        ):
+            if said in str(error):
+                raise ValueError(f'The config {what}: {error}') from error
+        raise
 
 
 def _tested(runner: Runner) -> dict[str, float]:

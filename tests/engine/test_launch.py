@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from mmengine.registry import DATASETS
 
 from mmrazor_brecq.cli import tool_parser
 from mmrazor_brecq.engine.launch import load_config, ptq
@@ -73,6 +74,31 @@ def test_a_key_that_no_data_set_knows(tmp_path, change):
     cfg = load_config(CONFIG, change, str(tmp_path))
     word = next(iter(change)).split('.')[-1]
     with pytest.raises(ValueError, match=f'a key too many.*{word}'):
+        ptq(cfg, FLOAT)
+
+
+@DATASETS.register_module()
+class Faulty:
+    """A data set that wants a key, and has a mistake of its own."""
+
+    def __init__(self, wanted, **others):
+        len(wanted)
+
+
+@pytest.mark.parametrize(
+    'keys, error, words',
+    [
+        ({}, ValueError, 'lacks a key.*Faulty.*wanted'),
+        ({'wanted': 1}, TypeError, "'int' has no len"),
+    ],
+)
+def test_a_key_too_few_and_a_mistake_of_a_data_set(
+    tmp_path, keys, error, words
+):
+    data_set = dict(type='Faulty', _scope_='mmengine', **keys)
+    cfg = load_config(CONFIG, {}, str(tmp_path))
+    cfg.test_dataloader.dataset = data_set
+    with pytest.raises(error, match=words):
         ptq(cfg, FLOAT)
 
 

@@ -60,6 +60,15 @@ def test_it_is_measured_once(takes, toy, batches):
     assert len(asked) == 8
 
 
+@pytest.mark.parametrize('short, passes', [(8.0, 4), (1.5, 8)])
+def test_what_is_hopeless_is_not_measured_to_the_end(
+    short, passes, takes, toy, batches
+):
+    asked = takes(1.0, short)
+    Autocast('fastest').measure(toy('residual'), rows(batches))
+    assert len(asked) == passes
+
+
 def test_measuring_leaves_the_network_as_it_was(each_toy, batches):
     network = each_toy.eval().requires_grad_(False)
     before = {k: v.clone() for k, v in network.state_dict().items()}
