@@ -119,7 +119,7 @@ class PTQLoop(TestLoop):
         with clock('evaluate'):
             self._evaluate(original, 'float', progress, calibration)
         del original
-        with clock('capture'):
+        with clock('nearest'):
             nearest = copy.deepcopy(model)
             if 'nearest' not in progress.metrics:
                 for _ in nearest.reconstruct(

@@ -58,7 +58,7 @@ def test_leaves_a_report_a_checkpoint_and_curves(finished):
     assert report['quantized'] == metrics
     assert set(report['seconds']) == {
         'prepare',
-        'capture',
+        'nearest',
         'reconstruct',
         'evaluate',
         'total',
