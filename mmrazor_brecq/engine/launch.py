@@ -15,11 +15,11 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS, init_default_scope
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
 from ..reconstruction import Rows
-from ..registry import MODELS
 from .calibration import ImageSet, check_keys, hold_images
 from .checkpoint import load_float, load_quantized
 from .files import check_writable
@@ -157,7 +157,8 @@ def build_model(cfg: Config) -> BRECQ:
     if cfg.get('data_preprocessor') is not None:
         # As the runner does it.
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(model).eval()
+    # As it does this: the architecture is looked for in the default scope.
+    return MMENGINE_MODELS.build(model).eval()
 
 
 def build_runner(cfg: Config) -> Runner:

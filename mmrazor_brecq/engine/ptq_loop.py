@@ -161,6 +161,7 @@ class PTQLoop(TestLoop):
         """Metrics of one model, unless they are known."""
         if name in progress.metrics:
             return
+        self.runner.logger.info(f'{name}: evaluates')
         model.eval()
         overlap = torch.zeros(())
         with torch.no_grad():

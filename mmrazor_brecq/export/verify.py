@@ -94,7 +94,11 @@ class Verification:
                     f'{match.runtime} and torch agree on '
                     f'{match.agreement:.2%} of {match.images} images, '
                     f'expected {agreement:.2%}, though every layer by '
-                    'itself is the same'
+                    'itself is the same: the network says nearly the same '
+                    'of all classes, as an untrained one does, or the '
+                    'runtime sums otherwise than the standard has it; '
+                    '--least-agreement (`least_agreement`) is what is '
+                    'expected'
                 )
         return None
 

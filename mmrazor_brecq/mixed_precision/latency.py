@@ -125,6 +125,7 @@ def time_graph(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry('session.x64quantprecision', '1')
     session = onnxruntime.InferenceSession(
         model, options, providers=['CPUExecutionProvider']
     )

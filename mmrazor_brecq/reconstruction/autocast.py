@@ -87,8 +87,8 @@ class Autocast:
         share = float(short / usual)
         self.chosen = 'bfloat16' if share <= self.quicker else None
         print_log(
-            f'bfloat16 takes {share:.0%} of the time: learns '
-            + ('in it' if self.chosen else 'without it'),
+            f'bfloat16 takes {share:.0%} of the time of float32 on this '
+            f'device: learns in {self.chosen or "float32"}',
             'current',
             logging.INFO,
         )

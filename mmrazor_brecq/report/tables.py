@@ -37,6 +37,7 @@ def closing_table(report: dict[str, Any]) -> str:
         if part != 'total'
     )
     rejected = sum(not unit['accepted'] for unit in report['units'])
+    table.caption_justify = 'left'
     table.caption = (
         f'{seconds["total"]:.0f} s ({parts}), peak memory '
         f'{report["peak_memory_mb"]} MB ({report["activations_mb"]["held"]} '
@@ -128,7 +129,9 @@ def export_table(report: dict[str, Any]) -> str:
         )
         lines.append(
             f'ONNX Runtime makes of it: {integer}; convolutions in float: '
-            f'{"; ".join(floats) or "none"}'
+            f'{"; ".join(floats) or "none"}. It needs the session option '
+            'session.x64quantprecision=1 on x86 CPUs without VNNI, where '
+            'sums saturate without it'
         )
     console = Console(file=io.StringIO(), width=100)
     console.print(table)

@@ -4,7 +4,7 @@ import pytest
 from mmengine.registry import DATASETS
 
 from mmrazor_brecq.cli import tool_parser
-from mmrazor_brecq.engine.launch import load_config, ptq
+from mmrazor_brecq.engine.launch import build_model, load_config, ptq
 
 from .conftest import CONFIG, FLOAT, ROOT
 
@@ -38,6 +38,14 @@ def test_options_reach_the_model(tmp_path):
     )
     assert cfg.model.quantization.weight.bits == 3
     assert cfg.model.quantization.activation.bits == 4
+
+
+def test_an_architecture_is_looked_for_in_the_default_scope(tmp_path):
+    cfg = load_config(CONFIG, {}, str(tmp_path))
+    del cfg.model.architecture['_scope_']
+    assert cfg.default_scope == 'mmcls'
+    model = build_model(cfg)
+    assert type(model.architecture).__name__ == 'ImageClassifier'
 
 
 def test_every_run_has_a_seed(tmp_path):

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+from mmrazor_brecq.export.session import open_session  # noqa: E402
+
+
+@pytest.fixture
+def large_products():
+    """A product of the largest integers, in steps of its result."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    tensors = dict(
+        weight=np.full((16, 16), 127, np.int8),
+        one=np.float32(1),
+        zero=np.uint8(0),
+        none=np.int8(0),
+        step=np.float32(16 * 255 * 127 / 200),
+    )
+    nodes = [
+        helper.make_node('DequantizeLinear', ['x', 'one', 'zero'], ['a']),
+        helper.make_node('DequantizeLinear', ['weight', 'one', 'none'], ['b']),
+        helper.make_node('MatMul', ['a', 'b'], ['c']),
+        helper.make_node('QuantizeLinear', ['c', 'step', 'zero'], ['y']),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        'large',
+        [helper.make_tensor_value_info('x', TensorProto.UINT8, [1, 16])],
+        [helper.make_tensor_value_info('y', TensorProto.UINT8, [1, 16])],
+        [numpy_helper.from_array(np.array(v), k) for k, v in tensors.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid('', 21)], ir_version=10
+    )
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_sums_of_large_products_do_not_saturate(large_products, fused):
+    session = open_session(large_products, fused)
+    found = session.run(None, {'x': np.full((1, 16), 255, np.uint8)})[0]
+    assert (found == 200).all()
