@@ -12,6 +12,7 @@ import re
 import runpy
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any, Callable
 
@@ -176,6 +177,8 @@ def run_tool(
         int: The exit status: 0, 1 after a mistake, 130 after Ctrl-C.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # It advises a package that has no wheel for most versions of torch.
+    warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformable')
     try:
         action()
     except (ValueError, KeyError, OSError, ImportError) as error:

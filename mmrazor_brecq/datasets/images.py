@@ -50,8 +50,11 @@ class UnlabelledImages(BaseDataset):
             if path.suffix.lower() in self.extensions
         )
         if not paths:
+            folder = Path(self.data_root).absolute()
             raise FileNotFoundError(
-                f'No image below {self.data_root!r}, expected files that end '
+                f'No image below {str(folder)!r}'
+                + (not folder.is_dir()) * ', which is no folder'
+                + ', expected files that end '
                 f'with {", ".join(self.extensions)}: set `data_root` of the '
                 'dataset to their folder'
             )

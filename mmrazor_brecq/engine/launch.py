@@ -26,6 +26,8 @@ from .files import check_writable
 
 #: What the configs of `_base_` define for others to compose `model` from.
 BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
+#: What the names of configs end with.
+CONFIGS = '.py', '.yml', '.yaml', '.json'
 
 
 def read_config(path: str, options: Optional[dict[str, Any]] = None) -> Config:
@@ -41,10 +43,15 @@ def read_config(path: str, options: Optional[dict[str, Any]] = None) -> Config:
     Raises:
         FileNotFoundError: If there is no such file.
         KeyError: If an option changes a key that the config does not have.
-        ValueError: If its model is not a :class:`BRECQ`.
+        ValueError: If it is no config, or its model not a :class:`BRECQ`.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f'No config at {path!r}')
+    if not path.endswith(CONFIGS):
+        raise ValueError(
+            f'{path!r} is no config, expected a name with '
+            f'{", ".join(CONFIGS)}: the config comes before the checkpoint'
+        )
     cfg = Config.fromfile(path)
     for name in BUILDING_BLOCKS:
         cfg.pop(name, None)

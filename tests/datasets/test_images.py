@@ -45,5 +45,5 @@ def test_other_names_can_be_asked_for(folder):
 def test_a_folder_without_images(tmp_path):
     with pytest.raises(FileNotFoundError, match='data_root'):
         UnlabelledImages(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match='none'):
+    with pytest.raises(FileNotFoundError, match='none.*which is no folder'):
         UnlabelledImages(str(tmp_path / 'none'))

@@ -14,6 +14,11 @@ def test_missing_config(tmp_path):
         load_config(str(tmp_path / 'none.py'))
 
 
+def test_a_checkpoint_in_the_place_of_the_config():
+    with pytest.raises(ValueError, match='pth.* is no config.*before the'):
+        load_config(FLOAT)
+
+
 def test_a_config_without_quantization(tmp_path):
     path = ROOT / 'configs/float/resnet18_fashion-mnist.py'
     with pytest.raises(ValueError, match='mmrazor_brecq.BRECQ'):
