@@ -14,6 +14,7 @@ import time
 from typing import Any, Optional, Union
 
 import torch
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from .algorithms import BRECQ
@@ -22,7 +23,7 @@ from .engine.checkpoint import load_quantized, read_quantized, save_quantized
 from .engine.deploy import Request, write
 from .engine.launch import build_model, read_config
 from .reconstruction import Rows
-from .report import weight_bytes
+from .report import UnitProgress, weight_bytes
 
 #: The default schedule, `configs/_base_/schedules/default.py`.
 SCHEDULE = dict(
@@ -115,9 +116,12 @@ def quantize(
     store = activation_store(memory, parameter.device, tempfile.gettempdir())
     rows = Rows(batches, [len(batch) for batch in batches], store)
     teacher = brecq.prepare(batches[0][:1])
-    units = [
-        report.to_dict() for report in brecq.reconstruct(teacher, rows, seed)
-    ]
+    units = []
+    logger = MMLogger.get_current_instance()
+    with UnitProgress(brecq.steps, logger) as show:
+        for report in brecq.reconstruct(teacher, rows, seed):
+            units.append(report.to_dict())
+            show(report)
     return brecq, dict(
         units=units,
         weight_bytes=weight_bytes(brecq),

@@ -18,6 +18,16 @@ ROOT = Path(__file__).parents[1]
 BRIEF = dict(type='BlockReconstructor', iterations=2)
 
 
+def test_it_says_how_far_it_is(toy, generator, capsys):
+    images = torch.randn(64, 3, 8, 8, generator=generator)
+    _, report = mmrazor_brecq.quantize(
+        toy('residual'), images, reconstructor=BRIEF
+    )
+    said = capsys.readouterr().err
+    for unit in report['units']:
+        assert f'{unit["name"]}: error' in said
+
+
 @pytest.mark.parametrize('count', [2, 3, 64, 65])
 def test_as_many_images_as_there_are(count, toy, generator, warnings_log):
     """Fewer than a batch of 64 will do, with a word of warning."""
