@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os.path as osp
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -204,9 +205,9 @@ def _construction() -> Iterator[None]:
     except TypeError as error:  # It names the class.
         for said, what in (
             ('unexpected keyword argument', 'has a key too many'),
-            ('required', 'lacks a key'),
+            (r'missing \d+ required', 'lacks a key'),
         ):
-            if said in str(error):
+            if re.search(said, str(error)):
                 raise ValueError(f'The config {what}: {error}') from error
         raise
 
