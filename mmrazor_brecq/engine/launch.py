@@ -165,7 +165,7 @@ def build_model(cfg: Config) -> BRECQ:
     if cfg.get('data_preprocessor') is not None:
         # As the runner does it.
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    # As it does this: the architecture is looked for in the default scope.
+    # So the architecture is looked for in the default scope, as there.
     return MMENGINE_MODELS.build(model).eval()
 
 

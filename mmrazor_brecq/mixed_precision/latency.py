@@ -120,15 +120,11 @@ def time_graph(
         repeats (int): Runs that are timed, after a few that are not.
         threads (int): Threads of the runtime.
     """
-    onnxruntime = require('onnxruntime')
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry('session.x64quantprecision', '1')
-    session = onnxruntime.InferenceSession(
-        model, options, providers=['CPUExecutionProvider']
-    )
+    for package in 'onnx_ir', 'onnxruntime':
+        require(package)
+    from ..export.session import open_session
+
+    session = open_session(model, threads=threads)
     inputs = {'x': np.random.default_rng(0).random(size, np.float32)}
     times = []
     for i in range(repeats + 3):

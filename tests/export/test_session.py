@@ -11,8 +11,7 @@ from mmrazor_brecq.export.session import open_session  # noqa: E402
 @pytest.fixture
 def large_products():
     """A product of the largest integers, in steps of its result."""
-    from onnx import TensorProto, helper, numpy_helper
-
+    helper, kind = onnx.helper, onnx.TensorProto.UINT8
     tensors = dict(
         weight=np.full((16, 16), 127, np.int8),
         one=np.float32(1),
@@ -29,9 +28,12 @@ def large_products():
     graph = helper.make_graph(
         nodes,
         'large',
-        [helper.make_tensor_value_info('x', TensorProto.UINT8, [1, 16])],
-        [helper.make_tensor_value_info('y', TensorProto.UINT8, [1, 16])],
-        [numpy_helper.from_array(np.array(v), k) for k, v in tensors.items()],
+        [helper.make_tensor_value_info('x', kind, [1, 16])],
+        [helper.make_tensor_value_info('y', kind, [1, 16])],
+        [
+            onnx.numpy_helper.from_array(np.array(value), name)
+            for name, value in tensors.items()
+        ],
     )
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid('', 21)], ir_version=10
