@@ -2,6 +2,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Toy networks keep one core busy: a process for each core, of one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+    --numprocesses logical --maxprocesses 4 --dist worksteal
 
 .PHONY: venv demo test test-slow test-all lint clean
 
@@ -20,13 +23,13 @@ demo: venv
 	    demo/resnet18_fashion-mnist.pth --work-dir work_dirs/demo
 
 test: venv
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: venv
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-all: venv
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 lint: venv
 	$(BIN)/ruff format --check

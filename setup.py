@@ -74,8 +74,8 @@ export += ['onnxruntime>=1.22; python_version >= "3.10"']
 openvino = ['openvino', 'nncf']
 report = ['matplotlib']
 # The tests of the export run in OpenVINO as well; nncf only the benchmark.
-dev = ['ruff', 'mypy', 'pytest', 'pillow', *search, *export, *report]
-dev += ['openvino']
+dev = ['ruff', 'mypy', 'pytest', 'pytest-xdist', 'pillow', 'openvino']
+dev += [*search, *export, *report]
 
 setup(
     name=PACKAGE,
