@@ -87,6 +87,9 @@ class QuantizationScheme:
     bit_overrides: dict[str, Union[int, dict]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for kind in 'weight', 'activation':
+            own = getattr(self, kind) or {}
+            _check_width(own.get('bits', 8), kind, 'the layers')
         # Keys that no quantizer knows show here, before any work.
         self.weight_quantizer(nn.Linear(1, 1), self.weight.get('bits', 8))
         self.activation_quantizer((self.activation or {}).get('bits', 8))
@@ -135,13 +138,7 @@ class QuantizationScheme:
                 chosen[name].update(value)
         for name, widths in chosen.items():
             for kind, bits in widths.items():
-                if not isinstance(bits, int) or not 2 <= bits <= 8:
-                    raise ValueError(
-                        f'{bits!r} bits for the {kind} of {name!r}, expected '
-                        'a whole number from 2 to 8: change '
-                        f'`quantization.{kind}.bits`, `first_last_bits` or '
-                        '`bit_overrides`'
-                    )
+                _check_width(bits, kind, repr(name))
         return {n: (w['weight'], w['activation']) for n, w in chosen.items()}
 
     def weight_quantizer(self, layer: Any, bits: int) -> Any:
@@ -196,6 +193,16 @@ def _door_places(
         if place is not None and not taken:
             places[name] = place
     return places
+
+
+def _check_width(bits: Any, kind: str, whose: str) -> None:
+    """Refuse what is no width of integers."""
+    if not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise ValueError(
+            f'{bits!r} bits for the {kind} of {whose}, expected a whole '
+            f'number from 2 to 8: change `quantization.{kind}.bits`, '
+            '`first_last_bits` or `bit_overrides`'
+        )
 
 
 def prepare(

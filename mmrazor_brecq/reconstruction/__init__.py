@@ -8,6 +8,7 @@ from .processes import NonFinite, own_generator, share
 from .reconstructor import BlockReconstructor
 from .refiner import WHOLE, NetworkRefiner
 from .rows import FORWARD, Rows, at_once
+from .stopping import WhenSettled
 from .store import Store
 from .stream import Stream
 from .unit_data import UnitData, UnitReport
@@ -34,6 +35,7 @@ __all__ = [
     'UnitData',
     'UnitReport',
     'WHOLE',
+    'WhenSettled',
     'own_generator',
     'share',
     'at_once',

@@ -103,7 +103,8 @@ def minimise(
     iterations: int,
     curve: list[tuple[int, float]],
     scale: float = 1.0,
-) -> None:
+    settled: Optional[Callable[[int], bool]] = None,
+) -> int:
     """Let an optimiser take its steps, the same in all processes.
 
     Its learning rates fall to nothing, like a cosine.
@@ -114,9 +115,14 @@ def minimise(
             Each is asked for when the one before it has left its gradient,
             so that only one of them holds memory.
         optimizer (Optimizer): Holds what is learned.
-        iterations (int): How many steps.
+        iterations (int): How many steps, at the most.
         curve (list): Takes number and error of every tenth iteration.
         scale (float): What errors are divided by, but in the curve.
+        settled (callable, optional): Whether an iteration is to be the
+            last, given its number.
+
+    Returns:
+        int: How many steps were taken.
 
     Raises:
         NonFinite: If an error is no finite number.
@@ -136,6 +142,9 @@ def minimise(
         schedule.step()
         if i % 10 == 0:
             curve.append((i, _finite(torch.stack(seen).sum(), i)))
+        if settled and settled(i):
+            return i + 1
+    return iterations
 
 
 def _finite(error: Tensor, i: int) -> float:

@@ -22,6 +22,7 @@ from .nearest import (
 )
 from .processes import adam, minimise, share
 from .settings import check_amounts, check_counts
+from .stopping import WhenSettled
 from .unit_data import UnitData, UnitReport
 
 
@@ -50,6 +51,8 @@ class BlockReconstructor(NearestRounding):
         autocast (str, optional): Type of the numbers that convolutions and
             matrix products take while units or all of them learn; see
             :class:`Autocast`. What judges is exact.
+        stopping (dict, optional): What ends the learning of a unit before
+            its iterations are over, such as :class:`WhenSettled`.
         objective (dict): The error to make small.
         refiner (dict, optional): A last pass over the whole network.
 
@@ -70,6 +73,7 @@ class BlockReconstructor(NearestRounding):
         batch_size: int = 64,
         fit_images: int = 256,
         autocast: Optional[str] = None,
+        stopping: Optional[dict] = None,
         objective: Optional[dict] = None,
         refiner: Optional[dict] = None,
     ) -> None:
@@ -95,6 +99,9 @@ class BlockReconstructor(NearestRounding):
             'negligible',
         )
         self.autocast = Autocast(autocast)
+        self.stopping: Optional[WhenSettled] = (
+            None if stopping is None else TASK_UTILS.build(stopping)
+        )
         if refiner is not None:
             self.refiner = TASK_UTILS.build(refiner)
             self.refiner.autocast = self.autocast
@@ -128,8 +135,7 @@ class BlockReconstructor(NearestRounding):
         if optimizer is None:
             report.note = 'there is nothing to learn: nearest kept'
             return
-        for quantizer in open_quantizers(unit.module):
-            quantizer.train()
+        _train(unit)
         self._optimise(unit, optimizer, data, masks, generator, report)
         report.after = self.judge(unit, data)
         report.accepted = report.after < report.before
@@ -156,9 +162,22 @@ class BlockReconstructor(NearestRounding):
             self._press(layers, i / iterations)
             return self._errors(unit, data, index, drop, masks)
 
-        # Relative to the error of nearest rounding.
-        scale = max(report.before, 1e-12)
-        minimise(errors, optimizer, iterations, report.losses, scale)
+        def judge() -> float:
+            error = self.judge(unit, data)
+            _train(unit)
+            return error
+
+        settled = None
+        if self.stopping is not None:
+            settled = self.stopping.watch(layers, judge)
+        report.iterations = minimise(
+            errors,
+            optimizer,
+            iterations,
+            report.losses,
+            max(report.before, 1e-12),  # The error of nearest rounding.
+            settled,
+        )
 
     def _press(self, layers: list[QuantLayer], progress: float) -> None:
         """Push what is undecided, once the warmup is over."""
@@ -225,3 +244,9 @@ class BlockReconstructor(NearestRounding):
             index,
             lambda x, y: masks.mix(x, y, 1 - drop),
         )
+
+
+def _train(unit: Unit) -> None:
+    """Let the quantizers that are not frozen learn."""
+    for quantizer in open_quantizers(unit.module):
+        quantizer.train()

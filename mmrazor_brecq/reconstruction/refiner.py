@@ -215,7 +215,9 @@ class NetworkRefiner:
             batch = self._varied(images, index, generator)
             return self._errors(network, teacher, batch.split(together))
 
-        minimise(errors, optimizer, self.iterations, report.losses)
+        report.iterations = minimise(
+            errors, optimizer, self.iterations, report.losses
+        )
 
     def _examined(
         self, images: Rows, first: int, seed: int

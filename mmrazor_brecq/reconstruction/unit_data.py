@@ -60,6 +60,7 @@ class UnitReport:
             not compare.
         after (float): Error on them with the learned rounding.
         accepted (bool): Whether the learned rounding was kept.
+        iterations (int): Steps of the optimiser.
         autocast (str, optional): The short type of numbers in which it
             learned, if any.
         seconds (float): Time spent.
@@ -73,6 +74,7 @@ class UnitReport:
     before: float = float('nan')
     after: float = float('nan')
     accepted: bool = False
+    iterations: int = 0
     autocast: Optional[str] = None
     seconds: float = 0.0
     note: str = ''

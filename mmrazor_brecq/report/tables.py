@@ -22,7 +22,7 @@ def closing_table(report: dict[str, Any]) -> str:
         str: A table of a few lines.
     """
     metrics = list(report['quantized'])
-    table = Table('Model', *metrics, 'Weight bytes, packed')
+    table = Table('Model', *metrics, 'Weight bytes')
     for key, name in MODELS.items():
         size = report['weight_bytes'][
             'float' if key == 'float' else 'quantized'

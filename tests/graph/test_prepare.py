@@ -439,10 +439,13 @@ def test_a_door_is_as_wide_as_its_widest_reader(toy, batches):
         (dict(bit_overrides={'head': 4.0}), '4.0.*head'),
         (dict(bit_overrides={'head': '4'}), '4.*head|head.*4'),
         (dict(first_last_bits=9), "9 bits.*'stem.0'.*`first_last_bits`"),
-        (dict(weight=dict(bits=1)), 'bits=1,.*2 to 8.*`bits`'),
+        (
+            dict(weight=dict(bits=1)),
+            '1 bits for the weight.*2 to 8.*`quantization.weight.bits`',
+        ),
         (
             dict(activation=dict(bits=16)),
-            'bits=16,.*2 to 8.*`bits`',
+            '16 bits.* activation.*2 to 8.*`quantization.activation.bits`',
         ),
     ],
     ids=str,
