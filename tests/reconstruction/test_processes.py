@@ -53,6 +53,7 @@ KINDS = dict(
     usual={},
     broken=dict(objective=dict(type='MSE')),
     uneven=dict(objective=dict(type='FisherLowRank')),
+    settled=dict(stopping=dict(type='WhenSettled', share=0.1, every=5)),
 )
 
 
@@ -129,6 +130,17 @@ def test_two_processes_give_one_model(tmp_path):
     for a, b in zip(*(found['reports'] for found in pair)):
         for key in 'before', 'after', 'accepted', 'note':
             assert a[key] == b[key]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together(tmp_path):
+    pair = run(2, tmp_path, 'settled')
+
+    taken = [[r['iterations'] for r in found['reports']] for found in pair]
+    assert taken[0] == taken[1]
+    assert min(taken[0]) < 40
+    for key, value in pair[0]['state'].items():
+        assert torch.equal(value, pair[1]['state'][key]), key
 
 
 @pytest.mark.slow
