@@ -238,8 +238,14 @@ def test_a_small_budget_changes_no_bit(finished, quick, tmp_path):
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(model__quantization__weight__bits=9), 'bits=9.*2 to 8'),
-        (dict(model__quantization__activation__bits=1), 'bits=1.*2 to 8'),
+        (
+            dict(model__quantization__weight__bits=9),
+            '9 bits for the weight.*2 to 8',
+        ),
+        (
+            dict(model__quantization__activation__bits=1),
+            '1 bits for the activation.*2 to 8',
+        ),
         (
             dict(model__quantization__bit_overrides={'backbone.conv9': 4}),
             "'backbone.conv9' in `bit_overrides` matches no layer",
