@@ -87,12 +87,13 @@ class QuantizationScheme:
     bit_overrides: dict[str, Union[int, dict]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for kind in 'weight', 'activation':
-            own = getattr(self, kind) or {}
-            _check_width(own.get('bits', 8), kind, 'the layers')
-        # Keys that no quantizer knows show here, before any work.
-        self.weight_quantizer(nn.Linear(1, 1), self.weight.get('bits', 8))
-        self.activation_quantizer((self.activation or {}).get('bits', 8))
+        # What makes no sense shows here, before any work: widths, and keys
+        # that no quantizer knows.
+        widths = self._widths()
+        for kind, bits in widths.items():
+            _check_width(bits, kind, 'the layers')
+        self.weight_quantizer(nn.Linear(1, 1), widths['weight'])
+        self.activation_quantizer(widths['activation'])
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields as plain Python."""
@@ -111,10 +112,7 @@ class QuantizationScheme:
             ValueError: If a width is not 2 to 8, if a pattern matches no
                 layer, or if an override has other keys.
         """
-        default = dict(
-            weight=self.weight.get('bits', 8),
-            activation=(self.activation or {}).get('bits', 8),
-        )
+        default = self._widths()
         chosen = {name: dict(default) for name in layers}
         if self.first_last_bits is not None:
             for name in ends:
@@ -140,6 +138,13 @@ class QuantizationScheme:
             for kind, bits in widths.items():
                 _check_width(bits, kind, repr(name))
         return {n: (w['weight'], w['activation']) for n, w in chosen.items()}
+
+    def _widths(self) -> dict[str, int]:
+        """The widths of a layer that nothing else is said of."""
+        return dict(
+            weight=self.weight.get('bits', 8),
+            activation=(self.activation or {}).get('bits', 8),
+        )
 
     def weight_quantizer(self, layer: Any, bits: int) -> Any:
         """A quantizer for the weight of ``layer``."""
