@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 
 import pytest
@@ -11,6 +10,7 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.functional import Kernel
 
 #: Channels and sizes are so small that a network runs in a millisecond.
 WIDTH = 8
@@ -240,25 +240,17 @@ def make(name, seed=0):
     return randomise(network, torch.Generator().manual_seed(seed)).eval()
 
 
-#: Of torch 2.6; older ones compile in all tests.
-stance = getattr(torch.compiler, 'set_stance', contextlib.nullcontext)
-
-
 @pytest.fixture(scope='session', autouse=True)
-def eager():
+def uncompiled():
     """Fast tests, and fixtures of any scope, wait for no compiler."""
-    with stance('force_eager'):
-        yield
+    Kernel.plain = True
 
 
 @pytest.fixture(autouse=True)
-def compiled(request):
+def compiled(request, monkeypatch):
     """The slow tests use it."""
     if request.node.get_closest_marker('slow'):
-        with stance('default'):
-            yield
-    else:
-        yield
+        monkeypatch.setattr(Kernel, 'plain', False)
 
 
 @pytest.fixture

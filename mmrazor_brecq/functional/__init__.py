@@ -6,17 +6,17 @@ from .affine import (
     quantize,
     rounding_error,
 )
-from .fused import (
+from .kernel import Kernel
+from .losses import weighted_squared_error
+from .memory import (
     flat,
     from_rows,
-    fused,
     give_back_freed_memory,
     like,
     memory_order,
     reuse_freed_memory,
     rows,
 )
-from .losses import weighted_squared_error
 from .packing import pack_bits, unpack_bits
 from .relaxation import (
     annealed_beta,
@@ -26,13 +26,13 @@ from .relaxation import (
 )
 
 __all__ = [
+    'Kernel',
     'annealed_beta',
     'dequantize',
     'dequantize_rows',
     'fake_quantize',
     'flat',
     'from_rows',
-    'fused',
     'give_back_freed_memory',
     'integer_range',
     'inverse_rectified_sigmoid',

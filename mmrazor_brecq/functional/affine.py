@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fused import flat, fused, like
+from .kernel import Kernel
+from .memory import flat, like
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -100,8 +101,8 @@ def slopes_on_grid(
     return torch.where(q == inside, grad * step, 0), grad_step
 
 
-_dequantize_rows = fused(values_on_grid)
-_dequantize_rows_backward = fused(slopes_on_grid)
+_dequantize_rows = Kernel(values_on_grid)
+_dequantize_rows_backward = Kernel(slopes_on_grid)
 
 
 def dequantize_rows(
@@ -153,10 +154,8 @@ def rounding_error(
         return _in_pieces(x, scale, zero_point, qmin, qmax, p)
     # A dimension of 1 is a shape of its own to the compiler.
     alone = 1 in (*scale.shape, x.shape[1])
-    kernel: Any = _rounding_error
-    if alone:
-        kernel = kernel.__wrapped__
-    return kernel(x, scale, zero_point, qmin, qmax, p)
+    error = _rounding_error.function if alone else _rounding_error
+    return error(x, scale, zero_point, qmin, qmax, p)
 
 
 #: What a row of its own is cut into.
@@ -173,12 +172,12 @@ def _in_pieces(
     error = rounding_error(pieces, *grids, *args).mean(0, keepdim=True)
     rest = x[:, whole:]
     if rest.shape[1]:
-        others = _rounding_error.__wrapped__(rest, scale, zero_point, *args)  # type: ignore[attr-defined]
+        others = _rounding_error.function(rest, scale, zero_point, *args)
         error = torch.lerp(others, error, whole / x.shape[1])
     return error
 
 
-@fused
+@Kernel
 def _rounding_error(
     x: Tensor,
     scale: Tensor,
@@ -236,7 +235,7 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, grad_log_step, None, None, None, None, None
 
 
-@fused
+@Kernel
 def _mixed(
     x: Tensor,
     step: Tensor,
@@ -275,10 +274,10 @@ def _mixed_slopes(
     return grad_x.to(dtype), grad_log_step
 
 
-_mixed_backward = fused(_mixed_slopes)
+_mixed_backward = Kernel(_mixed_slopes)
 
 
-@fused
+@Kernel
 def _step_backward(*operands: Any) -> Tensor:
     return _mixed_slopes(*operands)[1]
 

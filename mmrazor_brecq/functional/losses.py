@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fused import from_rows, fused, rows
+from .kernel import Kernel
+from .memory import from_rows, rows
 
 
 class _SquaredError(torch.autograd.Function):
@@ -55,7 +56,7 @@ class _SquaredError(torch.autograd.Function):
         return from_rows(slope, output), None, None, None
 
 
-@fused
+@Kernel
 def _changes(
     output: Tensor, target: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -65,7 +66,7 @@ def _changes(
     return change.to(output.dtype), square.mean(1)
 
 
-@fused
+@Kernel
 def _slopes(
     change: Tensor, weight: Tensor, low: Optional[Tensor], factor: Tensor
 ) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .affine import slopes_on_grid, type_of_layers, values_on_grid
-from .fused import fused
+from .kernel import Kernel
 
 
 def rectified_sigmoid(alpha: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class _RelaxedRows(torch.autograd.Function):
         return None, grad_alpha, None, grad_step, None, None, None
 
 
-@fused
+@Kernel
 def _relaxed_rows(
     alpha: Tensor, base: Tensor, *grid: Any
 ) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def _relaxed_rows(
     return values_on_grid(base + h, *grid), chance
 
 
-@fused
+@Kernel
 def _relaxed_rows_backward(
     pressure: Tensor, grad: Tensor, chance: Tensor, base: Tensor, *grid: Any
 ) -> tuple[Tensor, Tensor]:

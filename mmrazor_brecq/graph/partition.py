@@ -29,6 +29,8 @@ class Unit:
         module (nn.Module): The module.
         layers (tuple[str]): Names of the layers in it, in the order of
             their calls.
+        depth (int): Layers on the longest way through it: those side by
+            side count once.
         joined (tuple[Unit]): The units that it joins, if it does: each of
             them keeps its door, so that what is quantized is the same
             however much is reconstructed at a time.
@@ -37,6 +39,7 @@ class Unit:
     name: str
     module: nn.Module
     layers: tuple[str, ...]
+    depth: int = 1
     joined: tuple[Unit, ...] = ()
 
     @property
@@ -72,7 +75,12 @@ class Partition:
             unit = next((m for m in holders if _holds(m, layer)), layer)
             units.setdefault(unit, []).append(layer)
         return [
-            Unit(names[unit], unit, tuple(names[layer] for layer in inside))
+            Unit(
+                names[unit],
+                unit,
+                tuple(names[layer] for layer in inside),
+                _depth(trace, inside),
+            )
             for unit, inside in sorted(
                 units.items(), key=lambda item: order[item[0]]
             )
@@ -85,6 +93,25 @@ class Partition:
 
 def _holds(module: nn.Module, layer: nn.Module) -> bool:
     return any(child is layer for child in module.modules())
+
+
+def _depth(trace: Trace, layers: list[nn.Module]) -> int:
+    """Layers on the longest way that values take through them."""
+    outputs = {
+        value.storage
+        for call in trace.calls
+        if call.module in layers
+        for value in call.outputs
+    }
+    depths: dict[int, int] = {}
+    for made, taken in trace.steps:
+        before = {value.storage for value in taken}
+        depth = max((depths.get(x, 0) for x in before), default=0)
+        for x in {value.storage for value in made}:
+            # What is seen otherwise, or written to, is no further layer.
+            depths[x] = depth + (x in outputs and x not in before)
+    # A layer that is called again and again learns once.
+    return min(len(layers), max(depths.values()))
 
 
 def _outermost(modules: list[nn.Module]) -> list[nn.Module]:

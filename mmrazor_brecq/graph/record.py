@@ -65,11 +65,16 @@ class Trace:
     Attributes:
         calls (list[Call]): In the order of their beginning.
         users (dict): The modules whose own code computes with a value.
+        steps (list): Of every operation, in order, the values that it made
+            and those that it made them of.
         kept (list[Tensor]): All tensors.
     """
 
     calls: list[Call] = field(default_factory=list)
     users: dict[Value, set[nn.Module]] = field(default_factory=dict)
+    steps: list[tuple[tuple[Value, ...], tuple[Value, ...]]] = field(
+        default_factory=list
+    )
     kept: list[Tensor] = field(default_factory=list, repr=False)
 
     def by_module(self) -> dict[nn.Module, list[Call]]:
@@ -88,8 +93,8 @@ class Trace:
         return tuple(map(Value.of, tensors))
 
 
-class _Users(TorchDispatchMode):
-    """Notes which tensors the code of the module that runs computes with."""
+class _Operations(TorchDispatchMode):
+    """Notes which tensors the module that runs computes with, and to what."""
 
     def __init__(self, trace: Trace, stack: list[Call]) -> None:
         super().__init__()
@@ -99,10 +104,13 @@ class _Users(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        for value in self.trace.values((args, kwargs)):
+        taken = self.trace.values((args, kwargs))
+        for value in taken:
             users = self.trace.users.setdefault(value, set())
             users.update(call.module for call in self.stack[-1:])
-        return func(*args, **kwargs or {})
+        out = func(*args, **kwargs or {})
+        self.trace.steps.append((self.trace.values(out), taken))
+        return out
 
 
 def run_float(model: nn.Module, inputs: Tensor) -> Any:
@@ -148,7 +156,7 @@ def record(model: nn.Module, inputs: Tensor) -> Trace:
             module.register_forward_hook(leave, with_kwargs=True),
         ]
     try:
-        with _Users(trace, stack):
+        with _Operations(trace, stack):
             run_float(model, inputs)
     finally:
         for hook in hooks:

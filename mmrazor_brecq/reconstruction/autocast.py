@@ -74,16 +74,12 @@ class Autocast:
             return
         size = at_once(images.elements, most=16, room=AND_BACK)
         inputs = images.take(torch.arange(min(size, len(images))))
-        best = [math.inf, math.inf]
-        # In turns, so that whatever else runs slows both.
-        for turn in range(4):
-            for i, dtype in enumerate((None, torch.bfloat16)):
-                best[i] = min(best[i], _seconds(network, inputs, dtype))
-            # The first turn loads code. A CPU that has no instructions for
-            # the type takes eight times as long: that is soon seen.
-            if turn and best[1] > 2 * best[0]:
-                break
-        usual, short = total(torch.tensor(best))
+        # A CPU that has no instructions for the type takes eight times as
+        # long, which two images tell.
+        least = _least(network, inputs[:2], turns=2)
+        if least[1] < 2 * least[0]:
+            least = _least(network, inputs, turns=3)
+        usual, short = total(torch.tensor(least))
         share = float(short / usual)
         self.chosen = 'bfloat16' if share <= self.quicker else None
         print_log(
@@ -148,6 +144,16 @@ def _wide(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _least(network: nn.Module, inputs: Tensor, turns: int) -> list[float]:
+    """The least seconds in the usual type, and in the short one."""
+    least = [math.inf, math.inf]
+    # In turns, so that whatever else runs slows both; the first loads code.
+    for _ in range(turns):
+        for i, dtype in enumerate((None, torch.bfloat16)):
+            least[i] = min(least[i], _seconds(network, inputs, dtype))
+    return least
 
 
 def _seconds(

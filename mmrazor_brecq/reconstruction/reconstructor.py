@@ -32,7 +32,8 @@ class BlockReconstructor(NearestRounding):
 
     Args:
         iterations (int): Steps of the optimiser for each layer of a unit:
-            the more layers learn together, the longer they take.
+            the more layers learn together, the longer they take. Layers
+            side by side, such as that of a shortcut, count once.
         rounding_lr (float): Learning rate of the rounding variables.
         weight_scale_lr (float): Of the logarithm of the weight steps, over
             the root of the number of weights that a step has.
@@ -152,7 +153,7 @@ class BlockReconstructor(NearestRounding):
         report: UnitReport,
     ) -> None:
         layers = open_layers(unit.module)
-        iterations = self.iterations * max(1, len(layers))
+        iterations = self.iterations * max(1, min(unit.depth, len(layers)))
         quantizers = activation_quantizers(unit.module)
         drop = quantizers[0].drop_prob if quantizers else 0.0
         batch = share(self.batch_size)

@@ -115,6 +115,56 @@ def test_blocks_are_what_the_papers_call_blocks(name, expected, toy, batches):
     assert names(cut(toy(name), batches, BlockPartition())) == expected
 
 
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    dict(
+        residual=[1, 2, 2, 1],  # The second block has a shortcut's layer.
+        inverted=[1, 3, 3, 1],
+        shared=[1, 2, 2],
+        nested=[1, 1, 1, 1],
+        transformer=[1, 4, 4, 1],
+    ).items(),
+)
+def test_layers_side_by_side_count_once(name, expected, toy, batches):
+    units = cut(toy(name), batches, BlockPartition())
+
+    assert [unit.depth for unit in units] == expected
+
+
+class Winding(nn.Module):
+    """One layer after the other, whatever lies between them."""
+
+    def __init__(self, layer, times):
+        super().__init__()
+        self.layers = nn.ModuleList([layer] * times)
+
+    def forward(self, x):
+        for layer in self.layers:
+            y = layer(x).relu_()
+            y += 1
+            y[:, 0] = y[:, 1] * 2
+            x = torch.cat([y[:, :2].flatten(2), x[:, 2:].flatten(2)], 1)
+            x = x.transpose(1, 2).contiguous().transpose(1, 2)
+            x = x.unflatten(2, (8, 8))
+        return x
+
+
+@pytest.mark.parametrize('times', [1, 2, 5])
+def test_the_longest_way_is_found_through_all_that_lies_on_it(times, batches):
+    network = Winding(None, 0)
+    network.layers.extend(nn.Conv2d(3, 3, 1) for _ in range(times))
+
+    (unit,) = cut(network, batches, NetworkPartition())
+    assert unit.depth == times
+
+
+def test_a_layer_that_is_called_again_counts_once(batches):
+    network = Winding(nn.Conv2d(3, 3, 1), 3)
+
+    (unit,) = cut(network, batches, NetworkPartition())
+    assert unit.depth == 1
+
+
 def test_blocks_sit_in_the_backbone(batches):
     """A head that holds two layers is no block where there is a backbone."""
 

@@ -447,7 +447,7 @@ def test_held_out_images_are_never_learned_from(quantize, batches):
             i for n, part in spy.learned for i in part if n == unit.name
         ]
         judged = [i for n, part in spy.judged for i in part if n == unit.name]
-        assert len(learned) == 20 * len(unit.layers) * 4
+        assert len(learned) == 20 * unit.depth * 4
         assert set(learned) == set(range(9))
         assert set(judged) == {9, 10, 11}
         assert len({judged.count(i) for i in judged}) == 1

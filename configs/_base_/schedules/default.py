@@ -1,5 +1,5 @@
-# Iterations for each layer of a unit; `fast` has fewer, `best` adds a pass
-# over the whole network.
+# Iterations for each layer of a unit, those side by side counted once; `fast`
+# has fewer, `best` adds a pass over the whole network.
 schedule = dict(
     type='BlockReconstructor',
     iterations=80,

@@ -1,67 +1,12 @@
-"""Elementwise maths in one pass over memory, where a compiler is at hand.
-
-A chain of small operations reads and writes its tensors once for each of
-them. ``torch.compile`` makes one kernel of the chain; it is compiled once
-for all shapes, and cached on disk. Without a compiler the plain function
-runs. (``TORCH_COMPILE_DISABLE=1`` is torch's own switch.)
-"""
+"""The order of tensors in memory, and what the C library keeps of it."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import os
-import shutil
-import warnings
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Optional
 
-import torch
 from torch import Tensor
-
-F = TypeVar('F', bound=Callable[..., Any])
-
-
-def fused(function: F) -> F:
-    """Decorate a function to run as one kernel, without gradients."""
-    compiled: list[Callable] = []
-
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        # The compiler asks what a view is a view of, what is a parameter, and
-        # what needs a gradient, and compiles anew for every answer.
-        args = tuple(x.data if isinstance(x, Tensor) else x for x in args)
-        if not compiled:
-            compiled.append(_compiled(function))
-        try:
-            return compiled[0](*args)
-        except Exception as error:
-            if compiled[0] is function:
-                raise
-            # A compiler that fails costs speed, never the run.
-            reason = str(error).partition('\n')[0]
-            warnings.warn(
-                f'{function.__name__} runs uncompiled: {reason}', stacklevel=2
-            )
-            compiled[0] = function
-            return function(*args)
-
-    return run  # type: ignore[return-value]
-
-
-def _compiled(function: Callable) -> Callable:
-    compiler = os.environ.get('CXX', 'g++')
-    if not (shutil.which(compiler) or torch.cuda.is_available()):
-        # Python shows what many functions say in the same words once.
-        warnings.warn(
-            f'There is no {compiler}: all runs uncompiled, and takes longer. '
-            'Install it, or name another compiler in CXX',
-            stacklevel=2,
-        )
-        return function
-    # It warns of a missing accelerator on every machine without one.
-    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
-    return torch.compile(function, dynamic=True)
 
 
 @functools.cache

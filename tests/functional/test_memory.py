@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmrazor_brecq.functional import flat, from_rows, like, rows
+
+LAYOUTS = dict(
+    contiguous=lambda x: x,
+    channels_last=lambda x: x.to(memory_format=torch.channels_last),
+    transposed=lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
+    matrix=lambda x: x.flatten(1).t(),
+    sliced=lambda x: x[..., 1:-1],
+    expanded=lambda x: x[:, :1].expand_as(x),
+    scalar=lambda x: x[0, 0, 0, 0],
+    empty=lambda x: x[:0],
+)
+each_layout = pytest.mark.parametrize('layout', LAYOUTS)
+
+
+@pytest.fixture
+def x(generator):
+    return torch.randn(2, 3, 4, 5, generator=generator)
+
+
+@each_layout
+def test_flat_tensors_hold_all_elements_and_go_back(layout, x):
+    x = LAYOUTS[layout](x)
+    values = flat(x)
+
+    assert values.shape == (x.numel(),)
+    assert torch.equal(values.sort().values, x.reshape(-1).sort().values)
+    assert torch.equal(like(values, x), x)
+
+
+@pytest.mark.parametrize(
+    'layout',
+    [layout for layout in LAYOUTS if layout not in ('scalar', 'empty')],
+)
+def test_rows_are_those_of_the_first_dimension_and_go_back(layout, x):
+    x = LAYOUTS[layout](x)
+    values = rows(x)
+
+    assert len(values) == len(x)
+    for row, original in zip(values, x):
+        assert torch.equal(row.sort().values, original.flatten().sort().values)
+    assert torch.equal(from_rows(values, x), x)
+    assert torch.equal(rows(x + 1, x), values + 1)
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'matrix'])
+def test_memory_without_gaps_is_not_copied(layout, x):
+    x = LAYOUTS[layout](x)
+    values = flat(x)
+
+    assert values.data_ptr() == x.data_ptr()
+    assert like(values, x).stride() == x.stride()
+
+
+@each_layout
+def test_two_tensors_meet_element_by_element(layout, x):
+    """Whatever the memory order of the second is."""
+    x = LAYOUTS[layout](x)
+    for y in x + 100, (x + 100).clone(memory_format=torch.contiguous_format):
+        assert torch.equal(flat(y, x), flat(x) + 100)
