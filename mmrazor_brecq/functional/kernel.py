@@ -87,13 +87,17 @@ class Kernel:
                 return version.fn
         if not _compiler():
             return self.function
-        compiled = torch.compile(self.function, dynamic=True, fullgraph=True)
-        if not hasattr(compiled, 'aot_compile'):  # An older torch.
+        compiled: Any = torch.compile(
+            self.function, dynamic=True, fullgraph=True
+        )
+        try:
+            version = compiled.aot_compile((args, {}))
+        except Exception:  # An older torch, or a device it cannot do it for.
+            compiled(*args)
             return compiled
-        version = compiled.aot_compile((args, {}))
         versions.append(version)
-        name = f'{self.function.__qualname__}.{_digest(repr(key))}'
-        with suppress(OSError):  # It is compiled anew the next time.
+        name = f'{self.function.__qualname__}-{_digest(repr(key))}'
+        with suppress(Exception):  # Then it is compiled anew the next time.
             folder.mkdir(parents=True, exist_ok=True)
             version.save_compiled_function(str(folder / name))
         return version.fn
@@ -139,7 +143,7 @@ def _digest(*texts: str) -> str:
 
 def _loaded(folder: Path, function: Callable) -> Iterator[Any]:
     """The versions that lie on disk, but for those that are damaged."""
-    for path in sorted(folder.glob(f'{function.__qualname__}.*')):
+    for path in sorted(folder.glob(f'{function.__qualname__}-*')):
         try:
             with path.open('rb') as file:
                 yield torch.compiler.load_compiled_function(

@@ -127,6 +127,26 @@ def test_what_fits_no_longer_is_not_taken(folder, x):
 
 
 @pytest.mark.slow
+def test_what_cannot_be_kept_is_compiled_nonetheless(
+    folder, monkeypatch, recwarn, x
+):
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch,
+        'compile',
+        # Without what an older torch lacks.
+        lambda *args, **kwargs: compile(*args, **kwargs).__call__,
+    )
+    kernel = Kernel(on_grid)
+
+    for values in x, x[:, :2].contiguous():
+        expected = on_grid(values, 0.25, -8, 7)
+        assert torch.equal(kernel(values, 0.25, -8, 7), expected)
+    assert not folder.exists() and not kernel.plain
+    assert not any('uncompiled' in str(w.message) for w in recwarn)
+
+
+@pytest.mark.slow
 def test_a_damaged_file_is_compiled_anew(folder, recwarn, x):
     Kernel(on_grid)(x, 0.25, -8, 7)
     (path,) = folder.iterdir()
