@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict] = {
         f'{BLOCKS}.refiner.type': 'NetworkRefiner',
         f'{BLOCKS}.refiner.iterations': 150,
     },
-    'six times the iterations': {f'{BLOCKS}.iterations': 120},
+    'six times the iterations': {f'{BLOCKS}.iterations': 144},
 }
 
 
