@@ -30,8 +30,8 @@ class Kernel:
     It is compiled for the first arguments of every kind: types, what is
     None, which dimensions are 1. What was compiled is kept on disk, where
     the compiler keeps its own (``TORCHINDUCTOR_CACHE_DIR``): to trace the
-    function and to look its code up takes a quarter of a second, to load it
-    a fiftieth.
+    function and to look its code up takes a quarter of a second, to load
+    it a fiftieth of one.
 
     Args:
         function (callable): Of tensors and constants.
@@ -47,6 +47,8 @@ class Kernel:
         self.fitting: dict[tuple, Callable] = {}
         #: What was compiled so far, for each number of threads.
         self.versions: dict[int, list[Any]] = {}
+        #: What asks by itself whether it fits, where nothing can be kept.
+        self.compiled: Any = None
 
     def __call__(self, *args: Any) -> Any:
         if self.plain:
@@ -85,6 +87,8 @@ class Kernel:
         for version in versions:
             if version.guard_check(*args):
                 return version.fn
+        if self.compiled is not None:
+            return self.compiled
         if not _compiler():
             return self.function
         compiled: Any = torch.compile(
@@ -94,6 +98,7 @@ class Kernel:
             version = compiled.aot_compile((args, {}))
         except Exception:  # An older torch, or a device it cannot do it for.
             compiled(*args)
+            self.compiled = compiled
             return compiled
         versions.append(version)
         name = f'{self.function.__qualname__}-{_digest(repr(key))}'

@@ -132,17 +132,19 @@ def test_what_cannot_be_kept_is_compiled_nonetheless(
     folder, monkeypatch, recwarn, x
 ):
     compile = torch.compile
-    monkeypatch.setattr(
-        torch,
-        'compile',
-        # Without what an older torch lacks.
-        lambda *args, **kwargs: compile(*args, **kwargs).__call__,
-    )
+    compiled = []
+
+    def without_what_an_older_torch_lacks(*args, **kwargs):
+        compiled.append(compile(*args, **kwargs).__call__)
+        return compiled[-1]
+
+    monkeypatch.setattr(torch, 'compile', without_what_an_older_torch_lacks)
     kernel = Kernel(on_grid)
 
     for values in x, x[:, :2].contiguous():
         expected = on_grid(values, 0.25, -8, 7)
         assert torch.equal(kernel(values, 0.25, -8, 7), expected)
+    assert len(compiled) == 1
     assert not folder.exists() and not kernel.plain
     assert not any('uncompiled' in str(w.message) for w in recwarn)
 
