@@ -116,7 +116,7 @@ def test_what_was_compiled_serves_all_sizes_and_later_runs(
 
 @pytest.mark.slow
 def test_what_fits_no_longer_is_not_taken(folder, x):
-    """To a compiler, 1 is a constant, and so is a type."""
+    """To a compiler a type is a constant, and 1 may be."""
     kernel = Kernel(on_grid)
 
     grids = (0.25, -2, 1), (0.25, -128, 127), (0.5, -8, 7)
@@ -124,7 +124,7 @@ def test_what_fits_no_longer_is_not_taken(folder, x):
         expected = on_grid(values, *grid)
         for run in kernel, Kernel(on_grid):
             torch.testing.assert_close(run(values, *grid), expected)
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(folder.iterdir())) == 2  # One for each type.
 
 
 @pytest.mark.slow
