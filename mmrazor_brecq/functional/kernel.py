@@ -59,24 +59,25 @@ class Kernel:
         # To ask a version whether it fits takes longer than it runs.
         key = (torch.get_num_threads(), *map(_sizes, args))
         run = self.fitting.get(key)
-        if run is None:
-            run = self.fitting[key] = self._fitting(args, key)
-        return run(*args)
+        return run(*args) if run else self._first(args, key)
 
-    def _fitting(self, args: tuple, key: tuple) -> Callable:
-        """The version that fits, compiled if there is none."""
+    def _first(self, args: tuple, key: tuple) -> Any:
+        """Find or compile what fits, and run it."""
         try:
-            return self._version(args, key)
+            run = self._version(args, key)
+            out = run(*args)
         except Exception as error:
-            self.function(*args)  # It raises what is wrong with arguments.
+            out = self.function(*args)  # It raises what is its own fault.
             # A compiler that fails costs speed, never the run.
             reason = str(error).partition('\n')[0]
             warnings.warn(
                 f'{self.function.__name__} runs uncompiled: {reason}',
-                stacklevel=4,
+                stacklevel=3,
             )
             self.plain = True
-            return self.function
+        else:
+            self.fitting[key] = run
+        return out
 
     def _version(self, args: tuple, key: tuple) -> Callable:
         threads, *_ = key
@@ -97,7 +98,6 @@ class Kernel:
         try:
             version = compiled.aot_compile((args, {}))
         except Exception:  # An older torch, or a device it cannot do it for.
-            compiled(*args)
             self.compiled = compiled
             return compiled
         versions.append(version)

@@ -35,28 +35,16 @@ def folder(monkeypatch, tmp_path):
     return tmp_path / 'new'
 
 
-@pytest.fixture
-def no_compiler(monkeypatch):
-    """From the second call on."""
-
-    def take_away():
-        monkeypatch.setattr(torch, 'compile', None)
-
-    return take_away
-
-
 def on_grid(x, scale, low, high):
     return (x / scale).round().clamp(low, high) * scale
 
 
-def test_without_a_compiler_the_plain_function_runs(
-    folder, monkeypatch, no_compiler, x
-):
+def test_without_a_compiler_the_plain_function_runs(folder, monkeypatch, x):
     monkeypatch.setattr(Kernel, 'plain', False)
     monkeypatch.delenv('CXX', raising=False)
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    no_compiler()
+    monkeypatch.setattr(torch, 'compile', None)
     plus_one = Kernel(lambda x: x + 1)
 
     with pytest.warns(UserWarning, match='There is no g.*uncompiled'):
@@ -67,11 +55,11 @@ def test_without_a_compiler_the_plain_function_runs(
 def broken(folder, monkeypatch):
     """A compiler that fails."""
 
-    def compile(*args, **kwargs):
+    def fails(*args):
         raise OSError('no space left')
 
     monkeypatch.setattr(Kernel, 'plain', False)
-    monkeypatch.setattr(torch, 'compile', compile)
+    monkeypatch.setattr(torch, 'compile', lambda *args, **kwargs: fails)
     monkeypatch.setattr(shutil, 'which', lambda name: name)
 
 
@@ -101,10 +89,10 @@ def test_an_error_of_the_function_itself_is_raised(x, recwarn):
 
 @pytest.mark.slow
 def test_what_was_compiled_serves_all_sizes_and_later_runs(
-    folder, no_compiler, x
+    folder, monkeypatch, x
 ):
     a = Kernel(on_grid)(x, 0.25, -8, 7)
-    no_compiler()
+    monkeypatch.setattr(torch, 'compile', None)
     again = Kernel(on_grid)
 
     assert torch.equal(a, on_grid(x, 0.25, -8, 7))
@@ -117,12 +105,12 @@ def test_what_was_compiled_serves_all_sizes_and_later_runs(
 @pytest.mark.slow
 def test_what_fits_no_longer_is_not_taken(folder, x):
     """To a compiler a type is a constant, and 1 may be."""
-    kernel = Kernel(on_grid)
+    first = Kernel(on_grid)
 
     grids = (0.25, -2, 1), (0.25, -128, 127), (0.5, -8, 7)
     for values, grid in *product([x], grids), (x.double(), grids[0]):
         expected = on_grid(values, *grid)
-        for run in kernel, Kernel(on_grid):
+        for run in first, Kernel(on_grid):
             torch.testing.assert_close(run(values, *grid), expected)
     assert len(list(folder.iterdir())) == 2  # One for each type.
 
@@ -139,13 +127,13 @@ def test_what_cannot_be_kept_is_compiled_nonetheless(
         return compiled[-1]
 
     monkeypatch.setattr(torch, 'compile', without_what_an_older_torch_lacks)
-    kernel = Kernel(on_grid)
+    first = Kernel(on_grid)
 
     for values in x, x[:, :2].contiguous():
         expected = on_grid(values, 0.25, -8, 7)
-        assert torch.equal(kernel(values, 0.25, -8, 7), expected)
+        assert torch.equal(first(values, 0.25, -8, 7), expected)
     assert len(compiled) == 1
-    assert not folder.exists() and not kernel.plain
+    assert not folder.exists() and not first.plain
     assert not any('uncompiled' in str(w.message) for w in recwarn)
 
 
