@@ -104,7 +104,9 @@ class Kernel:
         name = f'{self.function.__qualname__}-{_digest(repr(key))}'
         with suppress(Exception):  # Then it is compiled anew the next time.
             folder.mkdir(parents=True, exist_ok=True)
-            version.save_compiled_function(str(folder / name))
+            part = folder / f'{os.getpid()}.tmp'
+            version.save_compiled_function(str(part))
+            part.replace(folder / name)  # Others may be reading.
         return version.fn
 
 

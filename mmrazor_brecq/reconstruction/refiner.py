@@ -51,7 +51,7 @@ class NetworkRefiner:
         weight_scale_lr (float): Of the logarithm of the weight steps, over
             the root of the number of weights that a step has.
         activation_scale_lr (float): Of the logarithm of the activation
-            steps.
+            steps, but for those of 8 bits, which stay as they are.
         bias_lr (float): Of the biases.
         batch_size (int): Images an iteration, those of all processes
             together.
@@ -184,7 +184,9 @@ class NetworkRefiner:
             if layer.bias is not None:
                 biases.append(layer.bias.requires_grad_())
         for activation in activation_quantizers(network):
-            if activation.active:
+            # Eight bits err little, and the step of the images would ask for
+            # the way back through the first layer: a tenth of an iteration.
+            if activation.active and activation.grid.bits < 8:
                 activation.learn()
                 inputs += activation.trainable()
         return [

@@ -69,6 +69,18 @@ def test_all_weights_are_integers_again(rounded):
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_activation_steps_learn_but_for_those_of_8_bits(rounded):
+    model, teacher, images = rounded
+    quantizers = activation_quantizers(model.architecture)
+    before = [float(quantizer.scale) for quantizer in quantizers]
+    refiner()(model.architecture, teacher, images, 3, seed=0)
+
+    assert {quantizer.grid.bits for quantizer in quantizers} == {4, 8}
+    for quantizer, scale in zip(quantizers, before):
+        learned = float(quantizer.scale) != scale
+        assert learned == (quantizer.grid.bits < 8)
+
+
 @pytest.mark.parametrize('iteration', [0, 20])
 def test_a_pass_that_is_not_finite_is_left_and_undone(
     iteration, rounded, monkeypatch
