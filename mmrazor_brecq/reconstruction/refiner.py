@@ -73,7 +73,7 @@ class NetworkRefiner:
 
     def __init__(
         self,
-        iterations: int = 1500,
+        iterations: int = 1200,
         rounding_lr: float = 1e-2,
         weight_scale_lr: float = 0.04,
         activation_scale_lr: float = 5e-3,

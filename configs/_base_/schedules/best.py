@@ -4,5 +4,5 @@ schedule = dict(
     iterations=110,
     batch_size=32,
     objective=dict(type='FisherDiag'),
-    refiner=dict(type='NetworkRefiner', iterations=1500),
+    refiner=dict(type='NetworkRefiner', iterations=1200),
 )
