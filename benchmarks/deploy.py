@@ -36,7 +36,7 @@ from onnxruntime.quantization import (
 from torch import Tensor, nn
 
 import mmrazor_brecq
-from mmrazor_brecq.engine.checkpoint import load_float
+from mmrazor_brecq.checkpoint import load_float
 from mmrazor_brecq.engine.deploy import Request, export, load_images
 from mmrazor_brecq.engine.launch import build_model, read_config
 from mmrazor_brecq.export.session import fusion, open_session, run

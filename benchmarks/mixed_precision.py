@@ -25,8 +25,8 @@ from mmengine.config import Config
 from quantize import checkpoint_of, config_of, prepared, quantize, top1
 from scipy.stats import spearmanr
 
+from mmrazor_brecq.checkpoint import save_json
 from mmrazor_brecq.engine.bit_search import search_bits
-from mmrazor_brecq.engine.files import save_json
 from mmrazor_brecq.engine.launch import load_config
 from mmrazor_brecq.engine.sensitivity import (
     MixedPrecision,

@@ -14,8 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
-from mmrazor_brecq.engine.checkpoint import load_float
-from mmrazor_brecq.engine.files import save_json
+from mmrazor_brecq.checkpoint import load_float, save_json
 from mmrazor_brecq.engine.launch import (
     bare_model,
     build_runner,

@@ -18,8 +18,8 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from .algorithms import BRECQ
+from .checkpoint import load_quantized, read_quantized, save_quantized
 from .engine.calibration import activation_store, check_count
-from .engine.checkpoint import load_quantized, read_quantized, save_quantized
 from .engine.deploy import Request, write
 from .engine.launch import build_model, read_config
 from .reconstruction import Rows

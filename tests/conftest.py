@@ -296,6 +296,33 @@ def quantize(toy, batches):
 
 
 @pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(48, 3, 8, 8, generator=generator)
+
+
+@pytest.fixture
+def quantized(toy, images):
+    """Builds a quantized toy network by its name."""
+
+    def build(name, weight=8, activation=8, symmetric=False):
+        grid = dict(symmetric=symmetric)
+        model = BRECQ(
+            toy(name),
+            dict(
+                weight=dict(grid, bits=weight),
+                activation=activation and dict(grid, bits=activation),
+            ),
+            reconstructor=dict(type='NearestRounding', batch_size=8),
+        ).eval()
+        teacher = model.prepare(images[:1])
+        list(model.reconstruct(teacher, list(images.split(16))))
+        return model
+
+    return build
+
+
+@pytest.fixture
 def warnings_log():
     """Messages of the current logger."""
     logger = MMLogger.get_current_instance()

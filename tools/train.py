@@ -19,8 +19,8 @@ from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 
+from mmrazor_brecq.checkpoint import save_tensors
 from mmrazor_brecq.cli import CfgOptions
-from mmrazor_brecq.engine.files import save_tensors
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
+from ..checkpoint import keep_older, load_float, save_json, written_whole
 from ..mixed_precision import (
     BitSearch,
     Budget,
@@ -23,8 +24,6 @@ from ..mixed_precision import (
 from ..mixed_precision.cost import Unmeasured
 from ..registry import TASK_UTILS
 from ..report import bits_figures, bits_table
-from .checkpoint import load_float
-from .files import keep_older, save_json, written_whole
 from .launch import bare_model, build_runner, calibration_images
 from .sensitivity import MixedPrecision, SensitivityFile, sensitivities
 

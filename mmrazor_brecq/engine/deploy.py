@@ -19,10 +19,9 @@ from torch import Tensor
 
 from .._requirements import require
 from ..algorithms import BRECQ
+from ..checkpoint import load_quantized, save_json, written_whole
 from ..export import build_target
 from ..report import export_table
-from .checkpoint import load_quantized
-from .files import save_json, written_whole
 from .launch import build_model
 
 #: What the export cannot do without.

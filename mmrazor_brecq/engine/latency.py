@@ -8,10 +8,10 @@ import platform
 import torch
 from mmengine.config import Config
 
+from ..checkpoint import keep_older, written_whole
 from ..mixed_precision import model_shape
 from ..mixed_precision.cost import FLOAT, LatencyTable
 from ..mixed_precision.latency import Row, format_rows, measure_latency
-from .files import keep_older, written_whole
 from .launch import bare_model, build_runner, calibration_images
 from .sensitivity import MixedPrecision
 

@@ -20,10 +20,9 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
+from ..checkpoint import check_writable, load_float, load_quantized
 from ..reconstruction import Rows
 from .calibration import ImageSet, check_keys, hold_images
-from .checkpoint import load_float, load_quantized
-from .files import check_writable
 
 #: What the configs of `_base_` define for others to compose `model` from.
 BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')

@@ -13,8 +13,8 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..checkpoint import keep_older, save_json, save_tensors
 from ..reconstruction import UnitReport
-from .files import keep_older, save_json, save_tensors
 
 
 class Progress:

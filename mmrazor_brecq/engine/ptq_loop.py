@@ -27,6 +27,13 @@ from mmengine.runner import Runner, TestLoop
 from torch.utils.data import DataLoader
 
 from ..algorithms import BRECQ
+from ..checkpoint import (
+    check_container,
+    fingerprint,
+    keep_older,
+    save_json,
+    save_quantized,
+)
 from ..reconstruction import NearestRounding, Rows, Store, UnitReport
 from ..registry import LOOPS
 from ..report import UnitProgress, closing_table, setback, weight_bytes
@@ -37,8 +44,6 @@ from .calibration import (
     hold_images,
     warn_of_overlap,
 )
-from .checkpoint import check_container, fingerprint, save_quantized
-from .files import keep_older, save_json
 from .progress import Progress
 
 

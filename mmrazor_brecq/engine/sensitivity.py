@@ -16,6 +16,7 @@ from mmengine.config import Config
 from torch import nn
 
 from ..algorithms import BRECQ
+from ..checkpoint import fingerprint, save_json
 from ..mixed_precision import (
     Alone,
     Choice,
@@ -29,8 +30,6 @@ from ..reconstruction import Rows
 from ..registry import TASK_UTILS
 from ..report import UnitProgress
 from .calibration import fingerprint_images
-from .checkpoint import fingerprint
-from .files import save_json
 from .progress import Progress
 
 

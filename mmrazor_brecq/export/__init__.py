@@ -1,4 +1,3 @@
-from .integers import decode, encode, is_encoded
 from .targets import (
     TARGETS,
     OnnxRuntime,
@@ -15,7 +14,4 @@ __all__ = [
     'Target',
     'TensorRT',
     'build_target',
-    'decode',
-    'encode',
-    'is_encoded',
 ]

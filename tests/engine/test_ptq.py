@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from mmrazor_brecq.engine.checkpoint import read_checkpoint
+from mmrazor_brecq.checkpoint import read_checkpoint
 from mmrazor_brecq.engine.launch import ptq, test
 from mmrazor_brecq.engine.progress import Progress
 from mmrazor_brecq.functional import integer_range

@@ -20,7 +20,7 @@ LINES = [
     ['graph'],
     ['reconstruction'],
     ['algorithms'],
-    ['export', 'report'],
+    ['checkpoint', 'export', 'report'],
     ['mixed_precision'],  # it times layers in the export's runtime
     ['engine'],
     ['api', 'cli'],

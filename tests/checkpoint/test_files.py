@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmrazor_brecq.engine.files import (
+from mmrazor_brecq.checkpoint import (
     check_writable,
     keep_older,
     save_tensors,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
-from mmrazor_brecq.engine.checkpoint import (
+from mmrazor_brecq.checkpoint import (
     fingerprint,
     load_float,
     load_quantized,

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from .._requirements import require
 from ..algorithms import BRECQ
-from ..export import decode, encode, is_encoded
 from ..layers import quant_layers
 from ..version import __version__
 from .files import save_tensors, written_whole
+from .format import decode, encode, is_encoded
 
 #: In every quantized checkpoint, and in no float one.
 MARK = 'input_shape'

@@ -9,8 +9,12 @@ import pytest
 import torch
 
 import mmrazor_brecq
-from mmrazor_brecq.engine.checkpoint import read_checkpoint, save_quantized
-from mmrazor_brecq.export import decode, encode
+from mmrazor_brecq.checkpoint import (
+    decode,
+    encode,
+    read_checkpoint,
+    save_quantized,
+)
 from mmrazor_brecq.report import weight_bytes
 
 DOC = Path(__file__).parents[2] / 'docs/checkpoint.md'
