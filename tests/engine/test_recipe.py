@@ -1,0 +1,177 @@
+"""A quantization composed onto a float config."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from mmengine.config import Config
+
+from mmrazor_brecq.engine.recipe import Recipe, compose
+
+TEST_PIPELINE = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=32),
+    dict(type='PackClsInputs'),
+]
+
+
+@pytest.fixture
+def cfg():
+    """A float config as mmcls writes them."""
+    loader = dict(batch_size=4, num_workers=2, persistent_workers=True)
+    return Config(
+        dict(
+            default_scope='mmcls',
+            model=dict(type='ImageClassifier', backbone=dict(type='ResNet')),
+            train_dataloader=dict(
+                loader,
+                dataset=dict(
+                    type='ImageNet',
+                    data_root='data/imagenet',
+                    data_prefix='train',
+                    pipeline=[dict(type='RandomFlip', prob=0.5)],
+                ),
+            ),
+            test_dataloader=dict(
+                loader,
+                dataset=dict(
+                    type='ImageNet',
+                    data_root='data/imagenet',
+                    data_prefix='val',
+                    pipeline=TEST_PIPELINE,
+                ),
+                sampler=dict(type='DefaultSampler', shuffle=False),
+            ),
+            val_dataloader=dict(batch_size=4),
+            test_evaluator=dict(type='Accuracy', topk=(1, 5)),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+        ),
+        cfg_text='# as mmcls has it',
+        filename='configs/resnet18_in1k.py',
+    )
+
+
+def test_wraps_the_model_and_keeps_what_tests_it(cfg):
+    composed = compose(cfg, Recipe('w4a8', 'fast', num_images=7))
+    assert composed.model.type == 'mmrazor_brecq.BRECQ'
+    assert composed.model.architecture == cfg.model
+    assert composed.model.quantization.weight.bits == 4
+    assert composed.model.quantization.activation.bits == 8
+    assert composed.model.reconstructor.type == 'BlockReconstructor'
+    assert composed.model.reconstructor.batch_size == 32
+    assert composed.test_cfg.calibration.num_images == 7
+    for key in ('test_dataloader', 'test_evaluator', 'default_scope'):
+        assert composed[key] == cfg[key]
+
+
+def test_calibrates_on_training_images_as_test_images_are_given(cfg):
+    loader = compose(cfg, Recipe('w4a4')).test_cfg.calibration.dataloader
+    assert loader.dataset.data_prefix == 'train'
+    assert loader.dataset.pipeline == TEST_PIPELINE
+    assert loader.sampler.shuffle
+    assert loader.batch_size == 4
+
+
+def test_leaves_nothing_that_trains(cfg):
+    composed = compose(cfg, Recipe('w4a4'))
+    for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'val_cfg'):
+        assert composed[key] is None
+
+
+def test_leaves_the_float_config_as_it_is(cfg):
+    before = copy.deepcopy(cfg.to_dict())
+    compose(cfg, Recipe('w2a2'))
+    assert cfg.to_dict() == before
+
+
+def test_the_composed_config_reads_as_it_was_written(cfg, tmp_path):
+    composed = compose(cfg, Recipe('w4a4'))
+    assert composed.filename == 'resnet18_in1k_w4a4.py'
+    composed.dump(str(tmp_path / composed.filename))
+    again = Config.fromfile(tmp_path / composed.filename)
+    assert again.to_dict() == composed.to_dict()
+
+
+def test_looks_into_data_sets_that_wrap_others(cfg):
+    inner = cfg.train_dataloader.dataset
+    cfg.train_dataloader.dataset = dict(
+        type='RepeatDataset',
+        times=3,
+        dataset=dict(type='ConcatDataset', datasets=[inner, inner]),
+    )
+    loader = compose(cfg, Recipe('w4a4')).test_cfg.calibration.dataloader
+    assert loader.dataset.type == 'ConcatDataset'
+    for part in loader.dataset.datasets:
+        assert part.data_prefix == 'train'
+        assert part.pipeline == TEST_PIPELINE
+
+
+def test_takes_a_folder_of_images(cfg, tmp_path):
+    recipe = Recipe('w4a4', calibration=str(tmp_path))
+    dataset = compose(cfg, recipe).test_cfg.calibration.dataloader.dataset
+    assert dataset.type == 'mmrazor_brecq.UnlabelledImages'
+    assert dataset.data_root == str(tmp_path)
+    assert dataset.pipeline == TEST_PIPELINE
+
+
+def test_takes_a_list_of_images(cfg, tmp_path):
+    (tmp_path / 'some.txt').write_text('a.jpg 3\n')
+    recipe = Recipe('w4a4', calibration=str(tmp_path / 'some.txt'))
+    dataset = compose(cfg, recipe).test_cfg.calibration.dataloader.dataset
+    assert dataset.data_root == str(tmp_path)
+    assert dataset.ann_file == 'some.txt'
+
+
+def test_images_without_labels_are_loaded_and_nothing_else(cfg, tmp_path):
+    cfg.test_dataloader.dataset.pipeline = [
+        dict(type='LoadAnnotations', with_bbox=True),
+        dict(type='PackClsInputs'),
+    ]
+    recipe = Recipe('w4a4', calibration=str(tmp_path))
+    dataset = compose(cfg, recipe).test_cfg.calibration.dataloader.dataset
+    kinds = [step.type for step in dataset.pipeline]
+    assert kinds == ['LoadImageFromFile', 'PackClsInputs']
+
+
+def test_takes_bits_and_schedules_of_the_user(cfg, tmp_path):
+    bits, schedule = tmp_path / 'w5a6.py', tmp_path / 'slow.py'
+    bits.write_text('bits = dict(weight=dict(bits=5))\n')
+    schedule.write_text("schedule = dict(type='NearestRounding')\n")
+    composed = compose(cfg, Recipe(str(bits), str(schedule)))
+    assert composed.model.quantization.weight.bits == 5
+    assert composed.model.reconstructor.type == 'NearestRounding'
+    assert composed.filename == 'resnet18_in1k_w5a6.py'
+
+
+@pytest.mark.parametrize(
+    'recipe, said',
+    [
+        (Recipe('w4a5'), "--recipe 'w4a5'.*w4a4.*did you mean"),
+        (Recipe('w4a4', 'slow'), "--schedule 'slow'.*best, default, fast"),
+        (Recipe('w4a4', calibration='no/such'), "--calibration 'no/such'"),
+    ],
+)
+def test_says_what_there_is(cfg, recipe, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        compose(cfg, recipe)
+
+
+@pytest.mark.parametrize('key', ['model', 'test_dataloader', 'test_evaluator'])
+def test_says_what_the_config_lacks(cfg, key):
+    cfg[key] = None
+    with pytest.raises(ValueError, match=f'no `{key}`'):
+        compose(cfg, Recipe('w4a4'))
+
+
+def test_asks_for_images_where_the_config_has_none(cfg):
+    cfg.train_dataloader = None
+    with pytest.raises(ValueError, match='--calibration'):
+        compose(cfg, Recipe('w4a4'))
+
+
+def test_says_that_a_file_defines_no_bits(cfg, tmp_path):
+    (tmp_path / 'empty.py').write_text('x = 1\n')
+    with pytest.raises(ValueError, match='defines no `bits`'):
+        compose(cfg, Recipe(str(tmp_path / 'empty.py')))
