@@ -38,7 +38,11 @@ MODELS = Registry(
     build_func=build_in_scope,
     parent=MMENGINE_MODELS,
     scope=SCOPE,
-    locations=['mmrazor_brecq.algorithms', 'mmrazor_brecq.quantizers'],
+    locations=[
+        'mmrazor_brecq.algorithms',
+        'mmrazor_brecq.models',
+        'mmrazor_brecq.quantizers',
+    ],
 )
 
 #: The loop that drives a post-training quantization.
@@ -67,6 +71,7 @@ TASK_UTILS = Registry(
     locations=[
         'mmrazor_brecq.quantizers',
         'mmrazor_brecq.graph',
+        'mmrazor_brecq.models',
         'mmrazor_brecq.reconstruction',
         'mmrazor_brecq.mixed_precision',
     ],

@@ -1,0 +1,3 @@
+from .torch_model import Classification, TorchModel
+
+__all__ = ['Classification', 'TorchModel']

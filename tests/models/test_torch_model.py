@@ -1,0 +1,168 @@
+"""Any torch network through a config."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmcls.structures import ClsDataSample
+from mmengine.evaluator import Evaluator
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.engine.checkpoint import load_float
+from mmrazor_brecq.graph import record
+from mmrazor_brecq.models import TorchModel
+from mmrazor_brecq.registry import MODELS
+
+
+def resnet(**kwargs):
+    return dict(
+        type='mmrazor_brecq.TorchModel',
+        network=dict(
+            type='torchvision.models.resnet18', num_classes=5, **kwargs
+        ),
+        data_preprocessor=dict(
+            type='ImgDataPreprocessor', mean=[127.0], std=[60.0]
+        ),
+    )
+
+
+@pytest.fixture
+def model():
+    with DefaultScope.overwrite_default_scope('mmcls'):
+        return MMENGINE_MODELS.build(resnet()).eval()
+
+
+def batch(count=4):
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    samples = [ClsDataSample().set_gt_label(i % 5) for i in range(count)]
+    return dict(inputs=list(images), data_samples=samples)
+
+
+def test_gives_the_networks_own_outputs(model):
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), model.network(x))
+
+
+def test_serves_the_hosts_metrics(model):
+    with torch.no_grad():
+        samples = model.test_step(batch())
+    with DefaultScope.overwrite_default_scope('mmcls'):
+        evaluator = Evaluator(dict(type='Accuracy', topk=(1, 5)))
+    evaluator.process(data_samples=samples)
+    metrics = evaluator.evaluate(4)
+    assert metrics['accuracy/top5'] == 100
+    with torch.no_grad():
+        inputs = model.data_preprocessor(batch(), False)['inputs']
+        assert model(inputs).shape == (4, 5)
+
+
+def test_predicts_the_class_of_the_largest_logit(model):
+    data = batch()
+    with torch.no_grad():
+        samples = model.test_step(data)
+        inputs = model.data_preprocessor(data, False)['inputs']
+        expected = model(inputs).argmax(1)
+    found = [int(sample.pred_label.label) for sample in samples]
+    assert found == expected.tolist()
+
+
+def test_has_a_loss_that_falls_as_it_trains(model):
+    data = model.data_preprocessor(batch(8), True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    losses = []
+    for _ in range(12):
+        loss = model(**data, mode='loss')['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_finds_the_same_units_as_in_the_bare_network(model):
+    brecq = BRECQ(model)
+    brecq.prepare(torch.randn(1, 3, 32, 32))
+    names = [unit.name for unit in brecq.units]
+    assert 'network.layer1.0' in names
+    assert 'network.layer4.1' in names
+    assert len(names) == 10
+
+
+def test_units_directly_in_the_network_are_blocks():
+    class Block(nn.Sequential):
+        pass
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = Pair()
+            self.b = Pair()
+
+        def forward(self, x):
+            return self.b(self.a(x)).mean((2, 3))
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Conv2d(3, 3, 3, padding=1)
+            self.two = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.two(self.one(x).relu())
+
+    brecq = BRECQ(TorchModel(Network()))
+    brecq.prepare(torch.randn(1, 3, 8, 8))
+    assert [u.name for u in brecq.units] == ['network.a', 'network.b']
+
+
+def test_takes_a_checkpoint_of_the_bare_network(model, tmp_path):
+    torch.manual_seed(1)
+    other = MODELS.build(resnet())
+    torch.save(other.network.state_dict(), tmp_path / 'bare.pth')
+    torch.save(other.state_dict(), tmp_path / 'whole.pth')
+    x = torch.randn(1, 3, 32, 32)
+    other.eval()
+    for name in ('bare.pth', 'whole.pth'):
+        with DefaultScope.overwrite_default_scope('mmcls'):
+            brecq = BRECQ(resnet()).eval()
+        load_float(brecq, str(tmp_path / name))
+        with torch.no_grad():
+            assert torch.equal(brecq(x), other(x))
+
+
+def test_takes_a_function_of_the_users(model):
+    network = dict(type='tests_maker.make', width=4)
+    import sys
+    import types
+
+    module = types.ModuleType('tests_maker')
+    module.make = lambda width: nn.Linear(width, 2)
+    sys.modules['tests_maker'] = module
+    try:
+        made = TorchModel(network)
+    finally:
+        del sys.modules['tests_maker']
+    assert made(torch.zeros(1, 4)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    'network, error, said',
+    [
+        (dict(type='torchvision.models.resnet1'), ValueError, 'resnet1'),
+        (dict(type='no_such_package.net'), ValueError, 'no_such_package'),
+        (dict(type='collections.OrderedDict'), TypeError, 'OrderedDict'),
+    ],
+)
+def test_says_what_is_no_network(network, error, said):
+    with pytest.raises(error, match=said):
+        TorchModel(network)
+
+
+def test_records_like_the_bare_network(model):
+    x = torch.randn(1, 3, 32, 32)
+    bare = record(model.network, x)
+    assert len(record(model, x).calls) == len(bare.calls) + 1
