@@ -37,6 +37,8 @@ EXTRAS = {
 def check_requirements() -> None:
     """Check torch, mmengine and mmcv by their metadata, importing none.
 
+    mmcv is needed by libraries of OpenMMLab's models alone.
+
     Raises:
         ImportError: If one of them is missing, or its version does not fit.
             The message names the version found, the one expected, and the
@@ -50,6 +52,12 @@ def check_requirements() -> None:
                 f'{found or "none"}: pip install "{name}{wanted}"'
             )
     _check_mmcv()
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of what a run stands on, as far as it is there."""
+    names = [name for name, *_ in REQUIRED] + [*MMCV, *MMCV_OF_HOST]
+    return {name: found for name in names if (found := _find(name))}
 
 
 def require(name: str) -> Any:
@@ -79,10 +87,12 @@ def require(name: str) -> Any:
 def _check_mmcv() -> None:
     owners = {name: found for name in MMCV if (found := _find(name))}
     hosts = {name: MMCV_OF_HOST[name] for name in MMCV_OF_HOST if _find(name)}
-    if not owners:
+    if not owners and hosts:
+        host = ' and '.join(hosts)
+        highest = max((high for _, high in hosts.values()), key=_release)
         raise ImportError(
-            'mmrazor_brecq needs mmcv, and found none: either '
-            f'{_cure("2.1")}; never both, for both own `import mmcv`'
+            f'{host} needs mmcv, and found none: either {_cure(highest)}; '
+            'never both, for both own `import mmcv`'
         )
     if len(owners) > 1:
         warnings.warn(
@@ -92,7 +102,7 @@ def _check_mmcv() -> None:
             'install the one that you want',
             stacklevel=3,
         )
-    if hosts and not any(
+    if owners and hosts and not any(
         _fits(found, *bounds)
         for found in owners.values()
         for bounds in hosts.values()

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional, Union
 
-import mmcv
-import mmengine
 import torch
 from mmengine.device import get_device
 from mmengine.dist import (
@@ -26,6 +24,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop
 from torch.utils.data import DataLoader
 
+from .._requirements import installed_versions
 from ..algorithms import BRECQ
 from ..checkpoint import (
     check_container,
@@ -227,10 +226,7 @@ class PTQLoop(TestLoop):
             weight_bytes=bytes_of_weights,
             units=[unit.to_dict() for unit in progress.reports],
             versions=dict(
-                mmrazor_brecq=__version__,
-                torch=torch.__version__,
-                mmengine=mmengine.__version__,
-                mmcv=mmcv.__version__,
+                mmrazor_brecq=__version__, **installed_versions()
             ),
             device=get_device(),
             seed=self.runner.seed,

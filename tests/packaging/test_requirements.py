@@ -48,6 +48,7 @@ def installed(monkeypatch):
         dict(mmpretrain='1.2.0', mmcv_lite='2.1.0'),
         dict(mmpretrain='1.2.0', mmcls='1.0.0rc6', mmcv_lite='2.1.0'),
         dict(mmcv_lite='2.2.0'),
+        dict(mmcv_lite=None),
     ],
 )
 def test_accepts(installed, changes):
@@ -65,8 +66,9 @@ def test_accepts(installed, changes):
         (dict(mmengine='0.10.0'), ['mmengine>=0.10.1,<1.0', '0.10.0']),
         (dict(mmengine='1.0.0rc1'), ['mmengine>=0.10.1,<1.0', '1.0.0rc1']),
         (
-            dict(mmcv_lite=None),
+            dict(mmcls='1.0.0rc6', mmcv_lite=None),
             [
+                'mmcls needs mmcv, and found none',
                 'pip install "mmcv-lite>=2.0.1,<2.1"',
                 'mim install "mmcv>=2.0.1,<2.1"',
                 'never both',
