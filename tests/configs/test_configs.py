@@ -124,8 +124,6 @@ def test_calibrates_on_training_images_as_test_images_are_seen(path):
 @pytest.mark.parametrize(
     'name',
     [
-        'resnet/brecq_resnet18_{}_in1k.py',
-        'resnet/brecq_resnet50_{}_in1k.py',
         'resnet/brecq_resnet18_{}_fashion-mnist.py',
         'mobilenet_v2/brecq_mobilenet-v2_{}_fashion-mnist.py',
     ],

@@ -60,13 +60,14 @@ def test_models_are_named_after_their_configs(folder):
 def test_parameters_are_counted(folder):
     counts = {}
     for model in load(str(folder / 'metafile.yml')).models:
-        base = re.sub(r'_w\d+a\d+_', '_', model.config)
-        counts.setdefault(base, set()).add(model.metadata.parameters)
-    for base, count in counts.items():
-        architecture = Config.fromfile(ROOT / base).model.architecture
+        name = re.sub(r'_w\d+a\d+_', '_', model.name)
+        counts.setdefault(name, []).append(model)
+    for models in counts.values():
+        config = Config.fromfile(ROOT / models[0].config)
         with DefaultScope.overwrite_default_scope('mmcls'):
-            network = MODELS.build(architecture)
-        assert {sum(p.numel() for p in network.parameters())} == count
+            network = MODELS.build(config.model.architecture)
+        count = sum(p.numel() for p in network.parameters())
+        assert {model.metadata.parameters for model in models} == {count}
 
 
 @each_folder

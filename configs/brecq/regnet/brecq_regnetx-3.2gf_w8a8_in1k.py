@@ -1,2 +1,0 @@
-_base_ = ['./brecq_regnetx-3.2gf_in1k.py', '../../_base_/bits/w8a8.py']
-model = dict(quantization=_base_.pop('bits'))

@@ -1,2 +1,0 @@
-_base_ = ['./brecq_regnetx-600mf_in1k.py', '../../_base_/bits/w4a4.py']
-model = dict(quantization=_base_.pop('bits'))

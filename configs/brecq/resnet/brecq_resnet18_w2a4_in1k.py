@@ -1,2 +1,0 @@
-_base_ = ['./brecq_resnet18_in1k.py', '../../_base_/bits/w2a4.py']
-model = dict(quantization=_base_.pop('bits'))
