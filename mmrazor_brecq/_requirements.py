@@ -102,10 +102,14 @@ def _check_mmcv() -> None:
             'install the one that you want',
             stacklevel=3,
         )
-    if owners and hosts and not any(
-        _fits(found, *bounds)
-        for found in owners.values()
-        for bounds in hosts.values()
+    if (
+        owners
+        and hosts
+        and not any(
+            _fits(found, *bounds)
+            for found in owners.values()
+            for bounds in hosts.values()
+        )
     ):
         wanted = ', '.join(
             f'{host} {_find(host)} needs mmcv{_specifier(*hosts[host])}'

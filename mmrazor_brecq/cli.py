@@ -14,9 +14,11 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from mmengine.config import DictAction
+
+from .recipe import Recipe
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -155,6 +157,52 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='load the checkpoint even if that can run code in it',
     )
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Add what composes a quantization onto a float config."""
+    group = parser.add_argument_group('for a float config')
+    group.add_argument(
+        '--recipe',
+        metavar='BITS',
+        help='quantize the model of a float config: w8a8, w4a8, w4a4, w2a4 '
+        'and others of configs/_base_/bits, or a file that defines `bits`',
+    )
+    group.add_argument(
+        '--schedule',
+        help='fast, default or best, or a file that defines `schedule`; '
+        f'default: {Recipe.schedule}',
+    )
+    group.add_argument(
+        '--calibration',
+        metavar='PATH',
+        help='a folder of images, or a list of them (text or COCO JSON); '
+        "default: the training images of the config's own data set",
+    )
+    group.add_argument(
+        '--num-images',
+        type=int,
+        help=f'calibration images at most; default: {Recipe.num_images}',
+    )
+
+
+def recipe_of(args: argparse.Namespace) -> Optional[Recipe]:
+    """Return the recipe that was asked for, if one was.
+
+    Raises:
+        ValueError: If there is none for other options of it to change.
+    """
+    names = 'schedule', 'calibration', 'num_images'
+    given = {n: v for n in names if (v := getattr(args, n)) is not None}
+    if args.recipe is not None:
+        return Recipe(args.recipe, **given)
+    if given:
+        option = '--' + next(iter(given)).replace('_', '-')
+        raise ValueError(
+            f'{option} belongs to --recipe: without it, change the config '
+            'with --cfg-options'
+        )
+    return None
 
 
 def run_tool(

@@ -1,20 +1,27 @@
 """Quantizes a trained model.
 
 python tools/ptq.py CONFIG CHECKPOINT
+python tools/ptq.py FLOAT_CONFIG CHECKPOINT --recipe w4a4
 """
 
 from __future__ import annotations
 
 import sys
 
-from mmrazor_brecq.cli import add_trust_option, run_tool, tool_parser
+from mmrazor_brecq.cli import (
+    add_recipe_options,
+    add_trust_option,
+    recipe_of,
+    run_tool,
+    tool_parser,
+)
 from mmrazor_brecq.engine.launch import load_config, ptq
 
 
 def main() -> int:
     parser = tool_parser(
         __doc__,
-        config='a config with a BRECQ model',
+        config='a config with a BRECQ model, or a float one with --recipe',
         checkpoint='float weights of the architecture',
     )
     parser.add_argument(
@@ -23,11 +30,16 @@ def main() -> int:
         help='go on with the unfinished run in the folder',
     )
     add_trust_option(parser)
+    add_recipe_options(parser)
     args = parser.parse_args()
 
     def action() -> None:
         cfg = load_config(
-            args.config, args.cfg_options, args.work_dir, args.launcher
+            args.config,
+            args.cfg_options,
+            args.work_dir,
+            args.launcher,
+            recipe_of(args),
         )
         ptq(cfg, args.checkpoint, args.resume, args.trust_checkpoint)
 

@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
 from ..checkpoint import check_writable, load_float, load_quantized
+from ..recipe import Recipe, compose
 from ..reconstruction import Rows
 from .calibration import ImageSet, check_keys, hold_images
 
@@ -30,12 +31,18 @@ BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
 CONFIGS = '.py', '.yml', '.yaml', '.json'
 
 
-def read_config(path: str, options: Optional[dict[str, Any]] = None) -> Config:
+def read_config(
+    path: str,
+    options: Optional[dict[str, Any]] = None,
+    recipe: Optional[Recipe] = None,
+) -> Config:
     """Read a config of a quantization, and do nothing else.
 
     Args:
         path (str): A Python, YAML or JSON config.
         options (dict, optional): Changes, by dotted key.
+        recipe (Recipe, optional): Composed onto the config, which is then
+            that of a float model.
 
     Returns:
         Config: Complete.
@@ -55,6 +62,14 @@ def read_config(path: str, options: Optional[dict[str, Any]] = None) -> Config:
     cfg = Config.fromfile(path)
     for name in BUILDING_BLOCKS:
         cfg.pop(name, None)
+    if recipe is not None:
+        if _quantizes(cfg):
+            raise ValueError(
+                f'--recipe {recipe.bits!r}, but {path!r} configures a '
+                'quantization itself: give a float config, or change '
+                '`model.quantization` with --cfg-options'
+            )
+        cfg = compose(cfg, recipe)
     known = set(cfg) | set(inspect.signature(Runner.__init__).parameters)
     known.add('mixed_precision')
     options = options or {}
@@ -71,12 +86,18 @@ def read_config(path: str, options: Optional[dict[str, Any]] = None) -> Config:
                 f'--cfg-options {key}: the config has no {root!r}{hint}'
             )
     cfg.merge_from_dict(options)
-    if str(cfg.get('model', {}).get('type')).split('.')[-1] != 'BRECQ':
+    if not _quantizes(cfg):
         raise ValueError(
-            f'{path!r} configures no quantization: expected model.type = '
-            "'mmrazor_brecq.BRECQ', inherit one of configs/brecq"
+            f'{path!r} configures no quantization: add --recipe w4a4 for a '
+            'float config, or inherit one of configs/brecq, where '
+            "model.type = 'mmrazor_brecq.BRECQ'"
         )
     return cfg
+
+
+def _quantizes(cfg: Config) -> bool:
+    """Return whether a config's model is a :class:`BRECQ`."""
+    return str(cfg.get('model', {}).get('type')).split('.')[-1] == 'BRECQ'
 
 
 def load_config(
@@ -84,6 +105,7 @@ def load_config(
     options: Optional[dict[str, Any]] = None,
     work_dir: Optional[str] = None,
     launcher: str = 'none',
+    recipe: Optional[Recipe] = None,
 ) -> Config:
     """Read a config of a quantization that is to be run.
 
@@ -93,11 +115,12 @@ def load_config(
         work_dir (str, optional): Folder of the run; by default the
             config's ``work_dir``, or one named after the config.
         launcher (str): As in mmengine.
+        recipe (Recipe, optional): As for :func:`read_config`.
 
     Returns:
         Config: Complete.
     """
-    cfg = read_config(path, options)
+    cfg = read_config(path, options, recipe)
     cfg.launcher = launcher
     if cfg.get('randomness', {}).get('seed') is None:
         # A run without a seed could not be resumed.
@@ -105,7 +128,7 @@ def load_config(
     cfg.work_dir = (
         work_dir
         or cfg.get('work_dir')
-        or osp.join('work_dirs', osp.splitext(osp.basename(path))[0])
+        or osp.join('work_dirs', osp.splitext(osp.basename(cfg.filename))[0])
     )
     # The checkpoint is loaded here, with better words.
     cfg.load_from, cfg.resume = None, False

@@ -225,9 +225,7 @@ class PTQLoop(TestLoop):
             processes=get_world_size(),
             weight_bytes=bytes_of_weights,
             units=[unit.to_dict() for unit in progress.reports],
-            versions=dict(
-                mmrazor_brecq=__version__, **installed_versions()
-            ),
+            versions=dict(mmrazor_brecq=__version__, **installed_versions()),
             device=get_device(),
             seed=self.runner.seed,
             identity=identity,

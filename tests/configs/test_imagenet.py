@@ -1,4 +1,4 @@
-"""Configs for ImageNet, on a data set of that form made of noise."""
+"""Float configs for ImageNet, on a data set of that form made of noise."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import get_installed_path
 from PIL import Image
 
+from mmrazor_brecq.recipe import Recipe, compose
+
 ROOT = Path(__file__).parents[2]
+MMCLS = get_installed_path('mmcls') + '/.mim/configs'
+REGNET = str(ROOT / 'configs/float/regnetx-600mf_in1k.py')
 
 
 @pytest.fixture
@@ -35,9 +40,9 @@ def imagenet(tmp_path):
 
 
 def float_weights(config, folder):
-    """A checkpoint with random weights for the model of a config."""
+    """A checkpoint with random weights for the model of a float config."""
     with DefaultScope.overwrite_default_scope('mmcls'):
-        network = MODELS.build(Config.fromfile(config).model.architecture)
+        network = MODELS.build(Config.fromfile(config).model)
     torch.save(network.state_dict(), folder / 'float.pth')
 
 
@@ -71,34 +76,46 @@ def run_tool(folder, tool, config, *options, args=()):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'name',
+    'name, recipe',
     [
-        'mobilenet_v2/brecq_mobilenet-v2_w4a32_in1k.py',
-        'regnet/brecq_regnetx-600mf_w2a4_in1k.py',
+        (f'{MMCLS}/mobilenet_v2/mobilenet-v2_8xb32_in1k.py', 'w4a32'),
+        (REGNET, 'w2a4'),
     ],
+    ids=['mobilenet-v2', 'regnetx-600mf'],
 )
-def test_quantizes(imagenet, name):
-    config = ROOT / 'configs/brecq' / name
-    float_weights(config, imagenet)
+def test_quantizes_a_float_config_with_one_command(imagenet, name, recipe):
+    float_weights(name, imagenet)
     output = run_tool(
-        imagenet, 'ptq.py', config, 'model.reconstructor.iterations=1'
+        imagenet,
+        'ptq.py',
+        name,
+        'model.reconstructor.iterations=1',
+        args=('--recipe', recipe, '--schedule', 'fast'),
     )
     assert 'are test images too' not in output
     report = json.loads((imagenet / 'out/report.json').read_text())
     assert report['units']
+    composed = f'out/{Path(name).stem}_{recipe}.py'
+    (imagenet / 'float.pth').unlink()
+    (imagenet / 'out/quantized.pth').rename(imagenet / 'float.pth')
+    output = run_tool(imagenet, 'test.py', composed)
+    top1 = report['quantized']['accuracy/top1']
+    assert f'accuracy/top1: {top1:.4f}' in output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'name, layers',
     [
-        ('resnet/brecq_resnet50_w4a32_in1k.py', 54),
-        ('mobilenet_v2/brecq_mobilenet-v2_w4a32_in1k.py', 53),
+        ('resnet/resnet50_8xb32_in1k.py', 54),
+        ('mobilenet_v2/mobilenet-v2_8xb32_in1k.py', 53),
     ],
 )
-def test_searches_widths(imagenet, name, layers):
-    config = ROOT / 'configs/brecq' / name
-    float_weights(config, imagenet)
+def test_searches_bits_for_a_composed_config(imagenet, name, layers):
+    float_weights(f'{MMCLS}/{name}', imagenet)
+    config = imagenet / 'composed.py'
+    composed = compose(Config.fromfile(f'{MMCLS}/{name}'), Recipe('w4a32'))
+    composed.dump(str(config))
     output = run_tool(
         imagenet,
         'search_bits.py',

@@ -47,3 +47,38 @@ def test_a_folder_without_images(tmp_path):
         UnlabelledImages(str(tmp_path))
     with pytest.raises(FileNotFoundError, match='none.*which is no folder'):
         UnlabelledImages(str(tmp_path / 'none'))
+
+
+@pytest.mark.parametrize('below', ['', 'some'])
+@pytest.mark.parametrize(
+    'name, text',
+    [
+        ('some.txt', 'b.png 3\na.png 0\n\n'),
+        ('some.txt', 'b.png\na.png'),
+        (
+            'some.json',
+            '{"images": [{"file_name": "b.png"}, {"file_name": "a.png"}]}',
+        ),
+    ],
+)
+def test_takes_the_images_of_a_list(tmp_path, below, name, text):
+    folder = tmp_path / below
+    folder.mkdir(exist_ok=True)
+    for image in 'abc':
+        Image.new('RGB', (4, 4)).save(folder / f'{image}.png')
+    (tmp_path / name).write_text(text)
+    dataset = UnlabelledImages(str(tmp_path), ann_file=name)
+    paths = [dataset[i]['img_path'] for i in range(len(dataset))]
+    assert paths == [str(folder / 'b.png'), str(folder / 'a.png')]
+
+
+def test_says_where_it_looked_for_what_a_list_names(tmp_path):
+    (tmp_path / 'some.txt').write_text('b.png 3\n')
+    with pytest.raises(FileNotFoundError, match='b.png.*some.txt'):
+        UnlabelledImages(str(tmp_path), ann_file='some.txt')
+
+
+def test_says_that_a_list_is_empty(tmp_path):
+    (tmp_path / 'some.txt').write_text('\n')
+    with pytest.raises(ValueError, match='names no image'):
+        UnlabelledImages(str(tmp_path), ann_file='some.txt')

@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
-from mmrazor_brecq.engine.checkpoint import load_float
+from mmrazor_brecq.checkpoint import load_float
 from mmrazor_brecq.graph import record
 from mmrazor_brecq.models import TorchModel
 from mmrazor_brecq.registry import MODELS

@@ -15,7 +15,7 @@ PACKAGE = 'mmrazor_brecq'
 #: of its own line. Every module of the package has its place here.
 LINES = [
     ['version', '_requirements', 'registry', 'functional'],
-    ['quantizers', 'datasets', 'models'],
+    ['quantizers', 'datasets', 'models', 'recipe'],
     ['layers'],
     ['graph'],
     ['reconstruction'],

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
-from ..registry import SCOPE
+from .registry import SCOPE
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
 #: What only trains, in a config of OpenMMLab.
 OF_TRAINING = (
     'auto_scale_lr',
@@ -122,7 +122,7 @@ def _part(kind: str, name: str, option: str) -> dict[str, Any]:
             )
         path = folder / f'{name}.py'
     part = Config.fromfile(str(path)).get(kind)
-    if not isinstance(part, dict):
+    if not isinstance(part, ConfigDict):
         raise ValueError(f'{option} {name!r}: the file defines no `{kind}`')
     return part.to_dict()
 
