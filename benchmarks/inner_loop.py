@@ -84,7 +84,7 @@ def bare_convolutions(
 
     def see(layer: Any, args: tuple) -> None:
         x = args[0].detach().clone().requires_grad_()
-        weight = layer.weight.detach().clone().requires_grad_()
+        weight = layer.stored_weight.detach().clone().requires_grad_()
         operands.append((x, weight))
         if isinstance(layer, nn.Linear):
             calls.append(lambda: F.linear(x, weight, layer.bias))

@@ -18,42 +18,71 @@ from ..quantizers import ActivationQuantizer, WeightQuantizer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+#: Where a layer keeps the ``forward`` that somebody set on the object itself.
+OWN_FORWARD = 'float_forward'
+
+#: Where its quantized weight is while it runs.
+IN_USE = 'weight_in_use'
+
 
 class QuantLayer(nn.Module):
     """What quantized layers have in common.
 
     Attributes:
-        weight: Real weights while the layer learns, ``int8`` once it is
-            frozen.
-        weight_quantizer: Gives real weights on the grid from either.
+        weight_quantizer: Gives real weights on the grid, from real ones
+            while the layer learns and from integers once it is frozen.
         input_quantizer: Quantizes the input, or ``nn.Identity`` where the
             unit's door has done so.
     """
 
-    weight: Tensor
     weight_quantizer: WeightQuantizer
     input_quantizer: nn.Module
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the float layer does, with quantized weight and input."""
-        x = self.input_quantizer(x)
-        # An attribute hides the parameter of that name: so the float
-        # layer's own code finds the quantized weight, whatever it does.
-        self.__dict__['weight'] = self.weight_quantizer(self.weight)
+    @property
+    def weight(self) -> Tensor:
+        """Real weights as the layer computes with them, on the grid.
+
+        Whoever reads a layer's ``weight``, the float layer's own forward
+        pass or any other code, gets these.
+        """
+        if IN_USE in vars(self):
+            return vars(self)[IN_USE]
         try:
-            return super().forward(x, *args, **kwargs)
+            return self.weight_quantizer(self.stored_weight)
+        except AttributeError as error:
+            # Else nn.Module would look on, and find the integers.
+            raise RuntimeError(f'The quantized weight: {error}') from error
+
+    @property
+    def stored_weight(self) -> nn.Parameter:
+        """The parameter: real until the layer is frozen, then ``int8``."""
+        return self._parameters['weight']  # type: ignore[return-value]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the float layer does, with quantized weight and input."""
+        if args:
+            args = self.input_quantizer(args[0]), *args[1:]
+        else:
+            name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+            kwargs[name] = self.input_quantizer(kwargs[name])
+        # Once a call, however often the float layer's code reads it.
+        vars(self)[IN_USE] = self.weight
+        try:
+            if OWN_FORWARD in vars(self):
+                return vars(self)[OWN_FORWARD](*args, **kwargs)
+            return super().forward(*args, **kwargs)
         finally:
-            del self.__dict__['weight']
+            del vars(self)[IN_USE]
 
     @property
     def frozen(self) -> bool:
         """Whether the weights are integers."""
-        return not self.weight.is_floating_point()
+        return not self.stored_weight.is_floating_point()
 
     def freeze(self) -> None:
         """Turn the weights into integers, for good."""
         if not self.frozen:
-            self._set_integers(self.weight_quantizer.freeze(self.weight))
+            self._store(self.weight_quantizer.freeze(self.stored_weight))
 
     def thaw(self, near: Tensor) -> None:
         """Make real weights of the integers, for them to be learned anew.
@@ -61,11 +90,10 @@ class QuantLayer(nn.Module):
         Args:
             near (Tensor): The float layer's weight.
         """
-        weight = self.weight_quantizer.thaw(self.weight, near)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self._store(self.weight_quantizer.thaw(self.stored_weight, near))
 
-    def _set_integers(self, integers: Tensor) -> None:
-        self.weight = nn.Parameter(integers, requires_grad=False)
+    def _store(self, weight: Tensor) -> None:
+        self._parameters['weight'] = nn.Parameter(weight, requires_grad=False)
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
@@ -73,8 +101,8 @@ class QuantLayer(nn.Module):
         weight = state_dict.get(prefix + 'weight')
         if weight is not None and not weight.is_floating_point():
             # In its own order of memory, whatever that of the file is.
-            self._set_integers(
-                torch.empty_like(self.weight, dtype=weight.dtype)
+            self._store(
+                torch.empty_like(self.stored_weight, dtype=weight.dtype)
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -113,9 +141,11 @@ def quantize_layer(
     if layer.weight.stride(0) != layer.weight[0].numel():
         # The quantizer takes the elements of one channel for neighbours.
         layer.weight.data = layer.weight.data.contiguous()
+    device = layer.weight.device
+    if 'forward' in vars(layer):
+        vars(layer)[OWN_FORWARD] = vars(layer).pop('forward')
     cls: Any = type(layer)
     layer.__class__ = _quant_class(cls)
-    device = layer.weight.device
     layer.weight_quantizer = weight_quantizer.to(device)
     layer.input_quantizer = (input_quantizer or nn.Identity()).to(device)
 

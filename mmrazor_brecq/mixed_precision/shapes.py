@@ -121,7 +121,7 @@ def model_shape(network: nn.Module, example: Tensor) -> ModelShape:
     shapes = [
         LayerShape(
             name,
-            layers[name].weight.numel(),
+            layers[name].stored_weight.numel(),
             layers[name].weight_quantizer.scale.numel(),
             tuple(found),
         )
@@ -133,7 +133,7 @@ def model_shape(network: nn.Module, example: Tensor) -> ModelShape:
 
 
 def _call_shape(layer: Any, inputs: Any, outputs: Any) -> CallShape:
-    shapes = tuple(inputs), tuple(layer.weight.shape), tuple(outputs)
+    shapes = tuple(inputs), tuple(layer.stored_weight.shape), tuple(outputs)
     if isinstance(layer, nn.Linear):
         return CallShape('linear', *shapes)
     padding = layer.padding

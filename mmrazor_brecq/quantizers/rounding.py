@@ -74,7 +74,10 @@ class Nearest(Rounding):
 
 @MODELS.register_module()
 class AdaRound(Rounding):
-    """Each weight learns to go up or down (Nagel et al., ICML 2020)."""
+    """Each weight learns to go up or down (Nagel et al., ICML 2020).
+
+    A weight of exactly zero, such as a pruned one, stays zero.
+    """
 
     alpha: nn.Parameter
     base: Tensor
@@ -83,9 +86,9 @@ class AdaRound(Rounding):
     def start(self, position: Tensor) -> None:
         """Begin where nothing has been rounded yet."""
         self.base = position.floor()
-        self.alpha = nn.Parameter(
-            inverse_rectified_sigmoid(position - self.base)
-        )
+        alpha = inverse_rectified_sigmoid(position - self.base)
+        # Far out, where the sigmoid is cut off and has no slope.
+        self.alpha = nn.Parameter(alpha.masked_fill(position == 0, -4))
 
     def forward(self) -> Tensor:
         """``floor(position) + h(alpha)``, C x K."""
@@ -114,15 +117,18 @@ class AdaRound(Rounding):
 
 
 class _Round(torch.autograd.Function):
-    """Rounding whose gradient is 1."""
+    """Rounding whose gradient is 1, or 0 where nothing may move."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, still: Optional[Tensor]) -> Tensor:
+        ctx.still = still
         return x.round()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if ctx.still is not None:
+            grad = grad.masked_fill(ctx.still, 0)
+        return grad, None
 
 
 @MODELS.register_module()
@@ -130,15 +136,19 @@ class StraightThrough(Rounding):
     """Each weight moves freely, and is rounded wherever it stands.
 
     The gradient passes the rounding as if it were not there (Bengio et
-    al., 2013), so that a weight may cross several steps.
+    al., 2013), so that a weight may cross several steps. One of exactly
+    zero, such as a pruned one, stays zero.
     """
 
     position: nn.Parameter
+    still: Optional[Tensor] = None
 
     def start(self, position: Tensor) -> None:
         """Begin where the weights are."""
         self.position = nn.Parameter(position.clone())
+        zero = position == 0
+        self.still = zero if zero.any() else None
 
     def forward(self) -> Tensor:
         """The nearest whole numbers, C x K."""
-        return _Round.apply(self.position)
+        return _Round.apply(self.position, self.still)

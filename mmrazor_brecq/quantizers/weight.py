@@ -19,7 +19,8 @@ class WeightQuantizer(nn.Module):
     The integers are signed, so that they fit ``int8`` at every width. What
     ``forward`` does follows from what it is given: integers are only
     dequantized, real weights are rounded first, by the rounding that is
-    being learned or else to the nearest.
+    being learned or else to the nearest. Until its steps are chosen they
+    pass as they are.
 
     Args:
         out_channels (int): First dimension of the weight.
@@ -56,6 +57,7 @@ class WeightQuantizer(nn.Module):
         self.rounding: Any = None
         self.log_step: Optional[nn.Parameter] = None
         self.pace = 1.0
+        self.active = False
         groups = out_channels if per_channel else 1
         self.register_buffer('scale', torch.full((groups,), torch.nan))
         self.register_buffer(
@@ -75,6 +77,7 @@ class WeightQuantizer(nn.Module):
         scale, zero_point = self.observer(values, self.grid)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
+        self.active = True
 
     def learn(self, weight: Tensor, rounding: Optional[dict] = None) -> None:
         """Switch to a rounding that is learned.
@@ -92,6 +95,8 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Real weights on the grid, in the shape of ``weight``."""
+        if not self.active and weight.is_floating_point():
+            return weight
         step = self._step()
         zero_point = self.zero_point[:, None].to(step.dtype)
         grid = step[:, None], zero_point, *self.grid.range
@@ -154,6 +159,7 @@ class WeightQuantizer(nn.Module):
     ) -> None:
         self.grid.check_width(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.active = bool(self.scale.isfinite().all())
 
     def extra_repr(self) -> str:
         return f'{self.grid}, per_channel={self.per_channel}'

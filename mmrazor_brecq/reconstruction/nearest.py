@@ -85,7 +85,7 @@ class NearestRounding:
                 have steps nonetheless.
         """
         for layer in open_layers(unit.module):
-            layer.weight_quantizer.fit(layer.weight)
+            layer.weight_quantizer.fit(layer.stored_weight)
         names = {
             quantizer: name
             for name, quantizer in unit.module.named_modules(prefix=unit.name)

@@ -127,7 +127,7 @@ class BlockReconstructor(NearestRounding):
             return
         layers = open_layers(unit.module)
         for layer in layers:
-            layer.weight_quantizer.learn(layer.weight)
+            layer.weight_quantizer.learn(layer.stored_weight)
         device = next(unit.module.parameters()).device
         masks = MaskPool(generator, device)
         for quantizer in open_steps(unit.module):
@@ -184,13 +184,13 @@ class BlockReconstructor(NearestRounding):
         """Push what is undecided, once the warmup is over."""
         if progress < self.warmup or not layers:
             return
-        weights = sum(layer.weight.numel() for layer in layers)
+        weights = sum(layer.stored_weight.numel() for layer in layers)
         pressure = torch.tensor(
             [
                 self.penalty / weights,
                 annealed_beta(progress, self.warmup, *self.beta),
             ],
-            device=layers[0].weight.device,
+            device=layers[0].stored_weight.device,
         )
         for layer in layers:
             layer.weight_quantizer.rounding.press(pressure)

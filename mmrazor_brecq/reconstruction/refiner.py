@@ -177,7 +177,7 @@ class NetworkRefiner:
         for name, layer in quant_layers(network).items():
             quantizer: Any = layer.weight_quantizer
             layer.thaw(teacher.get_parameter(f'{name}.weight'))
-            quantizer.learn(layer.weight, dict(type='StraightThrough'))
+            quantizer.learn(layer.stored_weight, dict(type='StraightThrough'))
             weights += quantizer.trainable()
             if quantizer.log_step is not None:
                 steps.append(quantizer.log_step)

@@ -21,10 +21,10 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
     """
     layers = quant_layers(model).values()
     numbers = sum(p.numel() for p in model.parameters())
-    own = sum(layer.weight.numel() for layer in layers)
+    own = sum(layer.stored_weight.numel() for layer in layers)
     packed = sum(
         packed_bytes(
-            layer.weight.numel(),
+            layer.stored_weight.numel(),
             layer.weight_quantizer.scale.numel(),
             layer.weight_quantizer.grid.bits,
         )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 
 import pytest
 import torch
@@ -83,7 +85,7 @@ def test_weight_and_input_are_both_quantized(pair):
     quant = quantized(layer, x, bits=3)
     with torch.no_grad():
         found = quant(x)
-        layer.weight.copy_(quant.weight_quantizer(layer.weight))
+        layer.weight.copy_(quant.weight)
         expected = layer(quant.input_quantizer(x))
 
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -92,7 +94,7 @@ def test_weight_and_input_are_both_quantized(pair):
 def test_a_frozen_layer_gives_what_it_gave_before(pair):
     layer, x = pair
     quant = quantized(layer, x, bits=3)
-    quant.weight_quantizer.learn(quant.weight)
+    quant.weight_quantizer.learn(quant.stored_weight)
     with torch.no_grad():
         for parameter in quant.weight_quantizer.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -101,11 +103,11 @@ def test_a_frozen_layer_gives_what_it_gave_before(pair):
         assert not quant.frozen
         quant.freeze()
 
-    assert quant.frozen and quant.weight.dtype == torch.int8
+    assert quant.frozen and quant.stored_weight.dtype == torch.int8
     assert torch.equal(quant(x), before)
-    weight = quant.weight
+    weight = quant.stored_weight
     quant.freeze()
-    assert quant.weight is weight
+    assert quant.stored_weight is weight
 
 
 def test_a_frozen_state_loads_into_a_layer_as_it_was_built(pair):
@@ -113,7 +115,7 @@ def test_a_frozen_state_loads_into_a_layer_as_it_was_built(pair):
     quant = quantized(layer, x, bits=3)
     quant.freeze()
     other = quantized(copy.deepcopy(layer), bits=3)
-    nn.init.normal_(other.weight)
+    nn.init.normal_(other.stored_weight)
     other.load_state_dict(quant.state_dict())
 
     assert other.frozen
@@ -128,13 +130,13 @@ def test_a_float_state_loads_too(pair):
 
     assert not found.unexpected_keys
     assert not quant.frozen
-    assert torch.equal(quant.weight, layer.weight + 1)
+    assert torch.equal(quant.stored_weight, layer.weight + 1)
 
 
 def test_gradients_reach_what_is_learned(pair):
     layer, x = pair
     quant = quantized(layer, x, bits=3)
-    quant.weight_quantizer.learn(quant.weight)
+    quant.weight_quantizer.learn(quant.stored_weight)
     quant.train()
     quant(x).square().sum().backward()
 
@@ -212,3 +214,98 @@ def test_layers_and_quantizers_are_found_by_name():
     assert quant_layers(network) == {'0': network[0], '2': network[2]}
     assert list(quant_layers(network, 'net')) == ['net.0', 'net.2']
     assert activation_quantizers(network) == [network[0].input_quantizer]
+
+
+@pytest.mark.parametrize('state', ['new', 'fitted', 'learning', 'frozen'])
+def test_whoever_reads_the_weight_sees_real_values(pair, state):
+    """And those that the layer computes with, once there are any."""
+    layer, x = pair
+    quant = quantized(layer, None if state == 'new' else x, bits=3)
+    if state in ('learning', 'frozen'):
+        quant.weight_quantizer.learn(quant.stored_weight)
+    if state == 'frozen':
+        quant.freeze()
+    weight = quant.weight
+
+    assert weight.dtype == torch.float32 and weight.shape == layer.weight.shape
+    if state == 'new':
+        assert torch.equal(weight, layer.weight)
+        return
+    twin = copy.deepcopy(layer).requires_grad_(False)
+    twin.weight.copy_(weight)
+    assert torch.equal(quant(x), twin(quant.input_quantizer(x)))
+    if state == 'frozen':
+        step = quant.weight_quantizer.scale.view(-1, *[1] * (weight.dim() - 1))
+        whole = weight / step
+        torch.testing.assert_close(whole, whole.round(), atol=1e-4, rtol=0)
+
+
+def test_the_weight_is_quantized_once_a_call(pair):
+    layer, x = pair
+    # Some read it more than once.
+    quant = quantized(layer, x)
+    calls = []
+    quant.weight_quantizer.register_forward_hook(lambda *_: calls.append(1))
+    quant(x)
+
+    assert calls == [1]
+
+
+def test_a_quantizer_that_fails_never_shows_the_integers(pair):
+    layer, x = pair
+    quant = quantized(layer, x)
+    quant.freeze()
+    del quant.weight_quantizer.grid
+
+    with pytest.raises(RuntimeError, match="quantized weight.*'grid'"):
+        quant(x)
+
+
+def test_other_types_of_real_numbers(pair):
+    layer, x = pair
+    quant = quantized(layer, x)
+    expected = quant(x)
+    quant.freeze()
+    state = quant.double().state_dict()
+
+    assert quant.stored_weight.dtype == torch.int8
+    assert state['weight'].dtype == torch.int8
+    torch.testing.assert_close(quant.float()(x), expected)
+
+
+def test_an_input_may_be_given_by_name(pair):
+    layer, x = pair
+    quant = quantized(layer, x, bits=3)
+    name = 'x' if isinstance(layer, Standardized) else 'input'
+    name = (
+        'x'
+        if isinstance(layer, (MMCVLinear, Conv2dAdaptivePadding))
+        else (name)
+    )
+
+    assert torch.equal(quant(**{name: x}), quant(x))
+
+
+def doubled(layer, x):
+    return F.linear(x, 2 * layer.weight, layer.bias)
+
+
+@pytest.mark.parametrize('how', ['method', 'partial'])
+def test_a_forward_of_the_object_itself_is_kept(how, generator):
+    """With quantized weight and input, and in copies with those of each."""
+    layer, x = nn.Linear(4, 6), torch.randn(2, 4, generator=generator)
+    layer.forward = (
+        types.MethodType(doubled, layer)
+        if how == 'method'
+        else functools.partial(doubled, layer)
+    )
+    quant = quantized(layer, x, bits=3)
+    with torch.no_grad():
+        expected = F.linear(
+            quant.input_quantizer(x), 2 * quant.weight, quant.bias
+        )
+        assert torch.equal(quant(x), expected)
+        other = copy.deepcopy(quant)
+        other.stored_weight.zero_()
+        assert torch.equal(quant(x), expected)
+        assert not torch.equal(other(x), expected)

@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mmrazor_brecq.quantizers import AdaRound, Nearest
+from mmrazor_brecq.quantizers.rounding import StraightThrough
 
 #: Of a penalty: weight and exponent.
 PRESSURE = torch.tensor([1.0, 2.0])
@@ -121,3 +122,25 @@ def test_nearest_rounds_and_learns_nothing(position):
     for mode in True, False:
         assert torch.equal(rounding.train(mode)(), position.round())
     assert not list(rounding.parameters())
+
+
+@pytest.mark.parametrize('kind', [AdaRound, StraightThrough])
+def test_what_is_zero_stays_zero(kind, position):
+    """Whatever the gradients ask for."""
+    position[2] = 0
+    position[4, ::3] = -0.0
+    zero = position == 0
+    rounding = kind()
+    rounding.start(position)
+    optimizer = torch.optim.Adam(rounding.parameters(), lr=0.5)
+    for _ in range(5):
+        optimizer.zero_grad()
+        rounding.train().press(PRESSURE)
+        one = torch.ones(10, 1)
+        values = rounding.values(one, torch.zeros(10, 1), -128, 127)
+        assert (values[zero] == 0).all()
+        (-values.sum()).backward()
+        optimizer.step()
+
+    assert (rounding.eval()()[zero] == 0).all()
+    assert (rounding()[~zero] > position[~zero].round()).any()

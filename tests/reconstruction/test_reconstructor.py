@@ -98,8 +98,11 @@ def test_every_unit_ends_in_integers(
         assert report.seconds > 0
     for layer in quant_layers(model).values():
         low, high = layer.weight_quantizer.grid.range
-        assert layer.frozen and layer.weight.dtype == torch.int8
-        assert low <= layer.weight.min() and layer.weight.max() <= high
+        assert layer.frozen and layer.stored_weight.dtype == torch.int8
+        assert (
+            low <= layer.stored_weight.min()
+            and layer.stored_weight.max() <= high
+        )
         assert layer.weight_quantizer.rounding is None
     for quantizer in activation_quantizers(model):
         assert quantizer.active and quantizer.log_step is None
@@ -125,12 +128,14 @@ def test_nearest_rounding_takes_the_nearest_and_reports_its_error(
     toy, quantize, batches
 ):
     model, teacher = quantize('residual', (3, 3))
-    before = {n: m.weight.clone() for n, m in quant_layers(model).items()}
+    before = {
+        n: m.stored_weight.clone() for n, m in quant_layers(model).items()
+    }
     reports = run(model, teacher, batches, NearestRounding())
 
     for name, layer in quant_layers(model).items():
         quantizer = layer.weight_quantizer
-        found = layer.weight.float()
+        found = layer.stored_weight.float()
         best = copy.deepcopy(quantizer).freeze(before[name])
         assert torch.equal(found, best.float())
     for report in reports:

@@ -62,8 +62,12 @@ def test_all_weights_are_integers_again(rounded):
     for layer in quant_layers(model.architecture).values():
         low, high = layer.weight_quantizer.grid.range
         assert layer.frozen and not layer.weight_quantizer.trainable()
-        assert low <= int(layer.weight.min()) <= int(layer.weight.max())
-        assert int(layer.weight.max()) <= high
+        assert (
+            low
+            <= int(layer.stored_weight.min())
+            <= int(layer.stored_weight.max())
+        )
+        assert int(layer.stored_weight.max()) <= high
     for quantizer in activation_quantizers(model.architecture):
         assert not quantizer.trainable()
     assert not any(p.requires_grad for p in model.parameters())

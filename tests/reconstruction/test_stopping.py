@@ -16,8 +16,8 @@ def layers(quantize):
     model, _ = quantize('residual', (3, 3))
     found = list(quant_layers(model).values())[:2]
     for layer in found:
-        layer.weight_quantizer.fit(layer.weight)
-        layer.weight_quantizer.learn(layer.weight)
+        layer.weight_quantizer.fit(layer.stored_weight)
+        layer.weight_quantizer.learn(layer.stored_weight)
         layer.weight_quantizer.train()
     return found
 
