@@ -8,7 +8,6 @@ mmrazor_brecq.export_onnx(model, images, 'quantized.onnx')
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import time
 from typing import Any, Optional, Union
@@ -22,6 +21,7 @@ from .checkpoint import load_quantized, read_quantized, save_quantized
 from .engine.calibration import activation_store, check_count
 from .engine.deploy import Request, write
 from .engine.launch import build_model, read_config
+from .graph import copy_network
 from .reconstruction import Rows
 from .report import UnitProgress, weight_bytes
 
@@ -88,7 +88,7 @@ def quantize(
         None if activation_bits is None else dict(bits=activation_bits)
     )
     brecq = BRECQ(
-        copy.deepcopy(model),
+        copy_network(model),
         quantization=dict(
             weight=dict(bits=weight_bits, symmetric=weight_bits == 8),
             activation=activation,
@@ -163,7 +163,7 @@ def load(network: Union[str, nn.Module], path: str) -> BRECQ:
     else:
         meta = read_quantized(path)['meta']
         model = BRECQ(
-            copy.deepcopy(network),
+            copy_network(network),
             meta['quantization'],
             meta.get('partition'),
         ).eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,11 +14,14 @@ from torch import Tensor, nn
 
 from ..functional import reuse_freed_memory
 from ..graph import (
+    Account,
     QuantizationScheme,
     Trace,
     Unit,
     check_layers,
+    copy_network,
     fold_batch_norm,
+    make_plain,
     prepare,
     record,
 )
@@ -92,6 +94,7 @@ class BRECQ(BaseModel):
         self.held_out = held_out
         self.units: list[Unit] = []
         self.bits: dict[str, Any] = {}
+        self.account: Optional[Account] = None
         self._register_load_state_dict_pre_hook(self._before_load)
 
     @property
@@ -110,19 +113,28 @@ class BRECQ(BaseModel):
             return self.architecture(inputs, data_samples, mode=mode)
         return self.architecture(inputs)
 
-    def prepare(self, example: Tensor) -> nn.Module:
+    def prepare(
+        self,
+        example: Tensor,
+        state: Optional[Mapping[str, Tensor]] = None,
+    ) -> nn.Module:
         """Fold batch norms, swap the layers and place the quantizers.
 
         Args:
-            example (Tensor): N x ... preprocessed inputs, for one forward
-                pass that shows how the modules hang together.
+            example (Tensor): N x ... preprocessed inputs, for a forward
+                pass that shows how the modules hang together, and for those
+                that show whether the folded network is the same.
+            state (dict, optional): State of the quantized architecture that
+                will be loaded: then it says what is folded and quantized,
+                and the example may hold anything.
 
         Returns:
             nn.Module: The folded float network, apart from this one.
 
         Raises:
             ValueError: If the network has nothing to quantize, or a weight
-                that is not finite.
+                that is not finite, or one that is computed anew in each
+                call from what is no constant.
         """
         if self.prepared:
             raise RuntimeError(
@@ -133,10 +145,19 @@ class BRECQ(BaseModel):
         network.eval()
         # It reads the weights of nn.TransformerEncoderLayer past the layers.
         torch.backends.mha.set_fastpath_enabled(False)
+        make_plain(network, example)
         trace = _record_in_fast_order(network, example)
-        check_layers(network, trace)
-        fold_batch_norm(network, trace)
-        teacher = copy.deepcopy(network).requires_grad_(False)
+        if state is None:
+            staying = None
+        else:
+            staying = _holders(state, 'running_mean')
+            quantized = _holders(state, 'weight_quantizer.scale')
+            for call in trace.calls:
+                if trace.is_layer(call.module) and call.name not in quantized:
+                    trace.unfit[call.module] = 'in float in the checkpoint'
+        self.account = check_layers(network, trace)
+        fold_batch_norm(network, trace, staying)
+        teacher = copy_network(network).requires_grad_(False)
         units = self.partition(network, trace)
         self.bits = prepare(network, trace, units, self.scheme)
         self.units = units
@@ -257,12 +278,29 @@ class BRECQ(BaseModel):
             if not self.prepared:
                 shape = state_dict[prefix + 'input_shape'].tolist()
                 device = next(self.parameters()).device
-                self.prepare(torch.zeros(1, *shape, device=device))
+                start = prefix + 'architecture.'
+                self.prepare(
+                    torch.zeros(1, *shape, device=device),
+                    {
+                        key.removeprefix(start): value
+                        for key, value in state_dict.items()
+                        if key.startswith(start)
+                    },
+                )
         elif not any(
             k.startswith(prefix + 'architecture.') for k in state_dict
         ):
             for key in list(state_dict):
                 state_dict[f'{prefix}architecture.{key}'] = state_dict.pop(key)
+
+
+def _holders(state: Mapping[str, Tensor], key: str) -> set[str]:
+    """Names of the modules that have such a key in a state."""
+    return {
+        name[: -len(key)].rstrip('.')
+        for name in state
+        if f'.{name}'.endswith(f'.{key}')
+    }
 
 
 def _record_in_fast_order(network: nn.Module, example: Tensor) -> Trace:

@@ -33,6 +33,7 @@ from ..checkpoint import (
     save_json,
     save_quantized,
 )
+from ..graph import copy_network
 from ..reconstruction import NearestRounding, Rows, Store, UnitReport
 from ..registry import LOOPS
 from ..report import UnitProgress, closing_table, setback, weight_bytes
@@ -112,7 +113,7 @@ class PTQLoop(TestLoop):
             )
             calibration.gather()
             identity = self._identity(images)
-            original = copy.deepcopy(model)
+            original = copy_network(model)
             teacher = model.prepare(images.batch(0)[:1])
             progress = Progress(
                 osp.join(self.runner.work_dir, 'progress'),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -17,6 +16,7 @@ from torch import nn
 
 from ..algorithms import BRECQ
 from ..checkpoint import fingerprint, save_json
+from ..graph import copy_network
 from ..mixed_precision import (
     Alone,
     Choice,
@@ -213,7 +213,7 @@ def sensitivities(
         prepared as its config says.
     """
     example = images.batch(0)[:1]
-    prepared = copy.deepcopy(model)
+    prepared = copy_network(model)
     prepared.prepare(example)
     ends = {b: uniform(model, b, settings.kinds) for b in settings.ends}
     for end in ends.values():

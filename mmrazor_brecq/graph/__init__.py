@@ -1,5 +1,11 @@
+from .account import Account
 from .check import check_layers
-from .compare import relative_difference
+from .compare import (
+    Reference,
+    Rewrite,
+    apply_checked,
+    relative_difference,
+)
 from .fold import fold_batch_norm
 from .partition import (
     BlockPartition,
@@ -9,10 +15,12 @@ from .partition import (
     StagePartition,
     Unit,
 )
+from .plain import copy_network, make_plain
 from .prepare import Door, QuantizationScheme, prepare
 from .record import Call, Trace, record, run_float
 
 __all__ = [
+    'Account',
     'BlockPartition',
     'Call',
     'Door',
@@ -20,11 +28,16 @@ __all__ = [
     'NetworkPartition',
     'PatternPartition',
     'QuantizationScheme',
+    'Reference',
+    'Rewrite',
     'StagePartition',
     'Trace',
     'Unit',
+    'apply_checked',
     'check_layers',
+    'copy_network',
     'fold_batch_norm',
+    'make_plain',
     'prepare',
     'record',
     'relative_difference',

@@ -9,41 +9,42 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
-from ..layers import is_quantizable
+from .account import Account, take_account
 from .record import Trace
 
 
-def check_layers(model: nn.Module, trace: Trace) -> None:
+def check_layers(model: nn.Module, trace: Trace) -> Account:
     """Look at a network's layers before they are quantized.
 
     Args:
         model (nn.Module): The float network.
         trace (Trace): A recorded pass of it.
 
+    Returns:
+        Account: What will be quantized, and what not.
+
     Raises:
-        ValueError: If it calls no convolution and no linear layer, or if
-            a weight is not finite, or not of float32. Layers that stay in
-            float and channels of zeros are only named in a warning.
+        ValueError: If it calls no convolution and no linear layer that can
+            be quantized, or if a weight is not finite, or not of float32.
+            What stays in float and channels of zeros are only named in a
+            warning.
     """
-    called = {c.name for c in trace.calls if is_quantizable(c.module)}
-    if not called:
+    account = take_account(model, trace)
+    if not account.quantized:
         raise ValueError(
             f'{type(model).__name__} calls no convolution and no linear '
             'layer: there is nothing to quantize'
+            + ''.join(
+                f'; {name} is {what}'
+                for name, what in account.left_float.items()
+            )
         )
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvTransposeNd):
-            _warn(
-                f'{name} is a transposed convolution, which is not '
-                'supported: left in float'
-            )
-        elif name in called:
+        if name in account.quantized:
             _check_weight(name, module)
-        elif is_quantizable(module):
-            _warn(
-                f'{name} is not called in the forward pass (its weight may '
-                'be used without it): left in float'
-            )
+    for name in account.products:
+        _warn(f'{name} is {account.left_float[name]}: left in float')
+    return account
 
 
 def _check_weight(name: str, layer: Any) -> None:

@@ -1,12 +1,217 @@
-"""How far two networks are from each other."""
+"""A rewritten network is held against the one before, on real inputs.
+
+Whatever changes how a network computes, but not what, is a list of
+:class:`Rewrite`, and goes through :func:`apply_checked`.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable
+
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .record import run_float
+
+#: Least difference, relative to the largest value, that tells a mistake
+#: from rounding errors; and how far inputs are shaken to see what rounding
+#: errors make of an output.
+TOLERANCE, SHAKEN = 1e-3, 1e-5
+
+#: The name of the whole network.
+NETWORK = ''
+
+
+class Rewrite:
+    """One change to a network that leaves its outputs as they were.
+
+    Args:
+        name (str): The module at which the change is over: from its output
+            on, all values are what they were.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def apply(self) -> None:
+        """Change the network."""
+        raise NotImplementedError
+
+    def undo(self) -> None:
+        """Put back what was there, to the last bit."""
+        raise NotImplementedError
+
+
+class Reference:
+    """What a network gives before it is rewritten.
+
+    Args:
+        model (nn.Module): In evaluation mode. It is rewritten in place.
+        inputs (Tensor): N x ... preprocessed inputs.
+        places (list[str]): Modules whose outputs are kept, besides those of
+            the network.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, places: Iterable[str] = ()
+    ) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.places = sorted(places)
+        self.outputs = self._outputs(inputs)
+        shaken = self._outputs(_shake(inputs))
+        # Where a network takes what is near for something else, such as
+        # boxes that it sorts, a difference tells of no mistake.
+        self.tolerances = {
+            name: [
+                max(TOLERANCE, 10 * noise)
+                for noise in differences(outputs, shaken[name])
+            ]
+            for name, outputs in self.outputs.items()
+        }
+
+    def wrong_places(self) -> set[str]:
+        """Places where the rewritten network gives something else.
+
+        Each output is replaced by the one before the rewriting, so that a
+        difference shows where it is made and nowhere else.
+        """
+        found: dict[str, list[Any]] = {name: [] for name in self.places}
+
+        def hold(name: str, out: Any) -> Any:
+            call = len(found[name])
+            found[name].append(tree_map(_copy, out))
+            expected = self.outputs[name][call : call + 1]
+            return tree_map(_copy, expected[0]) if expected else None
+
+        try:
+            self._run(self.inputs, hold)
+        except Exception:  # What broke it shows when the parts are tried.
+            return set()
+        return {name for name in found if not self._agrees(name, found[name])}
+
+    def matches(self) -> bool:
+        """Whether the rewritten network runs, and gives the same."""
+        try:
+            result = self._run(self.inputs, lambda *_: None)
+        except Exception:  # Its own code may look at what is not there now.
+            return False
+        return self._agrees(NETWORK, [result])
+
+    def _agrees(self, name: str, found: list[Any]) -> bool:
+        expected = self.outputs[name]
+        return len(found) == len(expected) and all(
+            d <= most
+            for d, most in zip(
+                differences(expected, found), self.tolerances[name]
+            )
+        )
+
+    def _outputs(self, inputs: Tensor) -> dict[str, list[Any]]:
+        """What the places give in each of their calls, and the network."""
+        found: dict[str, list[Any]] = {name: [] for name in self.places}
+        result = self._run(
+            inputs, lambda name, out: found[name].append(tree_map(_copy, out))
+        )
+        return {**found, NETWORK: [result]}
+
+    @torch.no_grad()
+    def _run(self, inputs: Tensor, look: Callable[[str, Any], Any]) -> Any:
+        """The network's output; ``look`` gets those of the places, and what
+        it returns takes their place.
+        """
+        hooks = [
+            self.model.get_submodule(name).register_forward_hook(
+                lambda module, args, out, name=name: look(name, out)
+            )
+            for name in self.places
+        ]
+        try:
+            with _same_draws(inputs.device):
+                return tree_map(_copy, run_float(self.model, inputs.clone()))
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def apply_checked(
+    model: nn.Module, rewrites: Sequence[Rewrite], inputs: Tensor
+) -> list[Rewrite]:
+    """Apply rewrites, but for those that change what a network gives.
+
+    Args:
+        model (nn.Module): In evaluation mode; rewritten in place.
+        rewrites (list[Rewrite]): None of them applied yet.
+        inputs (Tensor): N x ... preprocessed inputs, real ones.
+
+    Returns:
+        list[Rewrite]: Those that are left undone.
+    """
+    if not rewrites:
+        return []
+    reference = Reference(model, inputs, {r.name for r in rewrites})
+    for rewrite in rewrites:
+        rewrite.apply()
+    wrong = reference.wrong_places()
+    for rewrite in reversed(rewrites):
+        rewrite.undo()
+    undone = [r for r in rewrites if r.name in wrong]
+    return undone + _settle(
+        reference, [r for r in rewrites if r not in undone]
+    )
+
+
+def _settle(
+    reference: Reference, rewrites: Sequence[Rewrite]
+) -> list[Rewrite]:
+    """Apply the rewrites that can stay, and give the others.
+
+    Where all of them together are wrong, each half is tried.
+    """
+    for rewrite in rewrites:
+        rewrite.apply()
+    if not rewrites or reference.matches():
+        return []
+    for rewrite in reversed(rewrites):
+        rewrite.undo()
+    if len(rewrites) == 1:
+        return [*rewrites]
+    half = len(rewrites) // 2
+    first = _settle(reference, rewrites[:half])
+    return first + _settle(reference, rewrites[half:])
+
+
+def differences(expected: Any, found: Any) -> list[float]:
+    """How far tensors are from others, relative to the largest value.
+
+    Args:
+        expected (Any): Nested tensors.
+        found (Any): Likewise.
+
+    Returns:
+        list[float]: One for each tensor that is expected: 0 for those of
+        whole numbers, and infinite where the form is another one.
+    """
+    ours, theirs = (
+        [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        for out in (expected, found)
+    )
+    if len(ours) != len(theirs):
+        return [math.inf for _ in ours]
+    return [_distance(x, y) for x, y in zip(ours, theirs)]
+
+
+def _distance(x: Tensor, y: Tensor) -> float:
+    if x.shape != y.shape:
+        return math.inf
+    if not x.is_floating_point() or torch.equal(x, y):
+        return 0.0
+    x, y = x.nan_to_num(), y.nan_to_num()
+    return float((x - y).abs().max() / x.abs().max().clamp(min=1e-30))
 
 
 def relative_difference(
@@ -16,12 +221,28 @@ def relative_difference(
     output of the first.
     """
     with torch.no_grad():
-        pairs = zip(
-            tree_leaves(run_float(model, inputs)),
-            tree_leaves(run_float(other, inputs)),
-        )
-    return max(
-        float((x - y).abs().max() / x.abs().max().clamp(min=1e-30))
-        for x, y in pairs
-        if isinstance(x, Tensor)
-    )
+        outputs = run_float(model, inputs), run_float(other, inputs)
+    return max(differences(*outputs), default=0.0)
+
+
+def _copy(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
+
+
+@contextmanager
+def _same_draws(device: torch.device) -> Iterator[None]:
+    """Within it a network that draws numbers draws the same every time."""
+    kind: dict[str, Any] = {}
+    if device.type != 'cpu':
+        kind.update(devices=[device], device_type=device.type)
+    with torch.random.fork_rng(**kind or dict(devices=[])):
+        torch.manual_seed(0)
+        yield
+
+
+def _shake(inputs: Tensor) -> Tensor:
+    if not inputs.is_floating_point():
+        return inputs
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(inputs.shape, generator=generator).to(inputs)
+    return inputs + SHAKEN * inputs.abs().max() * noise

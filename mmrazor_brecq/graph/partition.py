@@ -13,7 +13,6 @@ from typing import Optional
 
 from torch import nn
 
-from ..layers import is_quantizable
 from ..registry import TASK_UTILS
 from .record import Trace
 
@@ -68,7 +67,7 @@ class Partition:
         calls = trace.by_module()
         order = {module: i for i, module in enumerate(calls)}
         names = {module: uses[0].name for module, uses in calls.items()}
-        layers = [m for m in calls if is_quantizable(m)]
+        layers = [m for m in calls if trace.is_layer(m)]
         holders = [m for m in self.choose(model, trace) if m in calls]
         units: dict[nn.Module, list[nn.Module]] = {}
         for layer in layers:
@@ -104,10 +103,10 @@ def _depth(trace: Trace, layers: list[nn.Module]) -> int:
         for value in call.outputs
     }
     depths: dict[int, int] = {}
-    for made, taken in trace.steps:
-        before = {value.storage for value in taken}
+    for step in trace.steps:
+        before = {value.storage for value in step.taken}
         depth = max((depths.get(x, 0) for x in before), default=0)
-        for x in {value.storage for value in made}:
+        for x in {value.storage for value in step.made}:
             # What is seen otherwise, or written to, is no further layer.
             depths[x] = depth + (x in outputs and x not in before)
     # A layer that is called again and again learns once.
@@ -161,7 +160,7 @@ class BlockPartition(Partition):
                     if m in called
                     and not isinstance(m, CONTAINERS)
                     and sum(
-                        is_quantizable(x) and x in called for x in m.modules()
+                        trace.is_layer(x) and x in called for x in m.modules()
                     )
                     > 1
                 ]

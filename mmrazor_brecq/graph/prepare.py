@@ -16,7 +16,7 @@ from typing import Any, Optional, Union
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..layers import is_quantizable, quantize_layer
+from ..layers import quantize_layer
 from ..registry import MODELS
 from .partition import Unit
 from .record import Call, Trace
@@ -163,7 +163,7 @@ class QuantizationScheme:
 
 def end_layers(trace: Trace) -> list[str]:
     """The first layer, and those that the network's output comes from."""
-    calls = [call for call in trace.calls if is_quantizable(call.module)]
+    calls = [call for call in trace.calls if trace.is_layer(call.module)]
     network = trace.calls[0]
     last = [
         call

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..layers import is_quantizable
+
 
 class Value(NamedTuple):
     """What a tensor was at one moment.
@@ -58,24 +60,45 @@ class Call:
     outputs: tuple[Value, ...] = ()
 
 
+class Step(NamedTuple):
+    """One operation.
+
+    Attributes:
+        made (tuple[Value]): What it gave.
+        taken (tuple[Value]): What it computed with.
+        op (str): Its name in ATen, such as ``convolution``.
+        caller (str): Name of the module whose own code it is in.
+    """
+
+    made: tuple[Value, ...]
+    taken: tuple[Value, ...]
+    op: str
+    caller: str
+
+
 @dataclass
 class Trace:
     """One forward pass.
 
     Attributes:
+        inputs (Tensor): What the network was given.
         calls (list[Call]): In the order of their beginning.
         users (dict): The modules whose own code computes with a value.
-        steps (list): Of every operation, in order, the values that it made
-            and those that it made them of.
+        steps (list[Step]): Every operation, in order.
+        unfit (dict): Convolutions and linear layers that are called and
+            cannot be quantized, and what they are that they cannot.
         kept (list[Tensor]): All tensors.
     """
 
+    inputs: Tensor
     calls: list[Call] = field(default_factory=list)
     users: dict[Value, set[nn.Module]] = field(default_factory=dict)
-    steps: list[tuple[tuple[Value, ...], tuple[Value, ...]]] = field(
-        default_factory=list
-    )
+    steps: list[Step] = field(default_factory=list)
+    unfit: dict[nn.Module, str] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list, repr=False)
+    _readers: dict[int, set[nn.Module]] = field(
+        default_factory=dict, repr=False
+    )
 
     def by_module(self) -> dict[nn.Module, list[Call]]:
         """The calls of every module."""
@@ -83,6 +106,20 @@ class Trace:
         for call in self.calls:
             calls.setdefault(call.module, []).append(call)
         return calls
+
+    def is_layer(self, module: nn.Module) -> bool:
+        """Whether it is a layer that can be quantized."""
+        return is_quantizable(module) and module not in self.unfit
+
+    def readers(self, tensor: Tensor) -> set[nn.Module]:
+        """The modules whose own code computes with a tensor of the network,
+        or with a view of it.
+        """
+        if not self._readers:
+            for value, users in self.users.items():
+                self._readers.setdefault(value.storage, set()).update(users)
+        storage = tensor.untyped_storage().data_ptr()
+        return self._readers.get(storage, set())
 
     def values(self, nested: Any) -> tuple[Value, ...]:
         """The tensors in nested arguments, kept alive so that no other
@@ -109,7 +146,10 @@ class _Operations(TorchDispatchMode):
             users = self.trace.users.setdefault(value, set())
             users.update(call.module for call in self.stack[-1:])
         out = func(*args, **kwargs or {})
-        self.trace.steps.append((self.trace.values(out), taken))
+        op = func.overloadpacket.__name__
+        caller = self.stack[-1].name if self.stack else ''
+        made = self.trace.values(out)
+        self.trace.steps.append(Step(made, taken, op, caller))
         return out
 
 
@@ -137,7 +177,7 @@ def record(model: nn.Module, inputs: Tensor) -> Trace:
     Returns:
         Trace: All calls.
     """
-    trace = Trace()
+    trace = Trace(inputs)
     stack: list[Call] = []
     names = {module: name for name, module in model.named_modules()}
 
@@ -161,4 +201,17 @@ def record(model: nn.Module, inputs: Tensor) -> Trace:
     finally:
         for hook in hooks:
             hook.remove()
+    for module in trace.by_module():
+        if is_quantizable(module) and (what := _obstacle(module, trace)):
+            trace.unfit[module] = what
     return trace
+
+
+def _obstacle(layer: nn.Module, trace: Trace) -> str:
+    """What a layer is that it cannot be quantized, if anything."""
+    weight = layer._parameters.get('weight')
+    if weight is None:
+        return 'a layer whose weight is not a parameter of its own'
+    if layer not in trace.readers(weight):
+        return 'a layer whose forward pass does not use its own weight'
+    return ''

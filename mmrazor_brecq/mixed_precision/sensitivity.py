@@ -7,7 +7,6 @@ the unit's output does to the loss is read off the Fisher information there.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from ..algorithms import BRECQ
-from ..graph import Door, Unit
+from ..graph import Door, Unit, copy_network
 from ..reconstruction import (
     NearestRounding,
     Rows,
@@ -55,7 +54,7 @@ def uniform(
             "'activation' is in `mixed_precision.kinds`, but "
             '`quantization.activation` is None: give it a width to begin with'
         )
-    model = copy.deepcopy(model)
+    model = copy_network(model)
     changes: dict[str, Any] = {
         kind: dict(getattr(scheme, kind), bits=bits) for kind in kinds
     }
@@ -217,7 +216,7 @@ def quantized_choices(
 @contextmanager
 def _weight_of(layer: Any, frozen: Any) -> Iterator[None]:
     before = layer.weight.data
-    layer.weight.data = frozen.weight_quantizer(frozen.weight).to(before)
+    layer.weight.data = frozen.weight.to(before)
     try:
         yield
     finally:
