@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -106,3 +111,79 @@ def test_memory_bounds_what_is_held(toy, generator, monkeypatch):
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
     with pytest.raises(ValueError, match="memory='much'"):
         mmrazor_brecq.quantize(toy('residual'), images, memory='much')
+
+
+@pytest.fixture
+def finished(toy, generator):
+    """A quantized toy and images for it."""
+    images = torch.randn(16, 3, 8, 8, generator=generator)
+    model, _ = mmrazor_brecq.quantize(
+        toy('residual'), images, reconstructor=dict(type='NearestRounding')
+    )
+    return model, images
+
+
+@pytest.mark.parametrize('use', ['save', 'export_onnx'])
+def test_what_is_not_quantized_is_neither_saved_nor_exported(
+    use, finished, toy, tmp_path
+):
+    model, images = finished
+    float_one = BRECQ(toy('residual')).eval()
+    placed = BRECQ(toy('residual')).eval()
+    placed.prepare(images[:1])
+    half = copy.deepcopy(model)
+    half.architecture.head.thaw(toy('residual').head.weight)
+    for wrong, words in (
+        (toy('residual'), 'is a Classifier, expected a quantized BRECQ'),
+        (model.architecture, 'is a Classifier, expected a quantized'),
+        (float_one, 'BRECQ of a Classifier holds the float network'),
+        (placed, "'stem.0' first, have real weights: not reconstructed"),
+        (half, "1 of 7 layers, 'head' first, have real weights"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            if use == 'save':
+                mmrazor_brecq.save(wrong, str(tmp_path / 'q.pth'))
+            else:
+                path = str(tmp_path / 'q.onnx')
+                mmrazor_brecq.export_onnx(wrong, images, path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_model_can_be_pickled_and_copied(finished, tmp_path):
+    model, images = finished
+    expected = model(images)
+    torch.save(model, tmp_path / 'whole.pth')
+    code = (
+        'import torch, sys; '
+        f'model, images = torch.load({str(tmp_path / "both.pth")!r}, '
+        'weights_only=False); '
+        f'torch.save(model(images), {str(tmp_path / "out.pth")!r})'
+    )
+    for again in (
+        torch.load(tmp_path / 'whole.pth', weights_only=False),
+        pickle.loads(pickle.dumps(model)),
+        copy.deepcopy(model),
+    ):
+        assert torch.equal(again(images), expected)
+        mmrazor_brecq.save(again, str(tmp_path / 'again.pth'))
+        state = again.state_dict()
+        assert state.keys() == model.state_dict().keys()
+    # In a process that has not made such a layer yet.
+    layer = model.architecture.stem[0]
+    torch.save((layer, images), tmp_path / 'both.pth')
+    subprocess.run([sys.executable, '-c', code], check=True)
+    assert torch.equal(torch.load(tmp_path / 'out.pth'), layer(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['residual', 'transformer', 'shared'])
+def test_a_traced_model_says_the_same(name, toy, generator):
+    images = torch.randn(16, 3, 8, 8, generator=generator)
+    model, _ = mmrazor_brecq.quantize(
+        toy(name), images, reconstructor=dict(type='NearestRounding')
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        warnings.filterwarnings('ignore', '.*is deprecated', FutureWarning)
+        traced = torch.jit.trace(model, images[:2])
+    assert torch.equal(traced(images), model(images))

@@ -8,6 +8,7 @@ from .files import (
 from .format import decode, encode, is_encoded
 from .io import (
     check_container,
+    check_quantized,
     fingerprint,
     load_float,
     load_quantized,
@@ -18,6 +19,7 @@ from .io import (
 
 __all__ = [
     'check_container',
+    'check_quantized',
     'check_writable',
     'decode',
     'encode',

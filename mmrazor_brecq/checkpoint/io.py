@@ -92,6 +92,39 @@ def check_container(path: str) -> None:
         require('safetensors.torch')
 
 
+def check_quantized(model: Any) -> None:
+    """See that a model is what a quantization ends with.
+
+    Args:
+        model (BRECQ): What is to be saved or exported.
+
+    Raises:
+        ValueError: If it is a float network, one whose quantizers were
+            placed but never fitted, or only some of them.
+    """
+    cure = (
+        'give what mmrazor_brecq.quantize or mmrazor_brecq.load returned, '
+        'or reconstruct it to the end'
+    )
+    if not isinstance(model, BRECQ):
+        raise ValueError(
+            f'The model is a {type(model).__name__}, expected a quantized '
+            f'BRECQ: {cure}'
+        )
+    if not model.prepared:
+        raise ValueError(
+            f'The BRECQ of a {type(model.architecture).__name__} holds the '
+            f'float network still: {cure}'
+        )
+    layers = quant_layers(model.architecture)
+    left = [name for name, layer in layers.items() if not layer.frozen]
+    if left:
+        raise ValueError(
+            f'{len(left)} of {len(layers)} layers, {left[0]!r} first, have '
+            f'real weights: not reconstructed yet; {cure}'
+        )
+
+
 def save_quantized(model: BRECQ, meta: dict[str, Any], path: str) -> None:
     """Write a quantized network as integers of its bits.
 
@@ -101,7 +134,11 @@ def save_quantized(model: BRECQ, meta: dict[str, Any], path: str) -> None:
             made it, its bits, and what :func:`load_quantized` needs are
             added.
         path (str): A file; one that ends in ``.safetensors`` becomes one.
+
+    Raises:
+        ValueError: If it is not quantized, or not to its end.
     """
+    check_quantized(model)
     layers = quant_layers(model)
     widths = {
         f'{name}.weight': layer.weight_quantizer.grid.bits

@@ -19,7 +19,12 @@ from torch import Tensor
 
 from .._requirements import require
 from ..algorithms import BRECQ
-from ..checkpoint import load_quantized, save_json, written_whole
+from ..checkpoint import (
+    check_quantized,
+    load_quantized,
+    save_json,
+    written_whole,
+)
 from ..export import build_target
 from ..report import export_table
 from .launch import build_model
@@ -133,6 +138,7 @@ def write(
     Raises:
         FileExistsError, ImportError, ValueError: As :func:`export`.
     """
+    check_quantized(model)
     _check(request)
     target, path = build_target(request.target), str(request.output)
     network = copy.deepcopy(model.architecture).cpu()

@@ -24,6 +24,7 @@ from ..checkpoint import check_writable, load_float, load_quantized
 from ..recipe import Recipe, compose
 from ..reconstruction import Rows
 from .calibration import ImageSet, check_keys, hold_images
+from .runners import RunOwner, RunVisitor
 
 #: What the configs of `_base_` define for others to compose `model` from.
 BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
@@ -158,10 +159,12 @@ def ptq(
             '`test_cfg` as README has it'
         )
     check_keys(loop.get('calibration') or {})
-    cfg.test_cfg.resume = resume
-    runner = build_runner(cfg)
+    # It is of this call, and no part of the config that stays.
+    cfg.test_cfg.pop('resume', None)
+    runner = build_runner(cfg, RunOwner)
     load_float(bare_model(runner), checkpoint, trust)
-    return _tested(runner)
+    _loop(runner).resume = resume
+    return runner.test()
 
 
 def test(cfg: Config, checkpoint: str) -> dict[str, float]:
@@ -177,7 +180,8 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
     cfg.test_cfg = dict()
     runner = build_runner(cfg)
     load_quantized(bare_model(runner), checkpoint)
-    return _tested(runner)
+    _loop(runner)
+    return runner.test()
 
 
 def build_model(cfg: Config) -> BRECQ:
@@ -191,8 +195,13 @@ def build_model(cfg: Config) -> BRECQ:
     return MMENGINE_MODELS.build(model).eval()
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, kind: type[Runner] = RunVisitor) -> Runner:
     """A runner as the config says.
+
+    Args:
+        cfg (Config): From :func:`load_config`.
+        kind (type): Whether the folder becomes its own (:class:`RunOwner`),
+            or is that of a run it looks at.
 
     Hooks that put averaged weights in the place of a model's while it is
     tested, such as mmengine's EMAHook, are of training, and left out: they
@@ -213,7 +222,7 @@ def build_runner(cfg: Config) -> Runner:
         hook for hook in cfg.get('custom_hooks') or [] if not _averages(hook)
     ]
     with _construction():
-        return Runner.from_cfg(cfg)
+        return kind.from_cfg(cfg)
 
 
 @contextmanager
@@ -234,11 +243,10 @@ def _construction() -> Iterator[None]:
         raise
 
 
-def _tested(runner: Runner) -> dict[str, float]:
-    """Run the loop of a runner, which builds its data sets first."""
+def _loop(runner: Runner) -> Any:
+    """The loop of a runner, which builds its data sets."""
     with _construction():
-        assert runner.test_loop is not None
-    return runner.test()
+        return runner.test_loop
 
 
 def _averages(hook: Any) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .kernel import Kernel
+from .kernel import Kernel, is_traced
 from .memory import flat, like
 
 
@@ -121,6 +121,9 @@ def dequantize_rows(
     Returns:
         Tensor: C x K, in the type that layers compute in.
     """
+    if is_traced():
+        dtype = type_of_layers(q)
+        return values_on_grid(q, step, zero_point, qmin, qmax, dtype)
     return _DequantizeRows.apply(q, step, zero_point, qmin, qmax)
 
 
@@ -216,11 +219,7 @@ class _FakeQuantize(torch.autograd.Function):
         zero_point = zero_point.to(step.dtype)  # one type: one fast kernel
         ctx.save_for_backward(x, step, zero_point, keep)
         ctx.range = qmin, qmax
-        values = _mixed(
-            *(flat(x), step, zero_point, qmin, qmax, keep),
-            type_of_layers(x),
-        )
-        return like(values, x)
+        return _mixed_like(x, step, zero_point, qmin, qmax, keep)
 
     @staticmethod
     @once_differentiable
@@ -252,6 +251,11 @@ def _mixed(
     if keep is not None:
         out = torch.where(keep > 0, out, real)
     return out.to(dtype)
+
+
+def _mixed_like(x: Tensor, *grid: Any) -> Tensor:
+    """What the kernel makes of ``x``, in its shape and memory order."""
+    return like(_mixed(flat(x), *grid, type_of_layers(x)), x)
 
 
 def _mixed_slopes(
@@ -320,6 +324,11 @@ def fake_quantize(
     Returns:
         Tensor: In the shape of ``x``, in the type that layers compute in.
     """
+    if is_traced():
+        step = scale * log_step.exp()
+        return _mixed_like(
+            x, step, zero_point.to(step.dtype), qmin, qmax, keep
+        )
     return _FakeQuantize.apply(
         x, log_step, scale, zero_point, qmin, qmax, keep
     )

@@ -24,6 +24,16 @@ import torch
 from torch import Tensor
 
 
+def is_traced() -> bool:
+    """Whether somebody records what is computed: ``torch.jit.trace``,
+    ``torch.export`` or ``torch.compile`` around a whole network.
+
+    They want plain operators: neither compiled ones, nor a function with a
+    gradient of its own, which no file can hold.
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 class Kernel:
     """A function that runs as one kernel, without gradients.
 
@@ -51,7 +61,7 @@ class Kernel:
         self.compiled: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        if self.plain:
+        if self.plain or is_traced():
             return self.function(*args)
         # The compiler asks what a view is a view of, what is a parameter, and
         # what needs a gradient, and compiles anew for every answer.

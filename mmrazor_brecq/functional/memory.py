@@ -68,7 +68,7 @@ def rows(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
         order (Tensor, optional): As in :func:`flat`.
     """
     dims = _first_leads(x if order is None else order)
-    return x.permute(dims).reshape(len(x), -1)
+    return x.permute(dims).reshape(x.shape[0], -1)
 
 
 def from_rows(values: Tensor, x: Tensor) -> Tensor:

@@ -95,6 +95,13 @@ class QuantLayer(nn.Module):
     def _store(self, weight: Tensor) -> None:
         self._parameters['weight'] = nn.Parameter(weight, requires_grad=False)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by the float layer's class, for this one has no name in a
+        module: it is made where it is needed.
+        """
+        _, _, *state = super().__reduce_ex__(protocol)
+        return (_new_layer, (type(self).__bases__[1],), *state)
+
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
     ) -> None:
@@ -110,6 +117,12 @@ class QuantLayer(nn.Module):
 @cache
 def _quant_class(cls: Any) -> Any:
     return type(f'Quant{cls.__name__}', (QuantLayer, cls), {})
+
+
+def _new_layer(cls: Any) -> Any:
+    """An empty layer that quantizes what a ``cls`` does, for pickle."""
+    quant_class = _quant_class(cls)
+    return quant_class.__new__(quant_class)
 
 
 def is_quantizable(module: nn.Module) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import operator
+import re
 from typing import Any
 
 from rich.console import Console
@@ -51,7 +53,11 @@ def closing_table(report: dict[str, Any]) -> str:
 
 
 def setback(report: dict[str, Any]) -> str:
-    """Says so if nearest rounding alone is nearer to float.
+    """Says so if learning cost what nearest rounding alone would keep.
+
+    It did where its metric is worse than that of nearest rounding, and
+    than that of the float model: one that is better than float needs no
+    advice.
 
     Args:
         report (dict): As in ``report.json``; its first metric counts.
@@ -63,13 +69,28 @@ def setback(report: dict[str, Any]) -> str:
     if metric is None:
         return ''
     exact, nearest, learned = (report[key][metric] for key in MODELS)
-    if abs(learned - exact) <= abs(nearest - exact):
+    worse = operator.gt if _falls(metric) else operator.lt
+    if not (worse(learned, exact) and worse(learned, nearest)):
         return ''
     return (
-        f'{metric} is {learned:.2f} with what was learned and {nearest:.2f} '
-        f'with nearest rounding alone (float {exact:.2f}): give more '
-        'images, `test_cfg.calibration.num_images`, or more iterations'
+        f'{metric} is {learned:.2f} with what was learned, worse than '
+        f'{nearest:.2f} with nearest rounding alone (float {exact:.2f}): '
+        'where the difference is more than chance, give more images '
+        '(`test_cfg.calibration.num_images`) or more iterations '
+        '(`model.reconstructor.iterations`), or keep nearest rounding '
+        "(`model.reconstructor.type='NearestRounding'`)"
     )
+
+
+#: Words in the names of metrics that are better the smaller they are.
+FALLING = frozenset(
+    'loss error err mae mse rmse nll fid epe perplexity ppl'.split()
+)
+
+
+def _falls(metric: str) -> bool:
+    """Whether a metric is better the smaller it is, by its name."""
+    return not FALLING.isdisjoint(re.findall('[a-z]+', metric.lower()))
 
 
 def export_table(report: dict[str, Any]) -> str:

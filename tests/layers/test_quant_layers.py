@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
+import pickle
 import types
+import warnings
 
 import pytest
 import torch
@@ -309,3 +312,32 @@ def test_a_forward_of_the_object_itself_is_kept(how, generator):
         other.stored_weight.zero_()
         assert torch.equal(quant(x), expected)
         assert not torch.equal(other(x), expected)
+
+
+@pytest.mark.parametrize(
+    'again', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_a_quantized_layer_can_be_copied_and_pickled(pair, again):
+    """Its class is made where it is needed, and has no name in a module."""
+    layer, x = pair
+    quant = quantized(layer, x)
+    quant.freeze()
+    other = again(quant)
+    assert type(other) is type(quant)
+    assert torch.equal(other(x), quant(x))
+
+
+@pytest.mark.slow
+def test_a_traced_layer_says_the_same(pair):
+    layer, x = pair
+    if type(layer).__module__.startswith('mmcv'):
+        pytest.skip('its own code makes plain numbers of tensors')
+    quant = quantized(layer, x).eval()
+    quant.freeze()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        warnings.filterwarnings('ignore', '.*is deprecated', FutureWarning)
+        traced = torch.jit.trace(quant, x)
+    for images in x, 0.3 * x[:1]:
+        assert torch.equal(traced(images), quant(images))
+    torch.jit.save(traced, io.BytesIO())

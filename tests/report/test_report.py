@@ -48,20 +48,33 @@ def test_closing_table_has_all_models():
 
 
 @pytest.mark.parametrize(
-    ('exact', 'nearest', 'learned', 'worse'),
+    ('metric', 'exact', 'nearest', 'learned', 'worse'),
     [
-        (90.0, 50.0, 80.0, False),
-        (90.0, 80.0, 50.0, True),
-        (90.0, 90.1, 89.8, True),
-        (90.0, 80.0, 80.0, False),
-        (0.2, 0.9, 0.3, False),  # the smaller the better
-        (0.2, 0.3, 0.9, True),
+        ('accuracy/top1', 90.0, 50.0, 80.0, False),
+        ('accuracy/top1', 90.0, 80.0, 50.0, True),
+        ('accuracy/top1', 90.0, 90.1, 89.8, True),
+        ('accuracy/top1', 90.0, 80.0, 80.0, False),
+        # Better than float is no reason to complain, however it came.
+        ('accuracy/top1', 90.0, 90.1, 91.0, False),
+        ('accuracy/top1', 90.0, 91.0, 90.5, False),
+        ('coco/bbox_mAP', 0.4, 0.39, 0.45, False),
+        ('single-label/f1-score', 80.0, 79.0, 70.0, True),
+        ('loss', 0.2, 0.9, 0.3, False),
+        ('loss', 0.2, 0.3, 0.9, True),
+        ('val/MAE', 0.2, 0.3, 0.1, False),
+        ('depth/abs_err', 0.2, 0.3, 0.4, True),
+        ('accuracy/top1', 90.0, 80.0, float('nan'), False),
     ],
 )
-def test_what_did_not_help_in_the_end_is_told(exact, nearest, learned, worse):
+def test_what_did_not_help_in_the_end_is_told(
+    metric, exact, nearest, learned, worse
+):
     models = dict(float=exact, nearest=nearest, quantized=learned)
-    report = {name: {'metric': value} for name, value in models.items()}
-    assert bool(setback(report)) is worse
+    report = {name: {metric: value} for name, value in models.items()}
+    told = setback(report)
+    assert bool(told) is worse
+    if worse:
+        assert f'{learned:.2f}' in told and 'num_images' in told
 
 
 def test_a_line_a_unit(caplog):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,3 +76,66 @@ def test_a_missing_package_is_named_on_one_line(monkeypatch, capsys, tmp_path):
     error = capsys.readouterr().err
     assert "pip install 'mmrazor_brecq[export]'" in error
     assert 'Traceback' not in error
+
+
+def run(tool, *args):
+    """A tool in a process of its own, as users have it."""
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools' / tool, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=dict(
+            os.environ,
+            PYTHONPATH=str(ROOT),
+            MMRAZOR_BRECQ_DEMO=str(ROOT / 'demo'),
+        ),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+QUICK = (
+    '--cfg-options',
+    "model.reconstructor={'_delete_': True, 'type': 'NearestRounding'}",
+    'test_cfg.calibration.num_images=24',
+    'test_cfg.calibration.dataloader.batch_size=12',
+    'test_dataloader.dataset.indices=64',
+    "mixed_precision={'bits': [4, 8]}",
+)
+
+
+@pytest.mark.slow
+def test_what_a_run_left_serves_all_that_comes_after(tmp_path):
+    """Quantize, and then everything with the config that lies there."""
+    weights = ROOT / 'demo/resnet18_fashion-mnist.pth'
+    run('ptq.py', CONFIG, weights, '--work-dir', tmp_path, *QUICK)
+    (config,) = tmp_path.glob('*.py')
+    folder = '--work-dir', tmp_path
+    quantized = tmp_path / 'quantized.pth'
+
+    def left():
+        return {
+            path.name: path.read_bytes()
+            for path in tmp_path.iterdir()
+            if path.is_file()
+        }
+
+    before = left()
+    for tool, *args in (
+        ('test.py', config, quantized, *folder),
+        ('test.py', config, quantized),
+        ('test.py', config, quantized, *folder, '--cfg-options')
+        + ('test_dataloader.dataset.indices=32',),
+        ('export.py', config, quantized, '--images', 32, *folder),
+        ('test.py', config, quantized, *folder),
+        ('measure_latency.py', config, '--out', tmp_path / 'a.csv')
+        + ('--template', *folder),
+    ):
+        run(tool, *args)
+        after = left()
+        assert {name: after.get(name) for name in before} == before, tool
+    for more in ('--resume',), ():
+        run('ptq.py', config, weights, *folder, *more)
+        assert config.read_bytes() == before[config.name]
+        assert (tmp_path / 'quantized.1.pth').exists()
+        assert quantized.read_bytes() == before[quantized.name]
