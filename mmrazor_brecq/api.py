@@ -44,6 +44,7 @@ def quantize(
     batch_size: int = 64,
     seed: int = 0,
     memory: Union[str, float, None] = 0.5,
+    symmetric: Optional[bool] = None,
 ) -> tuple[BRECQ, dict[str, Any]]:
     """Quantize a trained network.
 
@@ -72,6 +73,9 @@ def quantize(
         memory (str | float, optional): What the activations of all images
             may take: a size such as ``'1GiB'``, a share of what is free,
             or None for no limit. What is beyond it lies in temporary files.
+        symmetric (bool, optional): Whether zero stands at the integer 0, of
+            weights and of activations, as TensorRT wants both; by default
+            that of weights of 8 bits alone.
 
     Returns:
         tuple[BRECQ, dict]: The quantized network, called like ``model``,
@@ -84,13 +88,19 @@ def quantize(
     start = time.perf_counter()
     if isinstance(model, BRECQ):
         raise ValueError('The model is quantized already: give the float one')
-    activation = (
-        None if activation_bits is None else dict(bits=activation_bits)
+    weight = dict(
+        bits=weight_bits,
+        symmetric=weight_bits == 8 if symmetric is None else symmetric,
     )
+    activation: Optional[dict[str, Any]] = None
+    if activation_bits is not None:
+        activation = dict(bits=activation_bits)
+        if symmetric:
+            activation.update(symmetric=True)
     brecq = BRECQ(
         copy_network(model),
         quantization=dict(
-            weight=dict(bits=weight_bits, symmetric=weight_bits == 8),
+            weight=weight,
             activation=activation,
             bit_overrides=bit_overrides or {},
         ),

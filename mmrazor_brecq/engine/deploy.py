@@ -168,6 +168,8 @@ def write(
         )
         if problem:
             raise ValueError(f'The file is not the network: {problem}')
+        for said in found.others(target.runtime, request.least_agreement):
+            print_log(said, 'current', logging.WARNING)
     content = to_bytes(built)
     with written_whole(path) as name, open(name, 'wb') as file:
         file.write(content)
@@ -210,7 +212,8 @@ def _batch(batch: Union[str, int]) -> Union[str, int]:
         number = 0
     if number < 1:
         raise ValueError(
-            f'--batch {batch!r}, expected `dynamic` or a number from 1'
+            f'--batch (`batch`) {batch!r}, expected `dynamic` or a '
+            'number from 1'
         )
     return number
 

@@ -110,7 +110,7 @@ def _quantize_early(editor: Editor, node: ir.Node) -> None:
                 break
             _pool_integers(node, before)
             continue
-        ends = _ends(before)
+        ends = clip_ends(before)
         if ends is None:
             break
         grid = [np.rint(np.float32(end) / scale) + zero_point for end in ends]
@@ -140,7 +140,7 @@ def _is_worth_it(node: ir.Node) -> bool:
         value = before.inputs[0]
 
 
-def _ends(clip: ir.Node) -> Optional[tuple[float, float]]:
+def clip_ends(clip: ir.Node) -> Optional[tuple[float, float]]:
     """The least and largest number that a Relu or Clip gives; None where
     they are no constants.
     """

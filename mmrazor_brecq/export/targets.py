@@ -63,7 +63,8 @@ class Target:
             raise ValueError(
                 f'{self.runtime} takes symmetric integers alone, and the '
                 f'{kind} of {layer!r} is not: quantize with '
-                f'--cfg-options {" ".join(cures)}'
+                'mmrazor_brecq.quantize(..., symmetric=True), or with the '
+                f'tools and --cfg-options {" ".join(cures)}'
             )
 
     def remarks(self, model: nn.Module, pack: bool) -> list[str]:
@@ -80,8 +81,8 @@ class Target:
         found = []
         if pack and widths == {8}:
             found.append(
-                f'--pack changes nothing: {self.runtime} takes packed '
-                f'weights of {list(self.packed)} bits, these have more'
+                f'--pack changes nothing (`pack=True`): {self.runtime} takes '
+                f'packed weights of {list(self.packed)} bits, these have more'
             )
         if 2 in widths:
             found.append(
@@ -105,8 +106,8 @@ class Target:
 
 #: What makes weights of eight bits better to run.
 SYMMETRIC = (
-    'quantized with --cfg-options model.quantization.weight.symmetric=True '
-    'they have none'
+    'quantized with mmrazor_brecq.quantize(..., symmetric=True), or with '
+    '--cfg-options model.quantization.weight.symmetric=True, they have none'
 )
 
 
@@ -158,7 +159,7 @@ class OnnxRuntime(Target):
         if pack:
             found.append(
                 'ONNX Runtime on a CPU computes with packed weights in '
-                'float; without --pack it computes in integers'
+                'float; without --pack (`pack=True`) it computes in integers'
             )
         return found
 
@@ -202,6 +203,6 @@ def build_target(name: str) -> Target:
     if target is None:
         known = ', '.join(sorted(TARGETS.module_dict))
         raise ValueError(
-            f'--target {name!r} is unknown, expected one of {known}'
+            f'--target (`target`) {name!r} is unknown, expected one of {known}'
         )
     return target()

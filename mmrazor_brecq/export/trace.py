@@ -260,7 +260,7 @@ def trace(
     except Exception as error:
         raise ValueError(
             f'{type(network).__name__} cannot be exported: {_reason(error)}'
-            + (' Try a fixed --batch' if batch == 'dynamic' else '')
+            + (' Try a fixed --batch (`batch`)' if batch == 'dynamic' else '')
         ) from error
     model = program.model  # type: ignore[union-attr]
     outputs = model.graph.outputs

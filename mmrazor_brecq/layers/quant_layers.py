@@ -99,8 +99,8 @@ class QuantLayer(nn.Module):
         """Pickle by the float layer's class, for this one has no name in a
         module: it is made where it is needed.
         """
-        _, _, *state = super().__reduce_ex__(protocol)
-        return (_new_layer, (type(self).__bases__[1],), *state)
+        reduced: Any = super().__reduce_ex__(protocol)
+        return (_new_layer, (type(self).__bases__[1],), *reduced[2:])
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any

@@ -119,7 +119,7 @@ def export_table(report: dict[str, Any]) -> str:
         table.add_row(
             match['runtime'],
             str(match['images']),
-            f'{match["agreement"]:.2%}',
+            '-' if match['agreement'] is None else f'{match["agreement"]:.2%}',
             f'{match["largest"]:.2%}',
             f'{match["mean"]:.2%}',
             *top1,
