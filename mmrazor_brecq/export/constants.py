@@ -62,9 +62,11 @@ def _wrong_layer(layer: Any, node: ir.Node) -> Iterator[str]:
     found = dequantized(node)
     column = (-1, *[1] * (own.ndim - 1))
     scale = number(node.inputs[1]).astype('f8').reshape(column)
-    # A scale that was made coarser for the sake of the bias rounds anew.
-    least = quantizer.scale.double().numpy().reshape(column)
-    rounded = np.where(scale > least, scale / 2, 0)
+    # A scale that was made coarser for the sake of the bias, by a power of
+    # two, rounds anew.
+    power = np.log2(scale / quantizer.scale.double().numpy().reshape(column))
+    coarser = (power > 0.5) & (np.abs(power - np.rint(power)) < FLOAT_ERROR)
+    rounded = np.where(coarser, scale / 2, 0)
     yield from _apart('weight', own, found, rounded)
     if getattr(layer, 'bias', None) is not None:
         own = layer.bias.detach().double().numpy()
@@ -138,6 +140,11 @@ def _range(node: ir.Node) -> tuple[int, int]:
     kind = np.iinfo(zero_point.dtype)
     low, high, integers = int(kind.min), int(kind.max), True
     value = node.inputs[0]
+
+    def on_grid(end: float) -> float:
+        with np.errstate(over='ignore'):
+            return float(np.rint(np.float32(end) / scale) + zero_point)
+
     while before := producer(value, *CLIPS, 'MaxPool', 'QuantizeLinear'):
         if before.op_type == 'QuantizeLinear':
             if not integers:
@@ -146,11 +153,7 @@ def _range(node: ir.Node) -> tuple[int, int]:
         ends = clip_ends(before) if before.op_type in CLIPS else None
         if ends is not None:
             if not integers:
-                with np.errstate(over='ignore'):
-                    ends = tuple(
-                        float(np.rint(np.float32(end) / scale) + zero_point)
-                        for end in ends
-                    )
+                ends = on_grid(ends[0]), on_grid(ends[1])
             low, high = int(max(ends[0], low)), int(min(ends[1], high))
         value = before.inputs[0]
     return low, high
