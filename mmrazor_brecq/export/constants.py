@@ -58,7 +58,7 @@ def dequantized(node: ir.Node) -> np.ndarray:
 
 def _wrong_layer(layer: Any, node: ir.Node) -> Iterator[str]:
     quantizer = layer.weight_quantizer
-    own = quantizer(layer._parameters['weight']).detach().double().numpy()
+    own = layer.weight.detach().double().numpy()
     found = dequantized(node)
     column = (-1, *[1] * (own.ndim - 1))
     scale = number(node.inputs[1]).astype('f8').reshape(column)
