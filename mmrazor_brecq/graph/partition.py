@@ -14,7 +14,7 @@ from typing import Optional
 from torch import nn
 
 from ..registry import TASK_UTILS
-from .record import Trace
+from .record import Call, Trace
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -70,15 +70,15 @@ class Partition:
         layers = [m for m in calls if trace.is_layer(m)]
         holders = [m for m in self.choose(model, trace) if m in calls]
         units: dict[nn.Module, list[nn.Module]] = {}
+        holder = {x: m for m in reversed(holders) for x in m.modules()}
         for layer in layers:
-            unit = next((m for m in holders if _holds(m, layer)), layer)
-            units.setdefault(unit, []).append(layer)
+            units.setdefault(holder.get(layer, layer), []).append(layer)
         return [
             Unit(
                 names[unit],
                 unit,
                 tuple(names[layer] for layer in inside),
-                _depth(trace, inside),
+                _depth(trace, [c for layer in inside for c in calls[layer]]),
             )
             for unit, inside in sorted(
                 units.items(), key=lambda item: order[item[0]]
@@ -90,36 +90,35 @@ class Partition:
         raise NotImplementedError
 
 
-def _holds(module: nn.Module, layer: nn.Module) -> bool:
-    return any(child is layer for child in module.modules())
+def _inside(modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """What is inside of ``modules``, without themselves."""
+    return {x for m in modules for x in m.modules() if x is not m}
 
 
-def _depth(trace: Trace, layers: list[nn.Module]) -> int:
+def _depth(trace: Trace, calls: list[Call]) -> int:
     """Layers on the longest way that values take through them."""
-    outputs = {
-        value.storage
-        for call in trace.calls
-        if call.module in layers
-        for value in call.outputs
-    }
+    layers = len({call.module for call in calls})
+    if layers == 1:
+        return 1
+    outputs = {value.storage for call in calls for value in call.outputs}
     depths: dict[int, int] = {}
-    for step in trace.steps:
+    # Nothing is any depth before the first of them, or deeper after the last.
+    start = min(call.steps[0] for call in calls)
+    stop = max(call.steps[1] for call in calls)
+    for step in trace.steps[start:stop]:
         before = {value.storage for value in step.taken}
         depth = max((depths.get(x, 0) for x in before), default=0)
         for x in {value.storage for value in step.made}:
             # What is seen otherwise, or written to, is no further layer.
             depths[x] = depth + (x in outputs and x not in before)
     # A layer that is called again and again learns once.
-    return min(len(layers), max(depths.values()))
+    return min(layers, max(depths.values()))
 
 
 def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
     """Those of ``modules`` that are in no other one."""
-    return [
-        m
-        for m in modules
-        if not any(m is not other and _holds(other, m) for other in modules)
-    ]
+    inner = _inside(modules)
+    return [m for m in modules if m not in inner]
 
 
 @TASK_UTILS.register_module()
@@ -164,11 +163,8 @@ class BlockPartition(Partition):
                     )
                     > 1
                 ]
-        return [
-            m
-            for m in candidates
-            if not any(m is not x and _holds(m, x) for x in candidates)
-        ]
+        all_of_them = set(candidates)
+        return [m for m in candidates if all_of_them.isdisjoint(_inside([m]))]
 
 
 class _JointPartition(Partition):
@@ -207,7 +203,7 @@ class StagePartition(_JointPartition):
             m
             for m in trace.by_module()
             if isinstance(m, CONTAINERS)
-            and any(_holds(m, block) for block in blocks)
+            and not set(blocks).isdisjoint(m.modules())
         ]
         return _outermost(stages + blocks)
 
@@ -257,10 +253,9 @@ class PatternPartition(Partition):
                 )
             chosen += found
         chosen = _outermost(chosen)
-
-        def apart(m: nn.Module) -> bool:
-            return not any(_holds(m, x) or _holds(x, m) for x in chosen)
-
+        taken = {*chosen, *_inside(chosen)}
         return chosen + [
-            m for m in self.others.choose(model, trace) if apart(m)
+            m
+            for m in self.others.choose(model, trace)
+            if m not in taken and taken.isdisjoint(_inside([m]))
         ]

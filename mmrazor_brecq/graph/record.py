@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,9 +33,9 @@ class Value(NamedTuple):
     @classmethod
     def of(cls, tensor: Tensor) -> Value:
         return cls(
-            id(tensor),
+            tensor._cdata,
             tensor._version,
-            tensor.untyped_storage().data_ptr(),
+            tensor.untyped_storage()._cdata,
             tensor.dim(),
         )
 
@@ -52,12 +53,15 @@ class Call:
         module (nn.Module): The module.
         inputs (tuple[Value]): Tensors among its arguments, flattened.
         outputs (tuple[Value]): Tensors that it returned, flattened.
+        steps (tuple[int, int]): Number of the first operation in it, and of
+            the first one after it.
     """
 
     name: str
     module: nn.Module
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...] = ()
+    steps: tuple[int, int] = (0, 0)
 
 
 class Step(NamedTuple):
@@ -87,7 +91,8 @@ class Trace:
         steps (list[Step]): Every operation, in order.
         unfit (dict): Convolutions and linear layers that are called and
             cannot be quantized, and what they are that they cannot.
-        kept (list[Tensor]): All tensors.
+        kept (list): The places of all tensors, which no other takes as long
+            as the pass is known; what they held is free.
     """
 
     inputs: Tensor
@@ -95,7 +100,7 @@ class Trace:
     users: dict[Value, set[nn.Module]] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     unfit: dict[nn.Module, str] = field(default_factory=dict)
-    kept: list[Tensor] = field(default_factory=list, repr=False)
+    kept: list[Any] = field(default_factory=list, repr=False)
     _readers: dict[int, set[nn.Module]] = field(
         default_factory=dict, repr=False
     )
@@ -118,15 +123,18 @@ class Trace:
         if not self._readers:
             for value, users in self.users.items():
                 self._readers.setdefault(value.storage, set()).update(users)
-        storage = tensor.untyped_storage().data_ptr()
+        storage = tensor.untyped_storage()._cdata
         return self._readers.get(storage, set())
 
     def values(self, nested: Any) -> tuple[Value, ...]:
-        """The tensors in nested arguments, kept alive so that no other
-        takes their place in memory.
-        """
+        """The tensors in nested arguments; no later one will equal them."""
         tensors = [x for x in tree_leaves(nested) if isinstance(x, Tensor)]
-        self.kept += tensors
+        for tensor in tensors:
+            # Of weak references both live on as empty shells.
+            self.kept += (
+                torch._C._WeakTensorRef(tensor),  # type: ignore[attr-defined]
+                StorageWeakRef(tensor.untyped_storage()),
+            )
         return tuple(map(Value.of, tensors))
 
 
@@ -183,11 +191,14 @@ def record(model: nn.Module, inputs: Tensor) -> Trace:
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         call = Call(names[module], module, trace.values((args, kwargs)))
+        call.steps = (len(trace.steps), len(trace.steps))
         trace.calls.append(call)
         stack.append(call)
 
     def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        stack.pop().outputs = trace.values(out)
+        call = stack.pop()
+        call.outputs = trace.values(out)
+        call.steps = (call.steps[0], len(trace.steps))
 
     hooks = []
     for module in names:

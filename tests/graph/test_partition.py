@@ -297,3 +297,48 @@ def test_units_are_found_before_and_after_the_swap(toy, batches):
     assert BlockPartition()(network, trace) == before
     again = record(network, torch.zeros(1, 3, 8, 8))
     assert names(BlockPartition()(network, again)) == names(before)
+
+
+def test_the_work_grows_with_the_layers_not_with_their_square(monkeypatch):
+    """Neither the trace nor the tree is walked for each unit anew."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return x + self.other(self.one(x))
+
+    def looks(layers):
+        network = nn.Sequential(*(Block() for _ in range(layers)))
+        trace = record(network, torch.zeros(1, 2))
+        count = 0
+
+        class Steps(list):
+            def __getitem__(self, which):
+                nonlocal count
+                part = super().__getitem__(which)
+                count += len(part)
+                return part
+
+            def __iter__(self):
+                nonlocal count
+                count += len(self)
+                return super().__iter__()
+
+        trace.steps = Steps(trace.steps)
+        walk = nn.Module.modules
+
+        def modules(self):
+            nonlocal count
+            for module in walk(self):
+                count += 1
+                yield module
+
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Module, 'modules', modules)
+            assert len(BlockPartition()(network, trace)) == layers
+        return count
+
+    assert looks(40) < 5 * looks(10)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from mmrazor_brecq.graph import record, run_float
 
@@ -104,3 +105,41 @@ def test_a_model_of_openmmlab_runs_without_its_post_processing(batches):
             return inputs if mode == 'tensor' else mode
 
     assert run_float(Model(), batches[0]) is batches[0]
+
+
+def test_a_pass_holds_no_tensor_that_the_network_let_go(toy, batches):
+    """What is recorded of large images is names, not their activations."""
+    network, alive = toy('residual'), []
+    hooks = [
+        module.register_forward_hook(
+            lambda m, args, out: alive.append(
+                StorageWeakRef(out.untyped_storage())
+            )
+        )
+        for module in network.modules()
+    ]
+    trace = record(network, batches[0])
+    for hook in hooks:
+        hook.remove()
+
+    assert trace.calls and all(storage.expired() for storage in alive)
+
+
+def test_what_takes_the_memory_of_another_is_not_taken_for_it(batches):
+    """Memory that is free again goes to the next tensor of its size."""
+
+    class Fresh(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Identity() for _ in range(20))
+
+        def forward(self, x):
+            for layer in self.layers:
+                layer(x + 1)
+            return x
+
+    calls = record(Fresh(), torch.zeros(1, 4096)).calls[1:]
+    values = [call.inputs[0] for call in calls]
+
+    assert len({value.tensor for value in values}) == 20
+    assert len({value.storage for value in values}) == 20
