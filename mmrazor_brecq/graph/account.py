@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layers import is_quantizable
 from .partition import CONTAINERS
-from .record import Trace
+from .record import Trace, memory_of
 
 #: Operations, by their names in ATen, that layers are made of.
 PRODUCTS = re.compile(r'conv|mm|mv|dot|linear|lstm|gru|rnn|attention|embed')
@@ -123,7 +123,7 @@ def _uses(model: nn.Module, trace: Trace) -> Uses:
         code they are in.
     """
     constant: dict[int, Any] = {
-        value.untyped_storage().data_ptr(): {name}
+        memory_of(value): {name}
         for name, value in [
             *model.named_buffers(),
             *model.named_parameters(),  # A mask counts as what it masks.

@@ -35,13 +35,19 @@ class Value(NamedTuple):
         return cls(
             tensor._cdata,
             tensor._version,
-            tensor.untyped_storage()._cdata,
+            memory_of(tensor),
             tensor.dim(),
         )
 
     def views(self, other: Value) -> bool:
         """Whether both show the same memory with the same content."""
         return (self.storage, self.version) == (other.storage, other.version)
+
+
+def memory_of(tensor: Tensor) -> int:
+    """A number of the memory that a tensor is in, that of its views too."""
+    # No address: what is freed leaves that to others.
+    return tensor.untyped_storage()._cdata
 
 
 @dataclass
@@ -123,8 +129,7 @@ class Trace:
         if not self._readers:
             for value, users in self.users.items():
                 self._readers.setdefault(value.storage, set()).update(users)
-        storage = tensor.untyped_storage()._cdata
-        return self._readers.get(storage, set())
+        return self._readers.get(memory_of(tensor), set())
 
     def values(self, nested: Any) -> tuple[Value, ...]:
         """The tensors in nested arguments; no later one will equal them."""
