@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._requirements import check_requirements
+from ._interrupt import install
+
+install()
+
+from ._requirements import check_requirements  # noqa: E402
 
 check_requirements()
 

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import os
+import os.path as osp
 import re
 import runpy
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 
+from . import _interrupt
+from .config_files import is_told
+from .configs import check_data, load_config
 from .recipe import Recipe
+from .version import __version__
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -36,6 +41,20 @@ def find_tools() -> dict[str, Path]:
     return {}
 
 
+class ToolHelp(argparse.RawDescriptionHelpFormatter):
+    """Help with the defaults of all options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ''
+        default = action.default
+        said = 'default' in text or default in (argparse.SUPPRESS, [])
+        if action.option_strings and not (
+            said or default is None or default is False
+        ):
+            text += f'{" " * bool(text)}(default: %(default)s)'
+        return text
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run a tool with the arguments that follow its name.
 
@@ -45,20 +64,40 @@ def main(argv: list[str] | None = None) -> None:
     """
     argv = sys.argv[1:] if argv is None else argv
     tools = find_tools()
-    choices = ', '.join(tools)
+    width = max(map(len, tools), default=0)
     parser = argparse.ArgumentParser(
         prog='mmrazor-brecq',
         usage='%(prog)s TOOL ...',
         description='Runs one of the tools: '
-        f'{choices}. `%(prog)s TOOL --help` tells what it takes.',
+        f'{", ".join(tools)}.\n`%(prog)s TOOL --help` tells what it takes.',
+        epilog='\n'.join(
+            f'  {name:{width}}  {_first_line(path)}'
+            for name, path in tools.items()
+        ),
+        formatter_class=ToolHelp,
     )
     parser.add_argument('tool', metavar='TOOL', nargs='?', help='its name')
+    _add_version(parser)
     name = parser.parse_args(argv[:1]).tool
     if name not in tools:
         given = 'no tool given' if name is None else f'no such tool: {name!r}'
-        parser.error(f'{given}, choose from {choices}')
+        close = difflib.get_close_matches(name or '', tools, 1)
+        hint = f'; did you mean {close[0]!r}?' if close else ''
+        parser.error(f'{given}, choose from {", ".join(tools)}{hint}')
     sys.argv = [str(tools[name]), *argv[1:]]
     runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+def _first_line(path: Path) -> str:
+    """Return what a tool says about itself."""
+    doc = ast.get_docstring(ast.parse(path.read_text())) or ''
+    return doc.partition('\n')[0]
+
+
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--version', action='version', version=f'mmrazor_brecq {__version__}'
+    )
 
 
 class CfgOptions(DictAction):
@@ -130,24 +169,73 @@ def tool_parser(
     Returns:
         argparse.ArgumentParser: To be completed.
     """
-    parser = argparse.ArgumentParser(description=doc)
-    parser.add_argument('config', help=config)
+    parser = argparse.ArgumentParser(description=doc, formatter_class=ToolHelp)
+    parser.add_argument(
+        'config',
+        help=f'{config}: a file, or PACKAGE::PATH as `_base_` takes it, such '
+        'as mmrazor_brecq::brecq/resnet/NAME.py',
+    )
     if checkpoint is not None:
         parser.add_argument('checkpoint', help=checkpoint)
-    parser.add_argument('--work-dir', help='folder of everything written')
+    parser.add_argument(
+        '--work-dir',
+        help='folder of everything written (default: `work_dir` of the '
+        'config, else work_dirs/NAME_OF_THE_CONFIG)',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=CfgOptions,
+        metavar='KEY=VALUE',
         help='changes to the config, such as model.quantization.weight.bits=3',
     )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
+        help='what started the processes, where there are several',
     )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help='number of the process on this machine; launchers set it',
+    )
+    _add_version(parser)
     return parser
+
+
+def config_of(args: argparse.Namespace, *loaders: str) -> Config:
+    """Read the config that was asked for, and find what it needs.
+
+    Whatever can be known to be missing is told here, before torch is
+    imported and before anything is written.
+
+    Args:
+        args (argparse.Namespace): Of :func:`tool_parser`.
+        *loaders (str): Keys of the data loaders that will be read.
+
+    Raises:
+        FileNotFoundError: If a file or folder is not there.
+        KeyError, ValueError: If the config is none, as for
+            :func:`load_config`.
+    """
+    cfg = load_config(
+        args.config,
+        args.cfg_options,
+        args.work_dir,
+        args.launcher,
+        recipe_of(args) if 'recipe' in args else None,
+    )
+    checkpoint = getattr(args, 'checkpoint', None)
+    if checkpoint is not None and not osp.isfile(checkpoint):
+        raise FileNotFoundError(
+            f'No checkpoint at {checkpoint!r}'
+            + osp.isdir(checkpoint) * ', which is a folder'
+        )
+    check_data(cfg, loaders)
+    return cfg
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +307,7 @@ def run_tool(
     Args:
         args (argparse.Namespace): Of :func:`tool_parser`.
         action (callable): Does it.
-        after_interrupt (str): What to say after Ctrl-C.
+        after_interrupt (str): How to go on after Ctrl-C.
 
     Returns:
         int: The exit status: 0, 1 after a mistake, 130 after Ctrl-C.
@@ -228,20 +316,18 @@ def run_tool(
     # It advises a package that has no wheel for most versions of torch.
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformable')
     try:
-        action()
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        if not isinstance(error, OSError) and not _told(error):
-            raise
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
-        return 1
+        with _interrupt.working(after_interrupt):
+            action()
     except KeyboardInterrupt:
-        print(f'\nInterrupted{after_interrupt}', file=sys.stderr)
-        return 130
+        _interrupt.tell()
+        return _interrupt.STATUS
+    except Exception as error:
+        if _interrupt.happened():
+            _interrupt.tell()
+            return _interrupt.STATUS
+        if not isinstance(error, OSError) and not is_told(error, '__main__'):
+            raise
+        words = error.args[0] if isinstance(error, KeyError) else error
+        print(f'{type(error).__name__}: {words}', file=sys.stderr)
+        return 1
     return 0
-
-
-def _told(error: BaseException) -> bool:
-    """Whether this package, one of its tools or mmengine raised it."""
-    place = list(traceback.walk_tb(error.__traceback__))[-1][0]
-    root = place.f_globals.get('__name__', '').split('.')[0]
-    return root in ('mmrazor_brecq', 'mmengine', '__main__')

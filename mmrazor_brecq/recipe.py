@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 from mmengine.config import Config, ConfigDict
 
+from .config_files import read_file
 from .registry import SCOPE
 
 PACKAGE = Path(__file__).resolve().parent
@@ -121,7 +122,7 @@ def _part(kind: str, name: str, option: str) -> dict[str, Any]:
                 f'the path of a config that defines `{kind}`{hint}'
             )
         path = folder / f'{name}.py'
-    part = Config.fromfile(str(path)).get(kind)
+    part = read_file(str(path)).get(kind)
     if not isinstance(part, ConfigDict):
         raise ValueError(f'{option} {name!r}: the file defines no `{kind}`')
     return part.to_dict()

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from mmrazor_brecq.cli import run_tool, tool_parser
-from mmrazor_brecq.engine.latency import write_latency_table
-from mmrazor_brecq.engine.launch import load_config
+from mmrazor_brecq.cli import config_of, run_tool, tool_parser
 
 
 def main() -> int:
@@ -17,8 +15,12 @@ def main() -> int:
     parser.add_argument(
         '--out', required=True, help='the table, .csv or .json'
     )
-    parser.add_argument('--repeats', type=int, default=30)
-    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument(
+        '--repeats', type=int, default=30, help='runs of each layer'
+    )
+    parser.add_argument(
+        '--threads', type=int, default=1, help='threads of the runtime'
+    )
     parser.add_argument(
         '--template',
         action='store_true',
@@ -27,9 +29,9 @@ def main() -> int:
     args = parser.parse_args()
 
     def action() -> None:
-        cfg = load_config(
-            args.config, args.cfg_options, args.work_dir, args.launcher
-        )
+        cfg = config_of(args, 'test_cfg.calibration.dataloader')
+        from mmrazor_brecq.engine.latency import write_latency_table
+
         write_latency_table(
             cfg, args.out, args.repeats, args.threads, not args.template
         )

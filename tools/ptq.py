@@ -11,11 +11,10 @@ import sys
 from mmrazor_brecq.cli import (
     add_recipe_options,
     add_trust_option,
-    recipe_of,
+    config_of,
     run_tool,
     tool_parser,
 )
-from mmrazor_brecq.engine.launch import load_config, ptq
 
 
 def main() -> int:
@@ -34,20 +33,18 @@ def main() -> int:
     args = parser.parse_args()
 
     def action() -> None:
-        cfg = load_config(
-            args.config,
-            args.cfg_options,
-            args.work_dir,
-            args.launcher,
-            recipe_of(args),
+        cfg = config_of(
+            args, 'test_dataloader', 'test_cfg.calibration.dataloader'
         )
+        # It imports torch: what is missing was told before.
+        from mmrazor_brecq.engine.launch import ptq
+
         ptq(cfg, args.checkpoint, args.resume, args.trust_checkpoint)
 
     return run_tool(
         args,
         action,
-        ': the same command with --resume goes on after the last finished '
-        'unit',
+        'the same command with --resume goes on after the last finished unit',
     )
 
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import sys
 
-from mmrazor_brecq.cli import add_trust_option, run_tool, tool_parser
-from mmrazor_brecq.engine.bit_search import search_bits
-from mmrazor_brecq.engine.launch import load_config
+from mmrazor_brecq.cli import (
+    add_trust_option,
+    config_of,
+    run_tool,
+    tool_parser,
+)
 
 
 def main() -> int:
@@ -35,7 +38,7 @@ def main() -> int:
     parser.add_argument(
         '--sensitivity',
         help='file of the sensitivities: read where it is there, else '
-        'written (sensitivity.json in the folder)',
+        'written (default: sensitivity.json in the folder)',
     )
     parser.add_argument(
         '--latency-table', help='what tools/measure_latency.py wrote'
@@ -44,9 +47,9 @@ def main() -> int:
     args = parser.parse_args()
 
     def action() -> None:
-        cfg = load_config(
-            args.config, args.cfg_options, args.work_dir, args.launcher
-        )
+        cfg = config_of(args, 'test_cfg.calibration.dataloader')
+        from mmrazor_brecq.engine.bit_search import search_bits
+
         search_bits(
             cfg,
             args.config,
@@ -60,7 +63,7 @@ def main() -> int:
         )
 
     return run_tool(
-        args, action, ': the same command goes on after the last finished unit'
+        args, action, 'the same command goes on after the last finished unit'
     )
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from mmrazor_brecq.cli import run_tool, tool_parser
-from mmrazor_brecq.engine.launch import load_config, test
+from mmrazor_brecq.cli import config_of, run_tool, tool_parser
 
 
 def main() -> int:
@@ -19,9 +18,9 @@ def main() -> int:
     ).parse_args()
 
     def action() -> None:
-        cfg = load_config(
-            args.config, args.cfg_options, args.work_dir, args.launcher
-        )
+        cfg = config_of(args, 'test_dataloader')
+        from mmrazor_brecq.engine.launch import test
+
         test(cfg, args.checkpoint)
 
     return run_tool(args, action)

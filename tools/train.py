@@ -1,58 +1,62 @@
 """Trains the float models of the demo, fast on a CPU too.
 
-    python tools/train.py configs/float/resnet18_fashion-mnist.py
+python tools/train.py configs/float/resnet18_fashion-mnist.py
 
 Leaves ``<work_dir>/float.pth``: a plain ``state_dict`` of the model.
 """
 
 from __future__ import annotations
 
-import argparse
 import os.path as osp
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
-from mmengine.runner import Runner
-from torch import nn
 
-from mmrazor_brecq.checkpoint import save_tensors
-from mmrazor_brecq.cli import CfgOptions
+from mmrazor_brecq.cli import run_tool, tool_parser
+from mmrazor_brecq.config_files import read_file
+from mmrazor_brecq.configs import check_data, check_writable
 
 
-@OPTIM_WRAPPERS.register_module()
-class AutocastOptimWrapper(OptimWrapper):
-    """Runs the forward pass in bfloat16, on any device (mmengine's own
-    mixed precision asks for an accelerator)."""
-
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        device = next(model.parameters()).device.type
-        with (
-            super().optim_context(model),
-            torch.autocast(device, dtype=torch.bfloat16),
-        ):
-            yield
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a config of configs/float')
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
-    parser.add_argument('--resume', action='store_true')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
+def main() -> int:
+    parser = tool_parser(__doc__, config='a config of configs/float')
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='go on after the last epoch that was saved in the folder',
+    )
     args = parser.parse_args()
 
-    cfg = Config.fromfile(args.config)
-    cfg.work_dir = args.work_dir or osp.join(
-        'work_dirs', osp.splitext(osp.basename(args.config))[0]
+    def action() -> None:
+        cfg = read_file(args.config)
+        cfg.launcher = args.launcher
+        cfg.merge_from_dict(args.cfg_options or {})
+        cfg.work_dir = args.work_dir or osp.join(
+            'work_dirs', osp.splitext(osp.basename(args.config))[0]
+        )
+        cfg.resume = args.resume
+        check_data(cfg, ['train_dataloader', 'val_dataloader'])
+        check_writable(cfg.work_dir)
+        train(cfg)
+
+    return run_tool(
+        args,
+        action,
+        'the same command with --resume goes on after the last epoch that '
+        'was saved',
     )
-    cfg.resume = args.resume
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+
+
+def train(cfg: Config) -> None:
+    """Train, and write the weights."""
+    import torch
+    from mmengine.runner import Runner
+
+    from mmrazor_brecq.checkpoint import save_tensors
+
+    register_wrapper()
     runner = Runner.from_cfg(cfg)
     runner.model.to(memory_format=torch.channels_last)
     model = runner.train()
@@ -63,5 +67,25 @@ def main() -> None:
     runner.logger.info(f'The float model lies in {path}')
 
 
+def register_wrapper() -> None:
+    """Register a mixed precision that asks for no accelerator."""
+    import torch
+    from mmengine.optim import OptimWrapper
+    from mmengine.registry import OPTIM_WRAPPERS
+
+    @OPTIM_WRAPPERS.register_module(force=True)
+    class AutocastOptimWrapper(OptimWrapper):
+        """Runs the forward pass in bfloat16, on any device."""
+
+        @contextmanager
+        def optim_context(self, model: Any) -> Iterator[None]:
+            device = next(model.parameters()).device.type
+            with (
+                super().optim_context(model),
+                torch.autocast(device, dtype=torch.bfloat16),
+            ):
+                yield
+
+
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,5 +1,4 @@
 from .files import (
-    check_writable,
     keep_older,
     save_json,
     save_tensors,
@@ -20,7 +19,6 @@ from .io import (
 __all__ = [
     'check_container',
     'check_quantized',
-    'check_writable',
     'decode',
     'encode',
     'fingerprint',

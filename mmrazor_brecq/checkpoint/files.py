@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import os.path as osp
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,20 +60,3 @@ def keep_older(path: str) -> None:
         f'{stem}.{number}{ending}',
         'current',
     )
-
-
-def check_writable(folder: str) -> None:
-    """See that files can be made in a folder, before any work starts.
-
-    Raises:
-        PermissionError: If they cannot.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise PermissionError(
-            f'Cannot write to the folder {folder!r} ({error.strerror}): '
-            'name another one with --work-dir or `work_dir`'
-        ) from error

@@ -255,12 +255,14 @@ def _write(
 ) -> str:
     """Write a config that inherits ``source`` and has the widths."""
     quantization = cfg.model.get('quantization') or {}
+    if osp.exists(source):  # Else it is `package::path`.
+        source = osp.relpath(source, cfg.work_dir)
     # Those of the source are among the widths below.
     replaces = quantization.get('bit_overrides') is not None
     lines = [
         f'# {text}: {_costs(result["costs"])};',
         f'# predicted loss {result["loss"]:.4g} nats an image.',
-        f'_base_ = {osp.relpath(source, cfg.work_dir)!r}',
+        f'_base_ = {source!r}',
         'model = dict(',
         '    quantization=dict(',
         '        bit_overrides={',

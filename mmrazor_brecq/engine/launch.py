@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import os.path as osp
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,121 +17,22 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
-from ..checkpoint import check_writable, load_float, load_quantized
-from ..recipe import Recipe, compose
+from ..checkpoint import load_float, load_quantized
+from ..configs import load_config, read_config
 from ..reconstruction import Rows
 from .calibration import ImageSet, check_keys, hold_images
 from .runners import RunOwner, RunVisitor
 
-#: What the configs of `_base_` define for others to compose `model` from.
-BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
-#: What the names of configs end with.
-CONFIGS = '.py', '.yml', '.yaml', '.json'
-
-
-def read_config(
-    path: str,
-    options: Optional[dict[str, Any]] = None,
-    recipe: Optional[Recipe] = None,
-) -> Config:
-    """Read a config of a quantization, and do nothing else.
-
-    Args:
-        path (str): A Python, YAML or JSON config.
-        options (dict, optional): Changes, by dotted key.
-        recipe (Recipe, optional): Composed onto the config, which is then
-            that of a float model.
-
-    Returns:
-        Config: Complete.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        KeyError: If an option changes a key that the config does not have.
-        ValueError: If it is no config, or its model not a :class:`BRECQ`.
-    """
-    if not osp.isfile(path):
-        raise FileNotFoundError(f'No config at {path!r}')
-    if not path.endswith(CONFIGS):
-        raise ValueError(
-            f'{path!r} is no config, expected a name with '
-            f'{", ".join(CONFIGS)}: the config comes before the checkpoint'
-        )
-    cfg = Config.fromfile(path)
-    for name in BUILDING_BLOCKS:
-        cfg.pop(name, None)
-    if recipe is not None:
-        if _quantizes(cfg):
-            raise ValueError(
-                f'--recipe {recipe.bits!r}, but {path!r} configures a '
-                'quantization itself: give a float config, or change '
-                '`model.quantization` with --cfg-options'
-            )
-        cfg = compose(cfg, recipe)
-    known = set(cfg) | set(inspect.signature(Runner.__init__).parameters)
-    known.add('mixed_precision')
-    options = options or {}
-    for key in options:
-        root = key.split('.')[0]
-        if root not in known:
-            close = difflib.get_close_matches(root, cfg, 1)
-            hint = (
-                f', did you mean {close[0]!r}?'
-                if close
-                else (': it has ' + ', '.join(sorted(cfg)))
-            )
-            raise KeyError(
-                f'--cfg-options {key}: the config has no {root!r}{hint}'
-            )
-    cfg.merge_from_dict(options)
-    if not _quantizes(cfg):
-        raise ValueError(
-            f'{path!r} configures no quantization: add --recipe w4a4 for a '
-            'float config, or inherit one of configs/brecq, where '
-            "model.type = 'mmrazor_brecq.BRECQ'"
-        )
-    return cfg
-
-
-def _quantizes(cfg: Config) -> bool:
-    """Return whether a config's model is a :class:`BRECQ`."""
-    return str(cfg.get('model', {}).get('type')).split('.')[-1] == 'BRECQ'
-
-
-def load_config(
-    path: str,
-    options: Optional[dict[str, Any]] = None,
-    work_dir: Optional[str] = None,
-    launcher: str = 'none',
-    recipe: Optional[Recipe] = None,
-) -> Config:
-    """Read a config of a quantization that is to be run.
-
-    Args:
-        path (str): As for :func:`read_config`.
-        options (dict, optional): Likewise.
-        work_dir (str, optional): Folder of the run; by default the
-            config's ``work_dir``, or one named after the config.
-        launcher (str): As in mmengine.
-        recipe (Recipe, optional): As for :func:`read_config`.
-
-    Returns:
-        Config: Complete.
-    """
-    cfg = read_config(path, options, recipe)
-    cfg.launcher = launcher
-    if cfg.get('randomness', {}).get('seed') is None:
-        # A run without a seed could not be resumed.
-        cfg.randomness = dict(cfg.get('randomness', {}), seed=0)
-    cfg.work_dir = (
-        work_dir
-        or cfg.get('work_dir')
-        or osp.join('work_dirs', osp.splitext(osp.basename(cfg.filename))[0])
-    )
-    # The checkpoint is loaded here, with better words.
-    cfg.load_from, cfg.resume = None, False
-    check_writable(cfg.work_dir)
-    return cfg
+__all__ = [
+    'bare_model',
+    'build_model',
+    'build_runner',
+    'calibration_images',
+    'load_config',
+    'ptq',
+    'read_config',
+    'test',
+]
 
 
 def ptq(

@@ -14,8 +14,11 @@ PACKAGE = 'mmrazor_brecq'
 #: From the bottom up; a part may import from lower lines, never from others
 #: of its own line. Every module of the package has its place here.
 LINES = [
-    ['version', '_requirements', 'registry', 'functional'],
+    ['version', '_requirements', '_interrupt', 'registry', 'functional'],
+    ['plain_files'],
+    ['config_files'],
     ['quantizers', 'datasets', 'models', 'recipe'],
+    ['configs'],
     ['layers'],
     ['graph'],
     ['reconstruction'],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import runpy
 import subprocess
@@ -10,8 +11,26 @@ from pathlib import Path
 
 import pytest
 
+from mmrazor_brecq.version import __version__
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/brecq/resnet/brecq_resnet18_w4a4_fashion-mnist.py'
+FLOAT = ROOT / 'demo/resnet18_fashion-mnist.pth'
+TOOLS = [
+    'ptq.py',
+    'test.py',
+    'train.py',
+    'export.py',
+    'search_bits.py',
+    'measure_latency.py',
+]
+
+
+@pytest.fixture(autouse=True)
+def demo(monkeypatch):
+    """The configs' images lie in `demo` of the current folder."""
+    monkeypatch.delenv('MMRAZOR_BRECQ_DEMO', raising=False)
+    monkeypatch.chdir(ROOT)
 
 
 def call(monkeypatch, tool, *args):
@@ -36,13 +55,13 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr('mmrazor_brecq.engine.launch.ptq', interrupted)
-    args = (CONFIG, 'none.pth', '--work-dir', tmp_path)
+    args = (CONFIG, FLOAT, '--work-dir', tmp_path)
     assert call(monkeypatch, 'ptq.py', *args) == 130
     assert '--resume' in capsys.readouterr().err
 
 
 def test_a_search_without_a_budget_says_so(monkeypatch, capsys, tmp_path):
-    args = (CONFIG, 'none.pth', '--work-dir', tmp_path)
+    args = (CONFIG, FLOAT, '--work-dir', tmp_path)
     assert call(monkeypatch, 'search_bits.py', *args) == 1
     assert '--budget or --equal-to' in capsys.readouterr().err
 
@@ -53,25 +72,113 @@ def test_a_table_of_another_kind_is_refused(monkeypatch, capsys, tmp_path):
     assert '.csv or .json' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    'tool',
-    [
-        'ptq.py',
-        'test.py',
-        'train.py',
-        'export.py',
-        'search_bits.py',
-        'measure_latency.py',
-    ],
-)
-def test_help(monkeypatch, capsys, tool):
-    assert call(monkeypatch, tool, '--help') == 0
-    assert 'config' in capsys.readouterr().out
+@pytest.mark.parametrize('tool', TOOLS)
+def test_help_has_a_text_and_the_default_of_each_option(
+    monkeypatch, capsys, tool
+):
+    parsers = []
+    monkeypatch.setattr(
+        argparse.ArgumentParser,
+        'parse_args',
+        lambda self: parsers.append(self) or self.exit(),
+    )
+    assert call(monkeypatch, tool) == 0
+    (parser,) = parsers
+    without = {'cfg_options', 'latency_table', 'budget', 'equal_to', 'out'}
+    without.add('recipe')
+    text = ' '.join(parser.format_help().split())
+    for action in parser._actions:
+        assert action.help
+        if action.option_strings and action.nargs != 0:
+            option = action.option_strings[-1]
+            own = text.split(f' {option} ')[-1].split(' --')[0]
+            assert 'default' in own or action.dest in without, own
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+def test_version(monkeypatch, capsys, tool):
+    assert call(monkeypatch, tool, '--version') == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_the_export_s_defaults_are_those_of_the_call(monkeypatch, capsys):
+    from mmrazor_brecq.engine.deploy import Request
+
+    call(monkeypatch, 'export.py', '--help')
+    text = ' '.join(capsys.readouterr().out.split())
+    for name in ('agreement', 'exact', 'within'):
+        default = getattr(Request, f'least_{name}')
+        own = text.split(f'--least-{name} ')[-1].split(' --')[0]
+        assert f'(default: {default})' in own
+
+
+SLIPS = {
+    'a wrong config': (['none.py', FLOAT], 'No config at'),
+    'a config of no such package': (['mmnone::a.py', FLOAT], 'not installed'),
+    'a config of a package, misspelt': (
+        [
+            'mmrazor_brecq::brecq/resnet/brecq_resnet18_w4a4_fashion-mnst.py',
+            FLOAT,
+        ],
+        'did you mean '
+        "'mmrazor_brecq::brecq/resnet/brecq_resnet18_w4a4_fashion-mnist.py'",
+    ),
+    'a float config': (
+        ['mmcls::resnet/resnet18_8xb32_in1k.py', FLOAT],
+        'configures no quantization',
+    ),
+    'a missing checkpoint': ([CONFIG, 'none.pth'], 'No checkpoint at'),
+    'a folder for a checkpoint': ([CONFIG, ROOT], 'which is a folder'),
+    'a wrong key': (
+        [CONFIG, FLOAT, '--cfg-options', 'modle.partition=None'],
+        "did you mean 'model'",
+    ),
+    'a missing data folder': (
+        [
+            CONFIG,
+            FLOAT,
+            '--cfg-options',
+            'test_cfg.calibration.dataloader.dataset.data_root=nowhere',
+        ],
+        'test_cfg.calibration.dataloader.dataset.data_root=',
+    ),
+    'missing images of ImageNet': (
+        ['mmrazor_brecq::brecq/resnet/brecq_resnet18_w4a4_in1k.py', FLOAT],
+        "test_dataloader.dataset.data_root='data/imagenet' is not there",
+    ),
+}
+
+
+@pytest.mark.parametrize('slip', SLIPS)
+def test_a_slip_is_told_before_torch_is_imported(slip, tmp_path):
+    """And leaves nothing behind."""
+    args, words = SLIPS[slip]
+    code = (
+        'import runpy, sys\n'
+        'sys.argv = sys.argv[1:]\n'
+        'try:\n'
+        '    runpy.run_path(sys.argv[0], run_name="__main__")\n'
+        'finally:\n'
+        '    assert "torch" not in sys.modules\n'
+    )
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    (tmp_path / 'demo').symlink_to(ROOT / 'demo')
+    result = subprocess.run(
+        [sys.executable, '-c', code, ROOT / 'tools/ptq.py', *args],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert result.returncode == 1
+    assert words in result.stderr and result.stderr.count('\n') == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['demo']
 
 
 def test_a_missing_package_is_named_on_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    args = (CONFIG, 'none.pth', '--work-dir', tmp_path)
+    args = (CONFIG, FLOAT, '--work-dir', tmp_path)
+    args = (*args, '--output', tmp_path / 'a.onnx')
     assert call(monkeypatch, 'export.py', *args) == 1
     error = capsys.readouterr().err
     assert "pip install 'mmrazor_brecq[export]'" in error
