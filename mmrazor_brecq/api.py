@@ -21,6 +21,8 @@ from .checkpoint import load_quantized, read_quantized, save_quantized
 from .engine.calibration import activation_store, check_count
 from .engine.deploy import Request, write
 from .engine.launch import build_model, read_config
+from .engine.outliers import leave_out
+from .functional import in_grad_mode, ordinary
 from .graph import copy_network
 from .reconstruction import Rows
 from .report import UnitProgress, weight_bytes
@@ -33,6 +35,7 @@ SCHEDULE = dict(
 )
 
 
+@in_grad_mode
 def quantize(
     model: nn.Module,
     images: Tensor,
@@ -79,7 +82,8 @@ def quantize(
 
     Returns:
         tuple[BRECQ, dict]: The quantized network, called like ``model``,
-        and its report with ``units``, ``weight_bytes`` and ``seconds``.
+        and its report with ``units``, ``left_out`` (images that are far
+        out of line, and were), ``weight_bytes`` and ``seconds``.
 
     Raises:
         ValueError: If there are too few images, or one is not finite, or
@@ -122,10 +126,12 @@ def quantize(
     parameter = next(brecq.parameters(), torch.empty(0))
     # Two batches at least: what is the same in both is of no image.
     batch_size = min(batch_size, (len(images) + 1) // 2)
+    images = ordinary(images)
     batches = images.to(parameter.device, parameter.dtype).split(batch_size)
     store = activation_store(memory, parameter.device, tempfile.gettempdir())
     rows = Rows(batches, [len(batch) for batch in batches], store)
-    teacher = brecq.prepare(batches[0][:1])
+    left_out = leave_out(rows)
+    teacher = brecq.prepare(rows.batch(0)[:1])
     units = []
     logger = MMLogger.get_current_instance()
     with UnitProgress(brecq.steps, logger) as show:
@@ -134,11 +140,13 @@ def quantize(
             show(report)
     return brecq, dict(
         units=units,
+        left_out=left_out,
         weight_bytes=weight_bytes(brecq),
         seconds=time.perf_counter() - start,
     )
 
 
+@in_grad_mode
 def save(model: BRECQ, path: str) -> None:
     """Write a quantized network as integers of its bits.
 
@@ -153,6 +161,7 @@ def save(model: BRECQ, path: str) -> None:
     save_quantized(model, {}, path)
 
 
+@in_grad_mode
 def load(network: Union[str, nn.Module], path: str) -> BRECQ:
     """Read a quantized network.
 
@@ -181,6 +190,7 @@ def load(network: Union[str, nn.Module], path: str) -> BRECQ:
     return model
 
 
+@in_grad_mode
 def export_onnx(
     model: BRECQ,
     images: Tensor,
@@ -225,7 +235,7 @@ def export_onnx(
         force=force,
         **requirements,
     )
-    images = images.cpu()
+    images = ordinary(images).cpu()
     half = (len(images) + 1) // 2
     if batch == 'dynamic':
         batches = list(images.split(min(half, 64)))

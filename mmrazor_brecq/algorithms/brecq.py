@@ -12,7 +12,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
-from ..functional import reuse_freed_memory
+from ..functional import in_grad_mode, make_ordinary, reuse_freed_memory
 from ..graph import (
     Account,
     QuantizationScheme,
@@ -113,6 +113,7 @@ class BRECQ(BaseModel):
             return self.architecture(inputs, data_samples, mode=mode)
         return self.architecture(inputs)
 
+    @in_grad_mode
     def prepare(
         self,
         example: Tensor,
@@ -143,6 +144,7 @@ class BRECQ(BaseModel):
             )
         network = self.architecture
         network.eval()
+        make_ordinary(network)
         # It reads the weights of nn.TransformerEncoderLayer past the layers.
         torch.backends.mha.set_fastpath_enabled(False)
         make_plain(network, example)
@@ -166,6 +168,7 @@ class BRECQ(BaseModel):
         self.requires_grad_(False)
         return teacher
 
+    @in_grad_mode
     def reconstruct(
         self,
         teacher: nn.Module,

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
 from ..checkpoint import keep_older, load_float, save_json, written_whole
+from ..functional import in_grad_mode
 from ..mixed_precision import (
     BitSearch,
     Budget,
@@ -31,6 +32,7 @@ from .sensitivity import MixedPrecision, SensitivityFile, sensitivities
 FRONT = 10
 
 
+@in_grad_mode
 def search_bits(
     cfg: Config,
     source: str,

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import psutil
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..algorithms import BRECQ
 from ..reconstruction import FORWARD, Rows, Store, at_once, share
+from .outliers import leave_out
 
 UNITS = {
     'B': 1,
@@ -29,10 +30,17 @@ AT_WORK = 256 * 2**20
 
 
 class ImageSet:
-    """Remembers images by their content, as the pipeline gives them."""
+    """Remembers images by their content, as the pipeline gives them.
+
+    Attributes:
+        names (list): The file of each image, None where it is not known.
+        left_out (list[dict]): What :func:`leave_out` says of them.
+    """
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
+        self.names: list[Optional[str]] = []
+        self.left_out: list[dict[str, Any]] = []
 
     @staticmethod
     def keys(data: dict) -> list[bytes]:
@@ -51,6 +59,8 @@ class ImageSet:
     def add(self, data: dict) -> None:
         """Remember the images of a batch."""
         self.seen.update(self.keys(data))
+        samples = data.get('data_samples') or [None] * len(data['inputs'])
+        self.names += [getattr(x, 'img_path', None) for x in samples]
 
     def count(self, data: dict) -> int:
         """How many images of a batch are among the remembered ones."""
@@ -222,7 +232,9 @@ def collect_images(
     parts = (
         part for batch in chain([first], batches) for part in batch.split(size)
     )
-    return Rows(parts, sizes, store)
+    rows = Rows(parts, sizes, store)
+    images.left_out = leave_out(rows, images.names)
+    return rows
 
 
 def _batches(

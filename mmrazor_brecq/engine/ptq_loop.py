@@ -33,6 +33,7 @@ from ..checkpoint import (
     save_json,
     save_quantized,
 )
+from ..functional import in_grad_mode
 from ..graph import copy_network
 from ..reconstruction import NearestRounding, Rows, Store, UnitReport
 from ..registry import LOOPS
@@ -94,6 +95,7 @@ class PTQLoop(TestLoop):
         model = self.runner.model
         return model.module if is_model_wrapper(model) else model
 
+    @in_grad_mode
     def run(self) -> dict[str, float]:
         """Quantize.
 
@@ -150,7 +152,12 @@ class PTQLoop(TestLoop):
         progress.metrics['quantized'] = _plain(metrics)
         if is_main_process():
             self._write(
-                progress, clock, bytes_of_weights, identity, images.store
+                progress,
+                clock,
+                bytes_of_weights,
+                identity,
+                images.store,
+                calibration.left_out,
             )
             progress.remove()
         barrier()
@@ -212,6 +219,7 @@ class PTQLoop(TestLoop):
         bytes_of_weights: dict[str, int],
         identity: dict[str, str],
         store: Store,
+        left_out: list[dict[str, Any]],
     ) -> None:
         folder = self.runner.work_dir
         report = dict(
@@ -225,6 +233,7 @@ class PTQLoop(TestLoop):
             ),
             processes=get_world_size(),
             weight_bytes=bytes_of_weights,
+            left_out=left_out,
             units=[unit.to_dict() for unit in progress.reports],
             versions=dict(mmrazor_brecq=__version__, **installed_versions()),
             device=get_device(),

@@ -17,6 +17,8 @@ from .memory import (
     reuse_freed_memory,
     rows,
 )
+from .modes import in_grad_mode, make_ordinary, ordinary
+from .nested import flatten, leaves, map_tensors, tensors
 from .packing import pack_bits, unpack_bits
 from .relaxation import (
     annealed_beta,
@@ -32,12 +34,18 @@ __all__ = [
     'dequantize_rows',
     'fake_quantize',
     'flat',
+    'flatten',
     'from_rows',
     'give_back_freed_memory',
+    'in_grad_mode',
     'integer_range',
     'inverse_rectified_sigmoid',
+    'leaves',
     'like',
+    'make_ordinary',
+    'map_tensors',
     'memory_order',
+    'ordinary',
     'pack_bits',
     'quantize',
     'rectified_sigmoid',
@@ -45,6 +53,7 @@ __all__ = [
     'reuse_freed_memory',
     'rounding_error',
     'rows',
+    'tensors',
     'unpack_bits',
     'weighted_squared_error',
 ]

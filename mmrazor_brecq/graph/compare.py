@@ -13,8 +13,8 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from ..functional import map_tensors, tensors
 from .record import run_float
 
 #: Least difference, relative to the largest value, that tells a mistake
@@ -84,9 +84,9 @@ class Reference:
 
         def hold(name: str, out: Any) -> Any:
             call = len(found[name])
-            found[name].append(tree_map(_copy, out))
+            found[name].append(map_tensors(Tensor.clone, out))
             expected = self.outputs[name][call : call + 1]
-            return tree_map(_copy, expected[0]) if expected else None
+            return map_tensors(Tensor.clone, expected[0]) if expected else None
 
         try:
             self._run(self.inputs, hold)
@@ -115,7 +115,10 @@ class Reference:
         """What the places give in each of their calls, and the network."""
         found: dict[str, list[Any]] = {name: [] for name in self.places}
         result = self._run(
-            inputs, lambda name, out: found[name].append(tree_map(_copy, out))
+            inputs,
+            lambda name, out: found[name].append(
+                map_tensors(Tensor.clone, out)
+            ),
         )
         return {**found, NETWORK: [result]}
 
@@ -132,7 +135,9 @@ class Reference:
         ]
         try:
             with _same_draws(inputs.device):
-                return tree_map(_copy, run_float(self.model, inputs.clone()))
+                return map_tensors(
+                    Tensor.clone, run_float(self.model, inputs.clone())
+                )
         finally:
             for hook in hooks:
                 hook.remove()
@@ -196,10 +201,7 @@ def differences(expected: Any, found: Any) -> list[float]:
         list[float]: One for each tensor that is expected: 0 for those of
         whole numbers, and infinite where the form is another one.
     """
-    ours, theirs = (
-        [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        for out in (expected, found)
-    )
+    ours, theirs = tensors(expected), tensors(found)
     if len(ours) != len(theirs):
         return [math.inf for _ in ours]
     return [_distance(x, y) for x, y in zip(ours, theirs)]
@@ -223,10 +225,6 @@ def relative_difference(
     with torch.no_grad():
         outputs = run_float(model, inputs), run_float(other, inputs)
     return max(differences(*outputs), default=0.0)
-
-
-def _copy(x: Any) -> Any:
-    return x.clone() if isinstance(x, Tensor) else x
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Optional, Union
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..functional import flatten
 from ..layers import quantize_layer
 from ..registry import MODELS
 from .partition import Unit
@@ -49,12 +49,12 @@ class Door(nn.Module):
 
     def quantize(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments of the unit with their tensors quantized."""
-        leaves, spec = tree_flatten((args, kwargs))
+        leaves, rebuild = flatten((args, kwargs))
         places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         for place, quantizer in self.inputs.items():
             i = places[int(place)]
             leaves[i] = quantizer(leaves[i])
-        return tree_unflatten(leaves, spec)
+        return rebuild(leaves)
 
     def forward(self, x: Any) -> Any:
         """Pass: a Sequential calls all its children, its door too."""

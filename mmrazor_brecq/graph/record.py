@@ -5,6 +5,7 @@ Nothing is traced or rewritten, so any Python between the modules works.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from ..functional import tensors
 from ..layers import is_quantizable
 
 
@@ -31,13 +32,18 @@ class Value(NamedTuple):
     dims: int
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Value:
-        return cls(
-            tensor._cdata,
-            tensor._version,
-            memory_of(tensor),
-            tensor.dim(),
-        )
+    def of(cls, tensor: Tensor, written: Counter[int]) -> Value:
+        """Return what a tensor is now.
+
+        Args:
+            tensor (Tensor): The tensor.
+            written (Counter): Writes to each memory that were seen: tensors
+                of inference mode do not count them.
+        """
+        memory = memory_of(tensor)
+        counts = not tensor.is_inference()
+        version = tensor._version if counts else written[memory]
+        return cls(tensor._cdata, version, memory, tensor.dim())
 
     def views(self, other: Value) -> bool:
         """Whether both show the same memory with the same content."""
@@ -99,6 +105,7 @@ class Trace:
             cannot be quantized, and what they are that they cannot.
         kept (list): The places of all tensors, which no other takes as long
             as the pass is known; what they held is free.
+        written (Counter): How often each memory was written to.
     """
 
     inputs: Tensor
@@ -107,6 +114,7 @@ class Trace:
     steps: list[Step] = field(default_factory=list)
     unfit: dict[nn.Module, str] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list, repr=False)
+    written: Counter[int] = field(default_factory=Counter, repr=False)
     _readers: dict[int, set[nn.Module]] = field(
         default_factory=dict, repr=False
     )
@@ -133,14 +141,14 @@ class Trace:
 
     def values(self, nested: Any) -> tuple[Value, ...]:
         """The tensors in nested arguments; no later one will equal them."""
-        tensors = [x for x in tree_leaves(nested) if isinstance(x, Tensor)]
-        for tensor in tensors:
+        found = tensors(nested)
+        for tensor in found:
             # Of weak references both live on as empty shells.
             self.kept += (
                 torch._C._WeakTensorRef(tensor),  # type: ignore[attr-defined]
                 StorageWeakRef(tensor.untyped_storage()),
             )
-        return tuple(map(Value.of, tensors))
+        return tuple(Value.of(x, self.written) for x in found)
 
 
 class _Operations(TorchDispatchMode):
@@ -159,11 +167,19 @@ class _Operations(TorchDispatchMode):
             users = self.trace.users.setdefault(value, set())
             users.update(call.module for call in self.stack[-1:])
         out = func(*args, **kwargs or {})
+        if func._schema.is_mutable:
+            self._count_writes(func, args)
         op = func.overloadpacket.__name__
         caller = self.stack[-1].name if self.stack else ''
         made = self.trace.values(out)
         self.trace.steps.append(Step(made, taken, op, caller))
         return out
+
+    def _count_writes(self, func: Any, args: Any) -> None:
+        for argument, x in zip(func._schema.arguments, args):
+            if argument.alias_info and argument.alias_info.is_write:
+                for tensor in tensors(x):
+                    self.trace.written[memory_of(tensor)] += 1
 
 
 def run_float(model: nn.Module, inputs: Tensor) -> Any:

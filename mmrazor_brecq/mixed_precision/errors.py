@@ -6,15 +6,17 @@ that units compare: they are in nats an image, to second order.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Optional
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..functional import tensors
 from ..graph import Unit
 from ..reconstruction import Rows
-from ..reconstruction.likelihoods import teacher_gradients
-from ..reconstruction.rows import tensors
+from ..reconstruction.gradients import teacher_gradients
 from ..registry import TASK_UTILS
 
 
@@ -38,8 +40,9 @@ class FisherError:
         self, draws: int = 4, likelihood: Optional[dict] = None
     ) -> None:
         self.draws = draws
+        classes = dict(type='CategoricalSketch')
         self.likelihood = TASK_UTILS.build(
-            likelihood or dict(type='CategoricalSketch')
+            likelihood or dict(type='FromOutput', classes=classes)
         )
         #: By draw and place of the output tensor.
         self.gradients: dict[tuple[int, int], Any] = {}
@@ -71,9 +74,18 @@ class FisherError:
             ) -> None:
                 self.collect((draw, place[1]), which, gradient, images)
 
-            teacher_gradients(
+            reached = teacher_gradients(
                 teacher, [unit], images, self.likelihood, generator, collect
             )
+            if not reached:
+                print_log(
+                    "No gradient of the network's outputs reaches "
+                    f'{unit.name}: its errors count by their squares, '
+                    "relative to the output's",
+                    'current',
+                    logging.WARNING,
+                )
+                break
 
     def collect(
         self,
@@ -90,6 +102,8 @@ class FisherError:
             gradient (Tensor): Theirs.
             images (Rows): All images.
         """
+        if len(gradient) % (which.stop - which.start):  # of no image
+            return
         rows = gradient.reshape(which.stop - which.start, -1)
         if place not in self.gradients:
             self.gradients[place] = images.store.column(len(images), rows)
@@ -104,20 +118,25 @@ class FisherError:
             images (slice): Which images they are.
         """
         count = images.stop - images.start
-        change = [
-            (out - goal).reshape(count, -1)
-            for out, goal in zip(tensors(output), tensors(target))
-        ]
+        pairs = list(zip(tensors(output), tensors(target)))
+        if not self.gradients:
+            return count * sum(map(_relative_square, *zip(*pairs)))
+        change = {
+            i: torch.sub(*pairs[i]).reshape(count, -1)
+            for i in {i for _, i in self.gradients}
+        }
         return self.loss(change, images) / (2 * self.draws)
 
-    def loss(self, change: list[Tensor], images: slice) -> float:
+    def loss(self, change: dict[int, Tensor], images: slice) -> float:
         """Twice the loss of some images, summed over them and all draws.
 
         Args:
-            change (list[Tensor]): Of the output tensors, N x K each.
+            change (dict[int, Tensor]): Of the output tensors that have
+                gradients, by their place, N x K each.
             images (slice): Which images they are.
         """
-        first_order = change[0].new_zeros(self.draws, len(change[0]))
+        some = next(iter(change.values()))
+        first_order = some.new_zeros(self.draws, len(some))
         for (draw, i), column in self.gradients.items():
             gradient = column.between(images.start, images.stop)
             first_order[draw] += (gradient * change[i]).sum(1)
@@ -145,13 +164,23 @@ class FisherDiagError(FisherError):
         images: Rows,
     ) -> None:
         """Add to the mean of the squares."""
+        if len(gradient) % (which.stop - which.start):  # of no image
+            return
         rows = gradient.reshape(which.stop - which.start, -1)
         mean = rows.square().sum(0) / len(images)
         self.gradients[place] = self.gradients.get(place, 0) + mean
 
-    def loss(self, change: list[Tensor], images: slice) -> float:
+    def loss(self, change: dict[int, Tensor], images: slice) -> float:
         """Their squares, weighted."""
         return sum(
             float((fisher * change[i].square()).sum())
             for (_, i), fisher in self.gradients.items()
         )
+
+
+def _relative_square(output: Tensor, target: Tensor) -> float:
+    """The squared error over the square of the target, of real numbers."""
+    if not target.is_floating_point():
+        return 0.0
+    energy = target.square().sum().clamp(min=1e-30)
+    return float((output - target).square().sum() / energy)

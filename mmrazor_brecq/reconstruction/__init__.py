@@ -1,10 +1,18 @@
 from .augment import CutMix, Flip, MixUp, Shift
 from .autocast import Autocast, takes_short, widened
+from .from_output import FromOutput
+from .likelihoods import (
+    Bernoulli,
+    Categorical,
+    CategoricalSketch,
+    Gaussian,
+    Likelihood,
+)
 from .low_rank import FisherLowRank
 from .nearest import NearestRounding
 from .objectives import MSE, FisherDiag, FisherFull
 from .official import OfficialFisher
-from .processes import NonFinite, own_generator, share
+from .processes import CannotLearn, NonFinite, own_generator, share
 from .reconstructor import BlockReconstructor
 from .refiner import WHOLE, NetworkRefiner
 from .rows import FORWARD, Rows, at_once
@@ -14,14 +22,21 @@ from .stream import Stream
 from .unit_data import UnitData, UnitReport
 
 __all__ = [
-    'FORWARD',
     'Autocast',
+    'Bernoulli',
     'BlockReconstructor',
+    'CannotLearn',
+    'Categorical',
+    'CategoricalSketch',
     'CutMix',
+    'FORWARD',
     'FisherDiag',
     'FisherFull',
     'FisherLowRank',
     'Flip',
+    'FromOutput',
+    'Gaussian',
+    'Likelihood',
     'MSE',
     'MixUp',
     'NearestRounding',
@@ -36,9 +51,9 @@ __all__ = [
     'UnitReport',
     'WHOLE',
     'WhenSettled',
+    'at_once',
     'own_generator',
     'share',
-    'at_once',
     'takes_short',
     'widened',
 ]

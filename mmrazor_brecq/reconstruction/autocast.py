@@ -11,11 +11,11 @@ from typing import Any, Optional
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from ..functional import map_tensors, tensors
 from ..graph import run_float
 from .processes import total
-from .rows import AND_BACK, Rows, at_once, tensors
+from .rows import AND_BACK, Rows, at_once
 
 #: What a type may be called, and the type.
 TYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
@@ -116,7 +116,7 @@ def widened(nested: Any) -> Any:
     Args:
         nested (Any): Tensors in any structure.
     """
-    return tree_map_only(Tensor, _wide, nested)
+    return map_tensors(_wide, nested)
 
 
 def takes_short(method: Callable) -> Callable:

@@ -1,25 +1,59 @@
-"""What the float network's own loss says of its units' outputs."""
+"""What a network's outputs mean: classes, chances or values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import from_rows, rows, weighted_squared_error
-from ..graph import Unit, run_float
+from ..functional import weighted_squared_error
 from ..registry import TASK_UTILS
-from .rows import AND_BACK, Rows, at_once, tensors
 
-#: A unit's name, and which of its output tensors.
-Place = tuple[str, int]
+
+class Likelihood:
+    """A distribution whose parameters are what the network puts out."""
+
+    def see(
+        self, teacher: nn.Module, images: Tensor, outputs: list[Tensor]
+    ) -> None:
+        """Look at the float network before anything is asked.
+
+        Args:
+            teacher (nn.Module): The float network.
+            images (Tensor): Some preprocessed inputs.
+            outputs (list[Tensor]): What it gives for them, as below.
+        """
+
+    def __call__(
+        self, outputs: list[Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """Return a loss whose expected squared gradient is the Fisher
+        information, summed over images.
+
+        Args:
+            outputs (list[Tensor]): Real outputs, none of them empty.
+            generator (torch.Generator): Source of what is drawn, on the CPU.
+        """
+        raise NotImplementedError
+
+    def divergence(self, outputs: list[Tensor], goals: list[Tensor]) -> Tensor:
+        """Return the Kullback-Leibler divergence in nats, the mean over
+        images.
+
+        Args:
+            outputs (list[Tensor]): Real outputs, none of them empty.
+            goals (list[Tensor]): What they should be.
+        """
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return type(self).__name__
 
 
 @TASK_UTILS.register_module()
-class Categorical:
+class Categorical(Likelihood):
     """Labels drawn from the network's own softmax: no true labels needed.
 
     The expected squared gradient is then the true Fisher information.
@@ -27,15 +61,19 @@ class Categorical:
     Args:
         temperature (float): What logits are divided by: above 1, classes
             that are unlikely count for more (Hinton et al., 2015).
+        axis (int, optional): That of the classes: by default 1 in maps,
+            N x C x H x W, and the last in N x C and N x L x C.
+
+    Raises:
+        ValueError: If the temperature is not above 0, or an output has
+            fewer than two classes.
     """
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        if not temperature > 0:
-            raise ValueError(
-                f'temperature={temperature}, expected more than 0: change '
-                '`temperature` of the likelihood'
-            )
-        self.temperature = temperature
+    def __init__(
+        self, temperature: float = 1.0, axis: Optional[int] = None
+    ) -> None:
+        self.axis = axis
+        self.temperature = _positive(temperature)
 
     def __call__(
         self, outputs: list[Tensor], generator: torch.Generator
@@ -43,7 +81,7 @@ class Categorical:
         """Negative log-likelihood of drawn labels, summed over images.
 
         Args:
-            outputs (list[Tensor]): Logits, N x C each.
+            outputs (list[Tensor]): Logits, N x C or N x C x H x W each.
             generator (torch.Generator): Source of the labels, on the CPU.
         """
         loss = outputs[0].new_zeros(())
@@ -77,7 +115,24 @@ class Categorical:
         return torch.stack(parts).sum() / len(outputs[0])
 
     def _softened(self, outputs: list[Tensor]) -> list[Tensor]:
-        return [logits / self.temperature for logits in outputs]
+        return [self._classes_last(x) / self.temperature for x in outputs]
+
+    def _classes_last(self, logits: Tensor) -> Tensor:
+        axis = self.axis
+        if axis is None:
+            axis = 1 if logits.dim() > 3 else -1
+        if logits.dim() < 2 or logits.shape[axis] < 2:
+            raise ValueError(
+                f'An output of shape {tuple(logits.shape)} has fewer than '
+                f'two classes on axis {axis}, expected logits of classes: '
+                "name another `likelihood`, dict(type='Bernoulli') for one "
+                "logit, dict(type='Gaussian') for values, or leave it out"
+            )
+        return logits.movedim(axis, -1)
+
+    def __str__(self) -> str:
+        axis = '' if self.axis in (None, -1) else f' on axis {self.axis}'
+        return super().__str__() + axis
 
 
 @TASK_UTILS.register_module()
@@ -111,7 +166,51 @@ class CategoricalSketch(Categorical):
 
 
 @TASK_UTILS.register_module()
-class Gaussian:
+class Bernoulli(Likelihood):
+    """Each element is the logit of one chance: yes or no.
+
+    Args:
+        temperature (float): What logits are divided by.
+
+    Raises:
+        ValueError: If the temperature is not above 0.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        self.temperature = _positive(temperature)
+
+    def __call__(
+        self, outputs: list[Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """A function with the Fisher information, as
+        :class:`CategoricalSketch` has it: the gradient at a logit of
+        chance ``p`` is ``sqrt(p (1 - p)) r`` with standard normal ``r``.
+        """
+        loss = outputs[0].new_zeros(())
+        for out in outputs:
+            logits = out / self.temperature
+            chances = logits.detach().sigmoid()
+            noise = torch.randn(chances.shape, generator=generator)
+            spread = (chances * (1 - chances)).sqrt()
+            loss = loss + (logits * spread * noise.to(chances)).sum()
+        return loss
+
+    def divergence(self, outputs: list[Tensor], goals: list[Tensor]) -> Tensor:
+        """Kullback-Leibler divergence, in nats, the mean over images."""
+        parts = []
+        for out, goal in zip(outputs, goals):
+            change = (out - goal) / self.temperature
+            away = change.abs()
+            # Differences of logarithms would round small errors to nothing.
+            toward = -change.detach().sign() / self.temperature
+            chance = (toward * goal).sigmoid()
+            inner = (chance * torch.expm1(-away)).clamp(min=-1 + 1e-7)
+            parts.append((torch.log1p(inner) + chance * away).sum())
+        return torch.stack(parts).sum() / len(outputs[0])
+
+
+@TASK_UTILS.register_module()
+class Gaussian(Likelihood):
     """Unit variance around each output, for networks that regress.
 
     The expected squared gradient is the diagonal of ``J^T J``.
@@ -147,73 +246,10 @@ class Gaussian:
         return torch.stack(parts).sum() / images
 
 
-def teacher_gradients(
-    teacher: nn.Module,
-    units: Sequence[Unit],
-    images: Rows,
-    likelihood: Callable[[list[Tensor], torch.Generator], Tensor],
-    generator: torch.Generator,
-    collect: Callable[[Place, slice, Tensor], None],
-    count: Optional[int] = None,
-) -> None:
-    """One forward and backward pass an image, for all units together.
-
-    Args:
-        teacher (nn.Module): The float network.
-        units (list[Unit]): Units; those of the teacher are found by name.
-        images (Rows): Preprocessed inputs.
-        likelihood (callable): From outputs and generator to a loss.
-        generator (torch.Generator): Source of what the likelihood draws.
-        collect (callable): Takes a unit's name and the place of an output
-            tensor in it, which images are at hand, and the loss's gradient
-            there, in the output's order of memory. Of a unit that is called
-            several times only the first call counts, which is the one that
-            is reconstructed.
-        count (int, optional): How many of the images; by default all.
-    """
-    count = len(images) if count is None else min(count, len(images))
-    together = at_once(images.elements, most=32, room=AND_BACK)
-    seen: set[str] = set()
-    now = slice(0, 0)
-
-    def watch(name: str) -> Callable:
-
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if name in seen:
-                return
-            seen.add(name)
-            for i, out in enumerate(tensors(output)):
-                if out.requires_grad and out.dim():
-                    # Only its order of memory: a hook must not hold it.
-                    form = torch.empty_like(out, device='meta')
-                    out.register_hook(
-                        lambda g, i=i, form=form: collect(
-                            (name, i), now, from_rows(rows(g, form), form)
-                        )
-                    )
-
-        return hook
-
-    hooks = [
-        teacher.get_submodule(unit.name).register_forward_hook(
-            watch(unit.name)
+def _positive(temperature: float) -> float:
+    if not temperature > 0:
+        raise ValueError(
+            f'temperature={temperature}, expected more than 0: change '
+            '`temperature` of the likelihood'
         )
-        for unit in units
-    ]
-    try:
-        with torch.enable_grad():
-            for batch in images.split():
-                for part in batch.split(together):
-                    part = part[: count - now.stop]
-                    if not len(part):
-                        return
-                    seen.clear()
-                    now = slice(now.stop, now.stop + len(part))
-                    # What is in front of the first unit needs no gradient,
-                    # but its output has to ask for one.
-                    inputs = part.detach().requires_grad_().clone()
-                    out = run_float(teacher, inputs)
-                    likelihood(tensors(out), generator).backward()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return temperature

@@ -9,14 +9,14 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import weighted_squared_error
+from ..functional import tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from .autocast import takes_short
-from .likelihoods import Place, teacher_gradients
+from .gradients import Place
 from .objectives import Fisher
 from .processes import gathered, share, total
-from .rows import Rows, tensors
+from .rows import Rows
 from .settings import check_amounts, check_counts
 from .store import Column, Store
 
@@ -48,8 +48,9 @@ class FisherLowRank(Fisher):
         temper (float): Exponent of the diagonal's elements, and of the
             eigenvalues, before they are normalised.
         images (int): Images that the matrix is estimated from.
-        likelihood (dict): The teacher's loss: classes at a temperature of
-            4 by default, ``Gaussian`` where it regresses.
+        likelihood (dict): The teacher's loss: by default the form of its
+            outputs tells, with classes at a temperature of 4; ``Gaussian``
+            where it regresses.
 
     Raises:
         ValueError: If ``even`` or ``temper`` is negative or no finite
@@ -68,8 +69,9 @@ class FisherLowRank(Fisher):
         images: int = 256,
         likelihood: Optional[dict] = None,
     ) -> None:
+        classes = dict(type='CategoricalSketch', temperature=4.0)
         super().__init__(
-            likelihood or dict(type='CategoricalSketch', temperature=4.0)
+            likelihood or dict(type='FromOutput', classes=classes)
         )
         self.even = even
         self.rank = rank
@@ -104,9 +106,7 @@ class FisherLowRank(Fisher):
                 self.gradients[place] = self.store.column(count, grad, fold)
             self.gradients[place].write(which.start, grad)
 
-        teacher_gradients(
-            teacher, units, images, self.likelihood, generator, collect, count
-        )
+        self._gradients(teacher, units, images, generator, collect, count)
 
     def begin(
         self, unit: Unit, outputs: Iterable[Any], targets: Iterable[Any]

@@ -11,8 +11,8 @@ from typing import Any, Callable, Optional
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from ..functional import map_tensors
 from ..graph import Unit
 from ..layers import QuantLayer, activation_quantizers, quant_layers
 from ..quantizers import ActivationQuantizer
@@ -20,6 +20,7 @@ from ..registry import TASK_UTILS
 from .autocast import Autocast
 from .objectives import MSE
 from .processes import (
+    CannotLearn,
     NonFinite,
     mean_error,
     share,
@@ -194,9 +195,8 @@ class NearestRounding:
         return self._held_out(
             unit,
             data,
-            lambda index: tree_map(
-                lambda x: torch.zeros_like(x) if isinstance(x, Tensor) else x,
-                data.targets.take(index),
+            lambda index: map_tensors(
+                torch.zeros_like, data.targets.take(index)
             ),
         )
 
@@ -235,9 +235,10 @@ class NearestRounding:
             self.objective.begin(
                 unit, self.outputs(unit, data), data.targets.split()
             )
+            report.objective = self.objective.describe(unit)
             report.before = report.after = self.judge(unit, data)
             self.learn(unit, data, generator, report)
-        except NonFinite as error:
+        except CannotLearn as error:
             report.note = f'{error}: nearest rounding kept'
         self.objective.end(unit)
         if not report.accepted:

@@ -6,19 +6,21 @@ network's task loss makes of an error (BRECQ, Sec. 3.3).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..functional import weighted_squared_error
+from ..functional import tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from .autocast import as_taken, takes_short
-from .likelihoods import Place, teacher_gradients
+from .gradients import Place, teacher_gradients
 from .processes import share, total
-from .rows import Rows, tensors
+from .rows import Rows
 from .settings import check_amounts, check_counts
 
 
@@ -61,6 +63,14 @@ class MSE:
             unit (Unit): The unit; it may never have begun.
         """
 
+    def describe(self, unit: Unit) -> str:
+        """Return what the error of a unit that has begun is, for reports.
+
+        Args:
+            unit (Unit): The unit.
+        """
+        return type(self).__name__
+
     @takes_short
     def loss(
         self, unit: Unit, output: Any, target: Any, index: Tensor
@@ -76,13 +86,15 @@ class MSE:
             index (Tensor): Which calibration images they are.
 
         Returns:
-            Tensor: A scalar, 0 where both are the same and never less.
+            Tensor: A scalar, 0 where both are the same and never less. Only
+            real tensors count that are not empty and of some size.
         """
         pairs = zip(tensors(output), tensors(target))
         return sum(
             (
                 self.error(unit, i, as_taken(self.error, out), goal, index)
                 for i, (out, goal) in enumerate(pairs)
+                if goal.is_floating_point() and goal.dim() and goal.numel()
             ),
             start=torch.zeros((), device=index.device),
         )
@@ -141,16 +153,52 @@ class PerImage:
 
 
 class Fisher(MSE):
-    """Shared by the objectives that weigh by the teacher's gradient."""
+    """Shared by the objectives that weigh by the teacher's gradient.
+
+    Args:
+        likelihood (dict, optional): The teacher's loss; by default the form
+            of its outputs tells.
+    """
 
     def __init__(self, likelihood: Optional[dict] = None) -> None:
         self.likelihood = TASK_UTILS.build(
-            likelihood or dict(type='Categorical')
+            likelihood or dict(type='FromOutput')
         )
         #: By name of the unit and place of the output tensor: one tensor
         #: for all images, or one of each. Those on which the loss does not
         #: depend are missing, and count evenly.
         self.weights: dict[Place, Any] = {}
+
+    def describe(self, unit: Unit) -> str:
+        """Name the likelihood, or say that there is none."""
+        if any(place[0] == unit.name for place in self.weights):
+            return f'{type(self).__name__}, {self.likelihood}'
+        return 'MSE, the loss has no gradient here'
+
+    def _gradients(
+        self,
+        teacher: nn.Module,
+        units: Sequence[Unit],
+        images: Rows,
+        generator: torch.Generator,
+        collect: Callable[[Place, slice, Tensor], None],
+        count: Optional[int] = None,
+    ) -> None:
+        """Those of the teacher's loss; says so where there are none."""
+        reached = teacher_gradients(
+            teacher, units, images, self.likelihood, generator, collect, count
+        )
+        rest = [unit.name for unit in units if unit.name not in reached]
+        if rest:
+            where = ', '.join(rest) if reached else 'any unit'
+            print_log(
+                f"No gradient of the network's outputs reaches {where}: the "
+                'objective there is plain MSE, not '
+                f'{type(self).__name__}. The forward pass may run under '
+                '`torch.no_grad`, detach a tensor, or give no real numbers',
+                'current',
+                logging.WARNING,
+            )
 
     def _weight(self, place: Place, index: Tensor) -> Any:
         """What weighs the ``i``-th output of a unit on some images."""
@@ -205,6 +253,8 @@ class FisherDiag(Fisher):
             if self.per_sample:
                 weight = weight.pow(self.temper)
                 count = which.stop - which.start
+                if len(weight) % count:  # of no image: counts evenly
+                    return
                 if place not in found:
                     found[place] = PerImage(images, weight, count)
                 found[place].write(which.start, weight)
@@ -212,15 +262,8 @@ class FisherDiag(Fisher):
                 mean = weight.sum(0, keepdim=True)
                 found[place] = found.get(place, 0) + mean
 
-        teacher_gradients(
-            teacher,
-            units,
-            images,
-            self.likelihood,
-            generator,
-            collect,
-            None if self.per_sample else share(self.images),
-        )
+        count = None if self.per_sample else share(self.images)
+        self._gradients(teacher, units, images, generator, collect, count)
         self.weights = {}
         for place, weight in found.items():
             if not self.per_sample:
@@ -266,16 +309,17 @@ class FisherFull(Fisher):
         norms: dict[Place, Tensor] = {}
 
         def collect(place: Place, which: slice, grad: Tensor) -> None:
-            grad = grad.reshape(which.stop - which.start, -1)
+            count = which.stop - which.start
+            if len(grad) % count:  # of no image: counts evenly
+                return
+            grad = grad.reshape(count, -1)
             if place not in found:
                 found[place] = PerImage(images, grad, len(grad))
             found[place].write(which.start, grad)
             squared = grad.square().sum()
             norms[place] = norms.get(place, 0) + squared
 
-        teacher_gradients(
-            teacher, units, images, self.likelihood, generator, collect
-        )
+        self._gradients(teacher, units, images, generator, collect)
         count = float(total(torch.tensor(float(len(images)))))
         self.weights = {}
         for place, grads in found.items():

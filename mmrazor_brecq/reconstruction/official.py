@@ -9,14 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..functional import weighted_squared_error
+from ..functional import flatten, tensors, weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
 from .autocast import takes_short
 from .objectives import MSE
-from .rows import Rows, tensors
+from .rows import Rows
 
 
 @TASK_UTILS.register_module()
@@ -54,7 +53,7 @@ class OfficialFisher(MSE):
     ) -> Iterator[list[Tensor]]:
         module = self.teacher.get_submodule(unit.name)
         for batch, output in zip(self.images.split(), outputs):
-            flat, spec = tree_flatten(output)
+            flat, rebuild = flatten(output)
             leaves = [
                 x.detach().requires_grad_(x.is_floating_point())
                 if isinstance(x, Tensor)
@@ -64,7 +63,7 @@ class OfficialFisher(MSE):
             with torch.no_grad():
                 goal = tensors(run_float(self.teacher, batch))[0].softmax(-1)
             hook = module.register_forward_hook(
-                partial(_replace, leaves, spec)
+                partial(_replace, leaves, rebuild)
             )
             try:
                 with torch.enable_grad():
@@ -92,9 +91,7 @@ class OfficialFisher(MSE):
 
 
 def _replace(
-    leaves: list[Any], spec: Any, module: nn.Module, args: Any, old: Any
+    leaves: list[Any], rebuild: Any, module: nn.Module, args: Any, old: Any
 ) -> Any:
     # Copies, since what follows may write to them.
-    return tree_unflatten(
-        [x.clone() if isinstance(x, Tensor) else x for x in leaves], spec
-    )
+    return rebuild([x.clone() if isinstance(x, Tensor) else x for x in leaves])

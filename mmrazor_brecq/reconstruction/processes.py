@@ -26,7 +26,11 @@ from torch.nn.functional import pad
 BETAS = 0.8, 0.95
 
 
-class NonFinite(ArithmeticError):
+class CannotLearn(ArithmeticError):
+    """What learns has to end; the message says why."""
+
+
+class NonFinite(CannotLearn):
     """A NaN or an infinity came up; the message says where."""
 
 
@@ -125,6 +129,7 @@ def minimise(
         int: How many steps were taken.
 
     Raises:
+        CannotLearn: If no error has a gradient.
         NonFinite: If an error is no finite number.
     """
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -133,10 +138,17 @@ def minimise(
     learned = [p for group in optimizer.param_groups for p in group['params']]
     for i in range(iterations):
         optimizer.zero_grad()
-        seen = []
+        seen, learns = [], False
         for error in errors(i):
-            (error / scale).backward()
+            if error.requires_grad:
+                (error / scale).backward()
+                learns = True
             seen.append(error.detach())
+        if not learns:
+            raise CannotLearn(
+                'no gradient comes back, as under `torch.no_grad`, after '
+                '`detach`, or where outputs are no real numbers'
+            )
         average_gradients(learned)
         optimizer.step()
         schedule.step()

@@ -9,12 +9,15 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
+from ..functional import ordinary
 from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
 from ..registry import TASK_UTILS
 from .autocast import Autocast, widened
+from .gradients import said
+from .likelihoods import Likelihood
 from .processes import (
-    NonFinite,
+    CannotLearn,
     adam,
     mean_error,
     minimise,
@@ -22,7 +25,7 @@ from .processes import (
     share,
     take_from_first,
 )
-from .rows import AND_BACK, FORWARD, Rows, at_once, tensors
+from .rows import AND_BACK, FORWARD, Rows, at_once
 from .settings import check_amounts, check_counts
 from .unit_data import UnitReport
 
@@ -62,8 +65,9 @@ class NetworkRefiner:
         draws (int): Variations of each held-out image that judge, 1 or
             more; without ``augment`` they are all the same, and one is
             enough.
-        likelihood (dict): What the network's outputs mean: classes at a
-            temperature of 4 by default, ``Gaussian`` where it regresses.
+        likelihood (dict): What the network's outputs mean: by default
+            their form tells, with classes at a temperature of 4;
+            ``Gaussian`` where it regresses.
 
     Raises:
         ValueError: If a count is below 1, or a rate negative.
@@ -101,8 +105,9 @@ class NetworkRefiner:
             'activation_scale_lr',
             'bias_lr',
         )
-        self.likelihood = TASK_UTILS.build(
-            likelihood or dict(type='Categorical', temperature=4.0)
+        classes = dict(type='Categorical', temperature=4.0)
+        self.likelihood: Likelihood = TASK_UTILS.build(
+            likelihood or dict(type='FromOutput', classes=classes)
         )
 
     def __call__(
@@ -132,6 +137,8 @@ class NetworkRefiner:
             list(quant_layers(network)),
             autocast=self.autocast.chosen,
         )
+        self._see(teacher, images)
+        report.objective = str(self.likelihood)
         before = {k: v.clone() for k, v in network.state_dict().items()}
         trained = len(images) - held_out
 
@@ -140,6 +147,10 @@ class NetworkRefiner:
 
         with torch.no_grad():
             goals = [_answers(teacher, x) for x in examined()]
+        if not all(goals):
+            report.before = report.after = 0.0
+            report.note = 'the network gives no real numbers: left as it was'
+            return report
         report.before = self._judge(network, examined(), goals)
         report.after = report.before
         optimizer = adam(self._reopen(network, teacher))
@@ -148,7 +159,7 @@ class NetworkRefiner:
             self._optimise(
                 optimizer, network, teacher, images, trained, seed, report
             )
-        except NonFinite as error:
+        except CannotLearn as error:
             report.note = f'{error}: left as it was'
         for quantizer in activation_quantizers(network):
             quantizer.freeze()
@@ -165,6 +176,12 @@ class NetworkRefiner:
             network.load_state_dict(before)
         report.seconds = time.perf_counter() - start
         return report
+
+    @torch.no_grad()
+    def _see(self, teacher: nn.Module, images: Rows) -> None:
+        """Show the likelihood the images that objectives show theirs."""
+        some = images.batch(0)[: at_once(images.elements, 32, AND_BACK)]
+        self.likelihood.see(teacher, some, _answers(teacher, some))
 
     def _reopen(
         self, network: nn.Module, teacher: nn.Module
@@ -278,4 +295,4 @@ class NetworkRefiner:
 
 def _answers(network: nn.Module, images: Tensor) -> list[Tensor]:
     """What a network says, in numbers of four bytes or more."""
-    return widened(tensors(run_float(network, images)))
+    return [ordinary(x) for x in widened(said(run_float(network, images)))]

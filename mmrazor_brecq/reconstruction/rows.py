@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, islice
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from ..functional import flatten, leaves, map_tensors
 from .store import Column, Store
-
-
-def tensors(nested: Any) -> list[Tensor]:
-    """The tensors in a nested structure, in order."""
-    return [x for x in tree_leaves(nested) if isinstance(x, Tensor)]
-
 
 #: Numbers that images may have which pass a whole network together: forward,
 #: and forward and back, when all that is between is kept.
@@ -39,8 +33,9 @@ class Rows:
 
     A tensor belongs to the images if its first dimension is, in the first
     two parts, the same multiple of the part's number of images (a Swin
-    block sees many windows an image). All else is the same for all images,
-    and so is a table that only happens to be as long.
+    block sees many windows an image). All else is of no image, and so is a
+    table that only happens to be as long: each batch keeps what it came
+    with, and images that are taken from several have that of the first.
 
     Args:
         parts (iterable): One structure a batch, all of the same form; each
@@ -68,20 +63,40 @@ class Rows:
         self.store = store or Store()
         parts = iter(parts)
         first = list(islice(parts, 2))
-        self.spec = tree_flatten(first[0])[1]
+        found, self.rebuild = flatten(first[0])
         self.leaves = [
-            self._leaf(column) for column in zip(*map(tree_leaves, first))
+            self._leaf(column) for column in zip(*map(leaves, first))
         ]
+        # What only some batches have is of no image either.
+        self.leaves += found[len(self.leaves) :]
+        #: Of each batch what is of no image, if it is not that of the first;
+        #: or the whole of a batch that has another form.
+        self.own: list[Any] = []
         for k, part in enumerate(chain(first, parts)):
-            pairs = [
-                (leaf, x)
-                for leaf, x in zip(self.leaves, tree_leaves(part))
-                if isinstance(leaf, Column)
-            ]
-            for column, x in pairs:
-                column.write(self.starts[k], x)
+            pairs = self._hold(k, part)
             if after is not None:
                 after(k, pairs)
+
+    def _hold(self, k: int, part: Any) -> list[tuple[Column, Tensor]]:
+        """Write down the ``k``-th part; gives tensors and their columns."""
+        found = leaves(part)
+        if len(found) != len(self.leaves):
+            self.own.append(_Whole(part))
+            return []
+        pairs = [
+            (leaf, x)
+            for leaf, x in zip(self.leaves, found)
+            if isinstance(leaf, Column)
+        ]
+        for column, x in pairs:
+            column.write(self.starts[k], x)
+        own = {
+            i: x
+            for i, (leaf, x) in enumerate(zip(self.leaves, found))
+            if x is not leaf and not isinstance(leaf, Column)
+        }
+        self.own.append(own)
+        return pairs
 
     def _leaf(self, column: Sequence[Any]) -> Any:
         """Room for what is of images, else what it is for all of them."""
@@ -104,11 +119,22 @@ class Rows:
         Args:
             index (Tensor): Whole numbers below ``len(self)``.
         """
-        return self._map(lambda column: column.take(index))
+        found = [
+            x.take(index) if isinstance(x, Column) else x for x in self.leaves
+        ]
+        return self.rebuild(found)
 
     def batch(self, k: int) -> Any:
         """The structure of the ``k``-th part, as it came."""
-        return self._map(lambda x: x.between(*self.starts[k : k + 2]))
+        own = self.own[k]
+        if isinstance(own, _Whole):
+            return map_tensors(Tensor.clone, own.part)
+        span = self.starts[k : k + 2]
+        found = [
+            x.between(*span) if isinstance(x, Column) else own.get(i, x)
+            for i, x in enumerate(self.leaves)
+        ]
+        return self.rebuild(found)
 
     def split(self) -> Iterator[Any]:
         """The structures batch by batch, as they came."""
@@ -129,18 +155,20 @@ class Rows:
         """
         if other is self:
             return self.take(index)
-        leaves = []
+        found = []
         for x, y in zip(self.leaves, other.leaves):
             if isinstance(x, Column):
                 x = x.take(index)
                 if x.is_floating_point():
                     x = mix(x, y.take(index))
-            leaves.append(x)
-        return tree_unflatten(leaves, self.spec)
+            found.append(x)
+        return self.rebuild(found)
 
-    def _map(self, take: Callable[[Column], Tensor]) -> Any:
-        leaves = [take(x) if isinstance(x, Column) else x for x in self.leaves]
-        return tree_unflatten(leaves, self.spec)
+
+class _Whole(NamedTuple):
+    """A part that has not the form of the first."""
+
+    part: Any
 
 
 def _images_fold(column: Sequence[Any], sizes: Sequence[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import tempfile
@@ -215,7 +216,8 @@ class Loan:
     """A tensor that somebody else holds, and whose content a column has.
 
     While nobody looks, its memory can be freed. It is left alone where it
-    shares its memory, or once it was written to.
+    shares its memory, or once it was written to, which nobody knows of one
+    that was made in inference mode.
 
     Args:
         column (Column): Holds the same values.
@@ -227,12 +229,12 @@ class Loan:
         self.column = column
         self.start = start
         self.tensor = weakref.ref(tensor)
-        self.version = tensor._version
+        self.version = _version(tensor)
 
     def _unchanged(self) -> Optional[Tensor]:
         """The tensor, if it is alive and nobody has written to it."""
         tensor = self.tensor()
-        if tensor is None or tensor._version != self.version:
+        if tensor is None or _version(tensor) != self.version:
             return None
         return tensor
 
@@ -269,5 +271,10 @@ class Loan:
         if not storage.nbytes():
             storage.resize_(tensor.numel() * tensor.element_size())
             self.column.copy_to(tensor, self.start)
-            self.version = tensor._version
+            self.version = _version(tensor)
         return True
+
+
+def _version(tensor: Tensor) -> float:
+    """How often it was written to; NaN, not even itself, if unknown."""
+    return math.nan if tensor.is_inference() else tensor._version

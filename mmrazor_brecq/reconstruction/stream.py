@@ -171,8 +171,9 @@ class Stream:
         for k, (suspended, value) in enumerate(zip(self._passes, given)):
             self._refill(k)
             self._waiting[k] = None
-            # Grad mode belongs to the thread, not to the coroutine.
-            with torch.no_grad():
+            # Grad mode belongs to the thread, not to the coroutine, which
+            # may set it, inference mode included, between two units.
+            with torch.inference_mode(False), torch.no_grad():
                 arrived = suspended.switch(*value)
             del value
             # What nobody holds any more need not be held here either.

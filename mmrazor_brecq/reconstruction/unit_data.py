@@ -63,6 +63,8 @@ class UnitReport:
         iterations (int): Steps of the optimiser.
         autocast (str, optional): The short type of numbers in which it
             learned, if any.
+        objective (str): What the error is, and what the network's outputs
+            were taken for.
         seconds (float): Time spent.
         note (str): What went wrong, if anything did.
         losses (list): Pairs of iteration and training loss.
@@ -76,6 +78,7 @@ class UnitReport:
     accepted: bool = False
     iterations: int = 0
     autocast: Optional[str] = None
+    objective: str = ''
     seconds: float = 0.0
     note: str = ''
     losses: list[tuple[int, float]] = field(default_factory=list)

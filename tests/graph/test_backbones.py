@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.functional import tensors
 from mmrazor_brecq.graph import (
     BlockPartition,
     fold_batch_norm,
@@ -25,7 +26,6 @@ from mmrazor_brecq.layers import (
     quant_layers,
 )
 from mmrazor_brecq.reconstruction import NearestRounding
-from mmrazor_brecq.reconstruction.rows import tensors
 
 pytestmark = pytest.mark.slow
 

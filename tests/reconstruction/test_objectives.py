@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from mmrazor_brecq.functional import tensors
 from mmrazor_brecq.graph import (
     BlockPartition,
     LayerPartition,
@@ -26,7 +27,6 @@ from mmrazor_brecq.reconstruction.likelihoods import (
     CategoricalSketch,
     Gaussian,
 )
-from mmrazor_brecq.reconstruction.rows import tensors
 from mmrazor_brecq.registry import TASK_UTILS
 
 OBJECTIVES = dict(
