@@ -18,8 +18,8 @@ from typing import Any, Optional, Union
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from ..functional import tensors
 from ..graph import run_float
 from ..layers import quant_layers
 from ..quantizers import ActivationQuantizer, WeightQuantizer
@@ -174,8 +174,7 @@ class Plain(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         if self.normalise is not None:
             image = self.normalise(image)
-        found = tree_leaves(run_float(self.network, image))
-        return tuple(x for x in found if isinstance(x, Tensor))
+        return tuple(tensors(run_float(self.network, image)))
 
 
 def with_nodes(network: nn.Module) -> nn.Module:

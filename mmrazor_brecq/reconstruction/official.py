@@ -14,6 +14,7 @@ from ..functional import flatten, tensors, weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
 from .autocast import takes_short
+from .gradients import said
 from .objectives import MSE
 from .rows import Rows
 
@@ -61,16 +62,18 @@ class OfficialFisher(MSE):
                 for x in flat
             ]
             with torch.no_grad():
-                goal = tensors(run_float(self.teacher, batch))[0].softmax(-1)
+                goal = _logits(self.teacher, batch).softmax(-1)
             hook = module.register_forward_hook(
                 partial(_replace, leaves, rebuild)
             )
             try:
                 with torch.enable_grad():
-                    logits = tensors(run_float(self.teacher, batch))[0]
-                    F.kl_div(
+                    logits = _logits(self.teacher, batch)
+                    error = F.kl_div(
                         logits.log_softmax(-1), goal, reduction='batchmean'
-                    ).backward()
+                    )
+                    if error.requires_grad:
+                        error.backward()
             finally:
                 hook.remove()
             yield [
@@ -88,6 +91,14 @@ class OfficialFisher(MSE):
         return weighted_squared_error(
             output, target, self.weights.take(index)[i]
         )
+
+
+def _logits(network: nn.Module, images: Tensor) -> Tensor:
+    """The first real output, its classes last; zeros if there is none."""
+    outputs = said(run_float(network, images))
+    if not outputs:
+        return images.new_zeros(len(images), 1)
+    return outputs[0].movedim(1, -1) if outputs[0].dim() > 3 else outputs[0]
 
 
 def _replace(

@@ -98,3 +98,32 @@ def test_a_pipeline_that_reads_no_images():
     loader = DataLoader([dict(data_samples=i) for i in range(4)], batch_size=2)
     with pytest.raises(ValueError, match="gives 'data_samples'.*LoadImage"):
         collect_images(Model(), loader, 4, ImageSet(), Store())
+
+
+def test_an_image_out_of_line_is_named_by_its_file(generator):
+    class Sample:
+        def __init__(self, i):
+            self.img_path = f'folder/{i}.jpg'
+
+    images = torch.randn(40, 3, 4, 4, generator=generator)
+    images[13] *= 255
+    data = [
+        dict(inputs=x, data_samples=Sample(i)) for i, x in enumerate(images)
+    ]
+
+    def collate(some):
+        return {key: [x[key] for x in some] for key in some[0]}
+
+    class Stacked(Model):
+        def data_preprocessor(self, data, training):
+            return dict(inputs=torch.stack(data['inputs']))
+
+    seen = ImageSet()
+    loader = DataLoader(data, batch_size=16, collate_fn=collate)
+    rows = collect_images(Stacked(), loader, 36, seen, Store())
+
+    (found,) = seen.left_out
+    assert found['image'] == 13 and found['name'] == 'folder/13.jpg'
+    kept = torch.cat(list(rows.split()))
+    assert torch.equal(kept[13], images[14])
+    assert torch.equal(kept[12], images[12])
