@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from ..functional import leaves, tensors
 from ..graph import run_float
 from ..layers import quant_layers
 from ..quantizers import ActivationQuantizer
@@ -194,7 +194,7 @@ def _same_inputs(
 
     def watch(name: str, module: nn.Module) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = tree_leaves((args, kwargs))[0]
+            x = leaves((args, kwargs))[0]
             equal = (i for i, y in enumerate(seen[name]) if _equal(x, y))
             same[name].append(next(equal, len(seen[name])))
             seen[name].append(x.clone())
@@ -316,9 +316,8 @@ def compare_layers(
         network,
         images,
     )
-    tensors = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
     return matches + [
         _match_layer(value.name, own, found[value.name], None)
-        for own, value in zip(tensors, ends)
+        for own, value in zip(tensors(out), ends)
         if own.is_floating_point()
     ]

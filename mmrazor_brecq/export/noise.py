@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from ..functional import tensors
 from ..graph import run_float
 from ..quantizers import ActivationQuantizer
 from .session import open_session, run
@@ -38,8 +38,8 @@ def torch_outputs(
     found = []
     with torch.no_grad():
         for images in batches:
-            leaves = tree_leaves(run_float(network, images))
-            found.append([x.numpy() for x in leaves if isinstance(x, Tensor)])
+            outputs = tensors(run_float(network, images))
+            found.append([x.numpy() for x in outputs])
     return joined(found)
 
 
