@@ -83,7 +83,9 @@ def quantize(
     Returns:
         tuple[BRECQ, dict]: The quantized network, called like ``model``,
         and its report with ``units``, ``left_out`` (images that are far
-        out of line, and were), ``weight_bytes`` and ``seconds``.
+        out of line, and were), ``account`` (how many layers are quantized,
+        and what is left in float and why), ``weight_bytes`` and
+        ``seconds``.
 
     Raises:
         ValueError: If there are too few images, or one is not finite, or
@@ -138,9 +140,12 @@ def quantize(
         for report in brecq.reconstruct(teacher, rows, seed):
             units.append(report.to_dict())
             show(report)
+    account = brecq.account.to_dict()
+    logger.info(account['summary'])
     return brecq, dict(
         units=units,
         left_out=left_out,
+        account=account,
         weight_bytes=weight_bytes(brecq),
         seconds=time.perf_counter() - start,
     )

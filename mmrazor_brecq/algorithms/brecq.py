@@ -58,6 +58,8 @@ class BRECQ(BaseModel):
         init_cfg (dict, optional): As in mmengine.
     """
 
+    #: What of the network is quantized; once it is prepared.
+    account: Account
     input_shape: Tensor
 
     def __init__(
@@ -94,7 +96,6 @@ class BRECQ(BaseModel):
         self.held_out = held_out
         self.units: list[Unit] = []
         self.bits: dict[str, Any] = {}
-        self.account: Optional[Account] = None
         self._register_load_state_dict_pre_hook(self._before_load)
 
     @property

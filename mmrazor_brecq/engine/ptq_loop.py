@@ -232,6 +232,7 @@ class PTQLoop(TestLoop):
                 spilled=_mb(store.spilled),
             ),
             processes=get_world_size(),
+            account=self.model.account.to_dict(),
             weight_bytes=bytes_of_weights,
             left_out=left_out,
             units=[unit.to_dict() for unit in progress.reports],

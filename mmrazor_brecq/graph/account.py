@@ -15,6 +15,9 @@ from .record import Trace, memory_of
 #: Operations, by their names in ATen, that layers are made of.
 PRODUCTS = re.compile(r'conv|mm|mv|dot|linear|lstm|gru|rnn|attention|embed')
 
+#: Names in a sentence.
+SHOWN = 10
+
 Uses = dict[str, list[tuple[str, str]]]
 
 
@@ -38,10 +41,21 @@ class Account:
 
     def __str__(self) -> str:
         text = f'{len(self.quantized)} of {self.layers} layers quantized'
-        left = ', '.join(f'{k} ({why})' for k, why in self.left_float.items())
-        if not left:
+        if not self.left_float:
             return text
-        return f'{text}; {len(self.left_float)} left in float: {left}'
+        left = [f'{name} ({why})' for name, why in self.left_float.items()]
+        more = f' and {len(left) - SHOWN} more' if len(left) > SHOWN else ''
+        names = ', '.join(left[:SHOWN])
+        return f'{text}; {len(left)} left in float: {names}{more}'
+
+    def to_dict(self) -> dict[str, Any]:
+        """For reports, as plain Python."""
+        return dict(
+            summary=str(self),
+            quantized=len(self.quantized),
+            layers=self.layers,
+            left_float=self.left_float,
+        )
 
     def _add(self, name: str, what: str, product: bool) -> None:
         self.left_float.setdefault(name, what)

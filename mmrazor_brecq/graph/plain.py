@@ -15,12 +15,21 @@ from torch.nn.utils import (
     remove_spectral_norm,
     remove_weight_norm,
 )
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import (
+    SpectralNorm,
+    SpectralNormLoadStateDictPreHook,
+)
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
 from ..layers import is_quantizable
 from .compare import Reference
+
+_NO_CONSTANT = (
+    'The network computes {} anew in each call, and gives something else '
+    'where that is a constant: remove the parametrization before it is '
+    'quantized'
+)
 
 Network = TypeVar('Network', bound=nn.Module)
 
@@ -60,16 +69,11 @@ def make_plain(network: nn.Module, inputs: Tensor) -> None:
     # Those that are computed from others come after these.
     for name, module in reversed(list(network.named_modules())):
         if _is_computed(module):
-            _bake_parametrizations(module)
+            _bake_parametrizations(name, module)
             _bake_hooks(module)
             names.append(name)
     if not reference.matches():
-        raise ValueError(
-            f'The weights of {", ".join(reversed(names))} are computed anew '
-            'in each call, and the network gives something else once they '
-            'are constants: remove their parametrizations before it is '
-            'quantized'
-        )
+        raise ValueError(_NO_CONSTANT.format(', '.join(reversed(names))))
 
 
 def _untie(network: nn.Module) -> None:
@@ -103,15 +107,24 @@ def _is_computed(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _bake_parametrizations(module: Any) -> None:
-    for key in list(getattr(module, 'parametrizations', ())):
-        value = getattr(module, key).detach().clone()
-        sources = list(module.parametrizations[key].parameters(recurse=False))
-        parametrize.remove_parametrizations(module, key)
-        delattr(module, key)
-        if sources:
-            learned = any(source.requires_grad for source in sources)
-            value = nn.Parameter(value, learned)
+def _bake_parametrizations(name: str, module: Any) -> None:
+    if not parametrize.is_parametrized(module):
+        return
+    values = {}
+    for key, parametrization in module.parametrizations.items():
+        value, again = getattr(module, key), getattr(module, key)
+        if not torch.equal(value, again):
+            raise ValueError(_NO_CONSTANT.format(f'{name}.{key}'))
+        sources = list(parametrization.parameters(recurse=False))
+        learned = any(source.requires_grad for source in sources)
+        value = value.detach().clone()
+        values[key] = nn.Parameter(value, learned) if sources else value
+    # Copies have their class in common: torch's own way back would take the
+    # weight from those of the caller as well.
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for key, value in values.items():
+        if isinstance(value, nn.Parameter):
             module.register_parameter(key, value)
         else:
             module.register_buffer(key, value)
@@ -124,5 +137,12 @@ def _bake_hooks(module: nn.Module) -> None:
             remove_weight_norm(module, hook.name)
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
+            # Torch wraps this hook, and then does not find it.
+            for key, wrapped in list(
+                module._load_state_dict_pre_hooks.items()
+            ):
+                inner = getattr(wrapped, 'hook', wrapped)
+                if isinstance(inner, SpectralNormLoadStateDictPreHook):
+                    del module._load_state_dict_pre_hooks[key]
         elif isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, hook._tensor_name)

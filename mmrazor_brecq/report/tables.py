@@ -47,6 +47,8 @@ def closing_table(report: dict[str, Any]) -> str:
         f'through files), {rejected} of '
         f'{len(report["units"])} units kept nearest rounding'
     )
+    if 'account' in report:
+        table.caption += f'\n{report["account"]["summary"]}'
     console = Console(file=io.StringIO(), width=100)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
