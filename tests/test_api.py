@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
 import mmrazor_brecq
 from mmrazor_brecq.algorithms import BRECQ
@@ -31,6 +32,24 @@ def test_it_says_how_far_it_is(toy, generator, capsys):
     said = capsys.readouterr().err
     for unit in report['units']:
         assert f'{unit["name"]}: error' in said
+
+
+def test_it_accounts_for_what_is_left_in_float(toy, generator, monkeypatch):
+    said = []
+    logger = MMLogger.get_current_instance()
+    monkeypatch.setattr(
+        logger, 'handle', lambda r: said.append(r.getMessage())
+    )
+    images = torch.randn(16, 3, 8, 8, generator=generator)
+    why = dict(up='a transposed convolution, which is not supported')
+    _, report = mmrazor_brecq.quantize(
+        toy('transposed'), images, reconstructor=BRIEF
+    )
+    assert report['account']['left_float'] == why
+    assert report['account']['quantized'] == report['account']['layers'] == 2
+    summary = f'2 of 2 layers quantized; 1 left in float: up ({why["up"]})'
+    assert report['account']['summary'] == summary
+    assert said[-1] == summary
 
 
 @pytest.mark.parametrize('count', [2, 3, 64, 65])

@@ -9,7 +9,6 @@ from typing import Any, Optional
 from torch import Tensor, nn
 
 from ..layers import is_quantizable
-from .partition import CONTAINERS
 from .record import Trace, memory_of
 
 #: Operations, by their names in ATen, that layers are made of.
@@ -122,7 +121,7 @@ def _kind(module: nn.Module) -> Optional[type]:
     """The class of torch that a module is of, if that has weights."""
     for cls in type(module).__mro__:
         if cls.__module__.startswith('torch.nn.modules.'):
-            plain = cls is nn.Module or cls in CONTAINERS
+            plain = cls is nn.Module or cls.__module__.endswith('.container')
             return None if plain else cls
     return None
 
@@ -150,7 +149,8 @@ def _uses(model: nn.Module, trace: Trace) -> Uses:
         sources = set().union(*(names or () for names in before))
         sources = sources & parameters or sources
         alone = None not in before
-        for name in () if alone else sources:
+        used = not alone or PRODUCTS.search(step.op)
+        for name in sources if used else ():
             uses.setdefault(name, []).append((step.op, step.caller))
         for value in step.made:
             if alone:

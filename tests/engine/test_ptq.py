@@ -67,6 +67,12 @@ def test_leaves_a_report_a_checkpoint_and_curves(finished):
     assert report['weight_bytes']['quantized'] < (
         report['weight_bytes']['float'] / 6
     )
+    assert report['account'] == dict(
+        summary='21 of 21 layers quantized',
+        quantized=21,
+        layers=21,
+        left_float={},
+    )
     assert len(report['units']) == 10
     layers = [name for unit in report['units'] for name in unit['layers']]
     assert len(layers) == len(set(layers)) == 21

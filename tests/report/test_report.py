@@ -41,9 +41,13 @@ def test_closing_table_has_all_models():
             peak_memory_mb=100,
             activations_mb=dict(budget=None, held=70, spilled=20),
             units=[dict(accepted=True), dict(accepted=False)],
+            account=dict(summary='6 of 7 layers quantized; up is not'),
         )
     )
-    for text in ('90.13', '50.00', '89.50', '4,000', '1 of', '2 units'):
+    for text in (
+        *('90.13', '50.00', '89.50', '4,000', '1 of', '2 units'),
+        '6 of 7 layers quantized; up is not',
+    ):
         assert text in table
 
 
