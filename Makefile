@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
     --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: venv demo test test-slow test-all lint clean
+.PHONY: venv demo test test-slow test-all lint docs clean
 
 venv: $(STAMP)
 
@@ -36,8 +36,13 @@ lint: venv
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+# Offline; a warning is an error.
+docs: venv
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo 'The site is in docs/_build/html/index.html'
+
 # What was built and cached; .venv and what it links to (.mim) stay.
 clean:
-	rm -rf build dist *.egg-info work_dirs/demo
+	rm -rf build dist *.egg-info work_dirs/demo docs/_build
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

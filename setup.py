@@ -73,9 +73,11 @@ export = ['onnx', 'onnxscript', 'onnx-ir', 'safetensors']
 export += ['onnxruntime>=1.22; python_version >= "3.10"']
 openvino = ['openvino', 'nncf']
 report = ['matplotlib']
+docs = ['sphinx>=7', 'furo', 'myst-parser>=3']
+notebooks = ['nbclient', 'nbformat', 'ipykernel']
 # The tests of the export run in OpenVINO as well; nncf only the benchmark.
 dev = ['ruff', 'mypy', 'pytest', 'pytest-xdist', 'pillow', 'openvino']
-dev += [*search, *export, *report]
+dev += [*search, *export, *report, *docs, *notebooks]
 
 setup(
     name=PACKAGE,
@@ -84,6 +86,10 @@ setup(
     long_description=Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     author='The mmrazor_brecq authors',
+    project_urls={
+        'Paper': 'https://arxiv.org/abs/2102.05426',
+        'Related project': 'https://github.com/open-mmlab/mmrazor',
+    },
     keywords='quantization, post-training quantization, BRECQ, OpenMMLab',
     license_expression='Apache-2.0',
     license_files=['LICENSE'],
@@ -91,9 +97,14 @@ setup(
         'Development Status :: 4 - Beta',
         'Programming Language :: Python :: 3 :: Only',
         'Programming Language :: Python :: 3.9',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
     ],
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    package_data={PACKAGE: ['py.typed']},
     cmdclass={'build_mim': BuildMim},
     entry_points={'console_scripts': [f'mmrazor-brecq = {PACKAGE}.cli:main']},
     python_requires='>=3.9',
@@ -117,6 +128,7 @@ setup(
         'export': export,
         'openvino': openvino,
         'report': report,
+        'docs': docs,
         'all': lite + dev + search + export + openvino + report,
     },
     zip_safe=False,

@@ -54,7 +54,7 @@ def ptq(
         raise ValueError(
             f'test_cfg.type={loop.get("type")!r}, expected '
             "'mmrazor_brecq.PTQLoop': inherit one of configs/brecq, or write "
-            '`test_cfg` as README has it'
+            '`test_cfg` as docs/tutorials/classifier.md has it'
         )
     check_keys(loop.get('calibration') or {})
     # It is of this call, and no part of the config that stays.
