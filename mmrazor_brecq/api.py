@@ -23,7 +23,7 @@ from .engine.deploy import Request, write
 from .engine.launch import build_model, read_config
 from .engine.outliers import leave_out
 from .functional import in_grad_mode, ordinary
-from .graph import copy_network
+from .graph import copy_network, unwrap
 from .reconstruction import Rows
 from .report import UnitProgress, weight_bytes
 
@@ -92,6 +92,7 @@ def quantize(
             the network is not of float32, or ``memory`` is no size.
     """
     start = time.perf_counter()
+    model = unwrap(model)
     if isinstance(model, BRECQ):
         raise ValueError('The model is quantized already: give the float one')
     weight = dict(
@@ -163,7 +164,7 @@ def save(model: BRECQ, path: str) -> None:
     Raises:
         ImportError: If safetensors is asked for and missing.
     """
-    save_quantized(model, {}, path)
+    save_quantized(unwrap(model), {}, path)
 
 
 @in_grad_mode
@@ -255,5 +256,5 @@ def export_onnx(
     half = (len(batches) + 1) // 2
     calibration, proof = batches[:half], batches[half:]
     return write(
-        model, calibration, [(x, x) for x in proof], None, request, {}
+        unwrap(model), calibration, [(x, x) for x in proof], None, request, {}
     )

@@ -322,9 +322,8 @@ def quantized(toy, images):
     return build
 
 
-@pytest.fixture
-def warnings_log():
-    """Messages of the current logger."""
+def _kept(level):
+    """Yields the messages of the current logger from a level on."""
     logger = MMLogger.get_current_instance()
     messages = []
 
@@ -332,7 +331,19 @@ def warnings_log():
         def emit(self, record):
             messages.append(record.getMessage())
 
-    handler = Keep(logging.WARNING)
+    handler = Keep(level)
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)
+
+
+@pytest.fixture
+def warnings_log():
+    """Warnings of the current logger."""
+    yield from _kept(logging.WARNING)
+
+
+@pytest.fixture
+def said_log():
+    """All messages of the current logger."""
+    yield from _kept(logging.INFO)

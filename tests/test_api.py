@@ -206,3 +206,22 @@ def test_a_traced_model_says_the_same(name, toy, generator):
         warnings.filterwarnings('ignore', '.*is deprecated', FutureWarning)
         traced = torch.jit.trace(model, images[:2])
     assert torch.equal(traced(images), model(images))
+
+
+@pytest.mark.parametrize('wrap', [torch.compile, torch.nn.DataParallel])
+def test_a_wrapped_network_is_taken_out(wrap, finished, toy, tmp_path):
+    expected, images = finished
+    model, _ = mmrazor_brecq.quantize(
+        wrap(toy('residual')),
+        images,
+        reconstructor=dict(type='NearestRounding'),
+    )
+    state = expected.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    path = str(tmp_path / 'q.pth')
+    mmrazor_brecq.save(wrap(model), path)
+    loaded = mmrazor_brecq.load(wrap(toy('residual')), path)
+    assert torch.equal(loaded(images), expected(images))
+    with pytest.raises(ValueError, match='quantized already'):
+        mmrazor_brecq.quantize(wrap(model), images)

@@ -12,7 +12,12 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
-from ..functional import in_grad_mode, make_ordinary, reuse_freed_memory
+from ..functional import (
+    in_grad_mode,
+    make_ordinary,
+    reuse_freed_memory,
+    unpack_extra,
+)
 from ..graph import (
     Account,
     QuantizationScheme,
@@ -24,6 +29,7 @@ from ..graph import (
     make_plain,
     prepare,
     record,
+    unwrap_parts,
 )
 from ..reconstruction import (
     WHOLE,
@@ -78,6 +84,7 @@ class BRECQ(BaseModel):
                     dict(data_preprocessor=data_preprocessor), **architecture
                 )
             architecture = MMENGINE_MODELS.build(architecture)
+        architecture = unwrap_parts(architecture)
         super().__init__(init_cfg=init_cfg)
         if isinstance(architecture, BaseModel):
             self.data_preprocessor = architecture.data_preprocessor
@@ -237,7 +244,7 @@ class BRECQ(BaseModel):
                 )
                 images.store.give_back()
                 if name in done and name not in finished:
-                    unit.module.load_state_dict(done[name])
+                    unit.module.load_state_dict(unpack_extra(done[name]))
                 elif name not in finished:
                     data = UnitData(inputs, float_inputs, targets, held_out)
                     place = seed * len(order) + list(order).index(name) + 1
@@ -256,7 +263,7 @@ class BRECQ(BaseModel):
                 f'{sorted(set(order) - finished)}'
             )
         if WHOLE in done:
-            self.architecture.load_state_dict(done[WHOLE])
+            self.architecture.load_state_dict(unpack_extra(done[WHOLE]))
         elif reconstructor.refiner is not None:
             yield reconstructor.refiner(
                 self.architecture, teacher, images, held_out, seed
@@ -296,6 +303,7 @@ class BRECQ(BaseModel):
         ):
             for key in list(state_dict):
                 state_dict[f'{prefix}architecture.{key}'] = state_dict.pop(key)
+        state_dict.update(unpack_extra(state_dict))
 
 
 def _holders(state: Mapping[str, Tensor], key: str) -> set[str]:

@@ -12,14 +12,16 @@ from typing import Any, Union
 
 import torch
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 
 from .._requirements import require
 from ..algorithms import BRECQ
+from ..functional import is_extra, pack_extra
 from ..layers import quant_layers
 from ..version import __version__
 from .files import save_tensors, written_whole
 from .format import decode, encode, is_encoded
+from .weights import find_states, fit_state
 
 #: In every quantized checkpoint, and in no float one.
 MARK = 'input_shape'
@@ -36,7 +38,8 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
         trust (bool): Whether to run code that the file may hold.
 
     Returns:
-        dict: Its content, with the key ``state_dict``.
+        dict: Its content, with the key ``state_dict``; ``states`` has all
+        that may be meant by that, by their keys.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -59,18 +62,25 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
         ) from error
     except ImportError:
         raise
+    except RuntimeError as error:
+        if 'TorchScript' not in str(error):
+            raise ValueError(_broken(path, error)) from error
+        raise ValueError(
+            f'{path!r} is a TorchScript archive: save its weights, '
+            'torch.save(torch.jit.load(path).state_dict(), ...), and give '
+            'these'
+        ) from error
     except Exception as error:  # pickle raises whatever bytes make of it
         raise ValueError(_broken(path, error)) from error
-    if isinstance(content, Mapping):
-        for key in ('state_dict', 'model'):
-            if isinstance(content.get(key), Mapping):
-                return dict(content, state_dict=dict(content[key]))
-        if content and all(isinstance(v, Tensor) for v in content.values()):
-            return dict(state_dict=dict(content))
-    raise ValueError(
-        f'{path!r} holds no state_dict: expected a mapping of '
-        'names to tensors, itself or under `state_dict`'
-    )
+    states = find_states(content)
+    if not states:
+        raise ValueError(
+            f'{path!r} holds no state_dict: expected a mapping of '
+            'names to tensors, itself or under `state_dict`'
+        )
+    rest = content if isinstance(content, Mapping) and '' not in states else {}
+    first = next(iter(states.values()))
+    return dict(rest, state_dict=first, states=states)
 
 
 def _read_file(path: str, trust: bool) -> Any:
@@ -152,7 +162,7 @@ def save_quantized(model: BRECQ, meta: dict[str, Any], path: str) -> None:
         quantization=model.scheme.to_dict(),
         partition=model.partition_cfg,
     )
-    content = encode(model.state_dict(), widths, meta)
+    content = encode(pack_extra(model.state_dict()), widths, meta)
     if path.endswith(SAFETENSORS):
         with written_whole(path) as name:
             require('safetensors.torch').save_file(content, name)
@@ -180,21 +190,20 @@ def load_float(model: BRECQ, path: str, trust: bool = False) -> None:
         ValueError: If it lacks a weight of the architecture, has one of
             another shape, or is quantized already.
     """
-    state = read_checkpoint(path, trust)['state_dict']
-    if MARK in state:
+    content = read_checkpoint(path, trust)
+    if MARK in content['state_dict']:
         raise ValueError(
             f'{path!r} is quantized already: evaluate it with tools/test.py, '
             'or give the float checkpoint that it was made from'
         )
-    state = {key.removeprefix('module.'): v for key, v in state.items()}
     own = model.architecture.state_dict()
-    missing = [k for k in own if k not in state and not _is_counter(k)]
+    states = content['states']
+    taken, renamed, state = fit_state(
+        states, own, lambda x: not (_missing(own, x) or _misshapen(own, x))
+    )
+    _tell_what_was_taken(path, taken, renamed, list(states))
+    missing, wrong = _missing(own, state), _misshapen(own, state)
     unexpected = [k for k in state if k not in own]
-    wrong = [
-        f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}'
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
     matched = sum(k in state for k in own) - len(wrong)
     story = (
         f'{path!r}: {matched} of {len(own)} tensors of '
@@ -219,6 +228,42 @@ def load_float(model: BRECQ, path: str, trust: bool = False) -> None:
     model.architecture.load_state_dict(
         {k: v for k, v in state.items() if k in own}, strict=False
     )
+
+
+def _tell_what_was_taken(
+    path: str, taken: str, renamed: str, found: list[str]
+) -> None:
+    """Say which weights a file's are, where there is more than one answer."""
+    others = ', '.join(repr(key) for key in found if key != taken)
+    if not (others or renamed):
+        return
+    said = f'{path!r}: took {taken!r}' if taken else f'{path!r}: took it'
+    if renamed:
+        said += f', its names {renamed}'
+    if others:
+        said += f'; {others} is there, too, and was not taken'
+        said += ': save what you mean by itself to have another one'
+    print_log(said, 'current')
+
+
+def _missing(own: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """Names that a network cannot do without."""
+    return [
+        key
+        for key in own
+        if key not in state and not (_is_counter(key) or is_extra(key))
+    ]
+
+
+def _misshapen(own: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """Names whose tensors are of another shape, with both shapes."""
+    return [
+        f'{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}'
+        for key in own
+        if not is_extra(key)
+        and key in state
+        and state[key].shape != own[key].shape
+    ]
 
 
 def _is_counter(key: str) -> bool:
@@ -299,7 +344,7 @@ def _second_line(error: Exception) -> str:
 def fingerprint(module: nn.Module) -> str:
     """Hash of all parameters and buffers, as hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(pack_extra(module.state_dict()).items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

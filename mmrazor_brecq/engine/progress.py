@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..checkpoint import keep_older, save_json, save_tensors
+from ..functional import pack_extra
 from ..reconstruction import UnitReport
 
 
@@ -128,7 +129,9 @@ class Progress:
         """Remember a frozen unit: first its state, then that it is there."""
         count = len(self.content['units'])
         if is_main_process():
-            save_tensors(module.state_dict(), self._path(f'{count:04d}.pth'))
+            save_tensors(
+                pack_extra(module.state_dict()), self._path(f'{count:04d}.pth')
+            )
         self.content['units'].append(report.to_dict())
         self._save()
 

@@ -20,6 +20,7 @@ from .memory import (
 from .modes import in_grad_mode, make_ordinary, ordinary
 from .nested import flatten, leaves, map_tensors, tensors
 from .packing import pack_bits, unpack_bits
+from .plain import is_extra, pack_extra, unpack_extra
 from .relaxation import (
     annealed_beta,
     inverse_rectified_sigmoid,
@@ -39,6 +40,7 @@ __all__ = [
     'give_back_freed_memory',
     'in_grad_mode',
     'integer_range',
+    'is_extra',
     'inverse_rectified_sigmoid',
     'leaves',
     'like',
@@ -47,6 +49,7 @@ __all__ = [
     'memory_order',
     'ordinary',
     'pack_bits',
+    'pack_extra',
     'quantize',
     'rectified_sigmoid',
     'relaxed_rows',
@@ -55,5 +58,6 @@ __all__ = [
     'rows',
     'tensors',
     'unpack_bits',
+    'unpack_extra',
     'weighted_squared_error',
 ]

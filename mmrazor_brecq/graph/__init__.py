@@ -18,6 +18,7 @@ from .partition import (
 from .plain import copy_network, make_plain
 from .prepare import Door, QuantizationScheme, prepare
 from .record import Call, Trace, record, run_float
+from .unwrap import unwrap, unwrap_parts
 
 __all__ = [
     'Account',
@@ -42,4 +43,6 @@ __all__ = [
     'record',
     'relative_difference',
     'run_float',
+    'unwrap',
+    'unwrap_parts',
 ]

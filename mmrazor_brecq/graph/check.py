@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from ..functional import pack_extra
 from .account import Account, take_account
 from .record import Trace
 
@@ -25,10 +26,12 @@ def check_layers(model: nn.Module, trace: Trace) -> Account:
 
     Raises:
         ValueError: If it calls no convolution and no linear layer that can
-            be quantized, or if a weight is not finite, or not of float32.
+            be quantized, or if a weight is not finite, or not of float32,
+            or a module has a state that no checkpoint can hold.
             What stays in float and channels of zeros are only named in a
             warning.
     """
+    pack_extra(model.state_dict())
     account = take_account(model, trace)
     if not account.quantized:
         raise ValueError(

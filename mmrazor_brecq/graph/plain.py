@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..layers import is_quantizable
 from .compare import Reference
+from .unwrap import unwrap
 
 _NO_CONSTANT = (
     'The network computes {} anew in each call, and gives something else '
@@ -35,9 +36,11 @@ Network = TypeVar('Network', bound=nn.Module)
 
 
 def copy_network(network: Network) -> Network:
-    """A copy of a network, also where hooks left tensors that carry
-    gradients behind, which :func:`copy.deepcopy` refuses.
+    """A copy of a network, without a wrapper around it, also where hooks
+    left tensors that carry gradients behind, which :func:`copy.deepcopy`
+    refuses.
     """
+    network = unwrap(network)
     memo = {
         id(x): x.detach().clone()
         for module in network.modules()

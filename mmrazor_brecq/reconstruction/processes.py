@@ -184,6 +184,8 @@ def take_from_first(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors by those of the first process."""
     if get_world_size() > 1:
         for x in tensors:
+            if not isinstance(x, Tensor):
+                continue  # A state of a module's own, the same in all.
             # As bytes, which every backend can send.
             content = x.detach().contiguous().view(-1).view(torch.uint8)
             broadcast(content, 0)

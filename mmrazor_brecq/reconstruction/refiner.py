@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
@@ -139,7 +140,7 @@ class NetworkRefiner:
         )
         self._see(teacher, images)
         report.objective = str(self.likelihood)
-        before = {k: v.clone() for k, v in network.state_dict().items()}
+        before = copy.deepcopy(network.state_dict())
         trained = len(images) - held_out
 
         def examined() -> Iterator[Tensor]:

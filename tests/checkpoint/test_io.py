@@ -12,6 +12,7 @@ from mmrazor_brecq.checkpoint import (
     load_float,
     load_quantized,
     read_checkpoint,
+    save_quantized,
 )
 
 
@@ -148,3 +149,169 @@ def test_quantized_of_another_config(quantized, path):
     other = BRECQ(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)))
     with pytest.raises(ValueError, match='does not belong to this config'):
         load_quantized(other, path)
+
+
+@pytest.mark.parametrize(
+    'wrap, said',
+    [
+        (lambda s: {f'_orig_mod.{k}': v for k, v in s.items()}, '_orig_mod'),
+        (lambda s: {f'module._orig_mod.{k}': v for k, v in s.items()}, 'mod'),
+        (lambda s: {f'model.{k}': v for k, v in s.items()}, 'model.'),
+        (lambda s: {f'module.model.{k}': v for k, v in s.items()}, 'model.'),
+        (
+            lambda s: {
+                **{f'backbone.{k}': v for k, v in s.items()},
+                'head.fc.weight': torch.ones(2),
+            },
+            'backbone.',
+        ),
+    ],
+)
+def test_known_prefixes_are_taken_off(path, wrap, said, said_log):
+    trained, model = network(), BRECQ(network())
+    torch.save(dict(state_dict=wrap(trained.state_dict())), path)
+    load_float(model, path)
+    assert fingerprint(model.architecture) == fingerprint(trained)
+    assert any('names without' in line and said in line for line in said_log)
+
+
+def test_a_prefix_that_the_file_lacks_is_put_before(path):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = network()
+
+    trained, model = network(), BRECQ(Wrapped())
+    torch.save(trained.state_dict(), path)
+    load_float(model, path)
+    assert fingerprint(model.architecture.backbone) == fingerprint(trained)
+
+
+def test_a_prefix_stays_where_it_is_the_name_of_a_part(path, said_log):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.model = network(), network()
+
+    trained, model = Wrapped(), BRECQ(Wrapped())
+    torch.save(trained.state_dict(), path)
+    load_float(model, path)
+    assert fingerprint(model.architecture) == fingerprint(trained)
+    assert not any('took' in line for line in said_log)
+
+
+def test_no_prefix_is_taken_off_where_that_does_not_help(path):
+    state = {f'model.{k}': v for k, v in network().state_dict().items()}
+    del state['model.0.weight']
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r'8 unexpected \(model.0.bias'):
+        load_float(BRECQ(network()), path)
+
+
+@pytest.mark.parametrize(
+    'plain, average',
+    [
+        ('state_dict', 'ema_state_dict'),
+        ('state_dict', 'state_dict_ema'),
+        ('model', 'model_ema'),
+        ('model', 'ema_model'),
+        ('model', 'ema'),
+    ],
+)
+def test_which_weights_were_taken_is_said(path, plain, average, said_log):
+    trained, other = network(), network()
+    averages = {f'module.{k}': v for k, v in other.state_dict().items()}
+    averages['steps'] = torch.tensor(3)
+    torch.save({plain: trained.state_dict(), average: averages}, path)
+    model = BRECQ(network())
+    load_float(model, path)
+    assert fingerprint(model.architecture) == fingerprint(trained)
+    (line,) = [line for line in said_log if 'took' in line]
+    assert f'took {plain!r}' in line and f'{average!r} is there' in line
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        lambda s: dict(ema_state_dict=s, epoch=3),
+        lambda s: dict(model_ema=dict(module=s)),
+        lambda s: dict(state_dict=dict(other=torch.ones(1)), model_ema=s),
+    ],
+)
+def test_averages_are_taken_where_nothing_else_fits(path, content):
+    trained, model = network(), BRECQ(network())
+    torch.save(content(trained.state_dict()), path)
+    load_float(model, path)
+    assert fingerprint(model.architecture) == fingerprint(trained)
+
+
+def test_a_whole_model_loads_with_an_explicit_word(path):
+    trained, model = network(), BRECQ(network())
+    for content in trained, dict(model=trained, ema=None, epoch=3):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match='--trust-checkpoint'):
+            load_float(model, path)
+        load_float(model, path, trust=True)
+        assert fingerprint(model.architecture) == fingerprint(trained)
+
+
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+def test_an_archive_of_torchscript_says_what_to_do(path):
+    torch.jit.save(torch.jit.script(network()), path)
+    with pytest.raises(ValueError, match='TorchScript archive.*state_dict'):
+        load_float(BRECQ(network()), path)
+
+
+class Versioned(nn.Sequential):
+    """A network with a state of its own."""
+
+    def __init__(self, state):
+        super().__init__(*network())
+        self.state = state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+def test_a_state_of_its_own_is_loaded_or_not_missed(path):
+    trained, model = Versioned(dict(version=3)), BRECQ(Versioned(None))
+    torch.save(trained.state_dict(), path)
+    load_float(model, path)
+    assert model.architecture.state == dict(version=3)
+    assert fingerprint(model.architecture) == fingerprint(trained)
+    torch.save(network().state_dict(), path)
+    load_float(model, path)
+    assert model.architecture.state == dict(version=3)
+
+
+@pytest.mark.parametrize('ending', ['pth', 'safetensors'])
+@pytest.mark.parametrize(
+    'state', [None, dict(version=3, mean=torch.ones(2)), b'x', (1, 'a')]
+)
+def test_a_state_of_its_own_is_saved(state, ending, tmp_path):
+    path = str(tmp_path / f'q.{ending}')
+    images = torch.rand(4, 3, 6, 6)
+
+    def build(state):
+        return BRECQ(
+            Versioned(state),
+            reconstructor=dict(type='NearestRounding', batch_size=2),
+        ).eval()
+
+    model = build(state)
+    teacher = model.prepare(images[:1])
+    list(model.reconstruct(teacher, [images]))
+    save_quantized(model, {}, path)
+    fresh = build('another')
+    load_quantized(fresh, path)
+    assert str(fresh.architecture.state) == str(state)
+    assert torch.equal(fresh(images), model(images))
+
+
+def test_a_state_that_no_file_can_hold_is_refused_before_any_work():
+    model = BRECQ(Versioned(Code()))
+    with pytest.raises(ValueError, match="'_extra_state'.*Code"):
+        model.prepare(torch.rand(1, 3, 6, 6))

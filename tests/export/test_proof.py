@@ -367,7 +367,7 @@ QUICK = (one_scale, no_clip, another_end)
             else pytest.mark.slow,
         )
         for damage, words in DAMAGES
-        for kind in ('plain', 'one_logit', 'dead')
+        for kind in ('plain', 'one_logit', 'deep')
     ],
 )
 def test_a_wrong_file_is_refused(
@@ -417,9 +417,9 @@ def test_a_file_that_openvino_gets_wrong(
     if report['matches'][1]['near'] > 0.9:
         pytest.skip('this version of OpenVINO computes it')
     assert any('OpenVINO' in line and 'else' in line for line in warnings_log)
-    with pytest.raises(ValueError, match='not the network: OpenVINO'):
-        path = str(tmp_path / 'b.onnx')
-        mmrazor_brecq.export_onnx(model, images, path, target='openvino')
+    # In the form that is meant for it, it computes it.
+    path = str(tmp_path / 'b.onnx')
+    mmrazor_brecq.export_onnx(model, images, path, target='openvino')
 
 
 def test_ties_are_no_disagreement():
