@@ -69,6 +69,7 @@ from zipfile import ZipFile
 names = ZipFile(sys.argv[1]).namelist()
 for name in ('tools/ptq.py', 'configs/$config', 'model-index.yml'):
     assert f'mmrazor_brecq/.mim/{name}' in names, f'the wheel lacks {name}'
+assert 'mmrazor_brecq/py.typed' in names, 'the wheel lacks py.typed'
 tops = {name.split('/')[0] for name in names if '.dist-info' not in name}
 assert tops == {'mmrazor_brecq'}, f'the wheel holds more: {tops}'
 print(len(names), 'files')
