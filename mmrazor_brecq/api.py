@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from .algorithms import BRECQ
 from .checkpoint import load_quantized, read_quantized, save_quantized
-from .engine.calibration import activation_store, check_count
+from .engine.calibration import (
+    DEFAULT_MEMORY,
+    activation_store,
+    check_count,
+)
 from .engine.deploy import Request, write
 from .engine.launch import build_model, read_config
 from .engine.outliers import leave_out
 from .functional import in_grad_mode, ordinary
 from .graph import copy_network, unwrap
-from .reconstruction import Rows
+from .reconstruction import FORWARD, Rows, at_once
 from .report import UnitProgress, weight_bytes
 
 #: The default schedule, `configs/_base_/schedules/default.py`.
@@ -46,7 +50,7 @@ def quantize(
     partition: Optional[dict] = None,
     batch_size: int = 64,
     seed: int = 0,
-    memory: Union[str, float, None] = 0.5,
+    memory: Union[str, float, None] = DEFAULT_MEMORY,
     symmetric: Optional[bool] = None,
 ) -> tuple[BRECQ, dict[str, Any]]:
     """Quantize a trained network.
@@ -70,12 +74,14 @@ def quantize(
             ``dict(type='BlockReconstructor', iterations=200)``; by default
             that of the default schedule.
         partition (dict, optional): Config of the partition into units.
-        batch_size (int): Images a forward pass.
+        batch_size (int): Images a forward pass, fewer where images are
+            large.
         seed (int): The same seed gives the same weights on the same
             machine.
         memory (str | float, optional): What the activations of all images
             may take: a size such as ``'1GiB'``, a share of what is free,
-            or None for no limit. What is beyond it lies in temporary files.
+            ``'auto'`` for half of that but 2 GiB at the most, or None for no
+            limit. What is beyond it lies in temporary files.
         symmetric (bool, optional): Whether zero stands at the integer 0, of
             weights and of activations, as TensorRT wants both; by default
             that of weights of 8 bits alone.
@@ -123,13 +129,14 @@ def quantize(
     check_count(
         len(images), brecq.reconstructor.batch_size, f'{len(images)} images'
     )
-    if not images.isfinite().all():
+    if not all(part.isfinite().all() for part in images.split(batch_size)):
         raise ValueError('The images hold NaN or infinity')
     brecq.eval()
     parameter = next(brecq.parameters(), torch.empty(0))
     # Two batches at least: what is the same in both is of no image.
     batch_size = min(batch_size, (len(images) + 1) // 2)
     images = ordinary(images)
+    batch_size = at_once(images[0].numel(), most=batch_size, room=FORWARD)
     batches = images.to(parameter.device, parameter.dtype).split(batch_size)
     store = activation_store(memory, parameter.device, tempfile.gettempdir())
     rows = Rows(batches, [len(batch) for batch in batches], store)

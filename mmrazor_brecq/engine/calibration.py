@@ -25,6 +25,9 @@ UNITS = {
     **{f'{c}B': 1000**i for i, c in enumerate('KMGT', 1)},
     **{f'{c}IB': 1024**i for i, c in enumerate('KMGT', 1)},
 }
+#: The budget where none is given: half of what is free, and no more bytes
+#: than a laptop can spare.
+DEFAULT_MEMORY, MOST_BY_DEFAULT = 'auto', 2 * 2**30
 #: Bytes of a budget that are not for activations which wait.
 AT_WORK = 256 * 2**20
 
@@ -74,7 +77,8 @@ def memory_budget(
 
     Args:
         memory (str | float, optional): A size such as ``'1GiB'``, or a
-            share of what is free, up to 1; None for no limit.
+            share of what is free, up to 1; ``'auto'`` for half of it, but 2
+            GiB at the most; None for no limit.
         device (torch.device): Where the model is.
 
     Raises:
@@ -82,6 +86,8 @@ def memory_budget(
     """
     if memory is None:
         return None
+    if memory == DEFAULT_MEMORY:
+        return min(MOST_BY_DEFAULT, memory_budget(0.5, device) or 0)
     if isinstance(memory, str):
         match = re.fullmatch(r'(\d+\.?\d*) *([KMGT]?I?B)', memory.upper())
         if match and match[2] in UNITS:
@@ -93,8 +99,8 @@ def memory_budget(
         return int(memory * free)
     raise ValueError(
         f'test_cfg.calibration.memory={memory!r}, expected a size such as '
-        "'1GiB' or '500MB', a share of what is free (above 0, up to 1), or "
-        'None for no limit'
+        "'1GiB' or '500MB', a share of what is free (above 0, up to 1), "
+        "'auto' for half of it but 2 GiB at the most, or None for no limit"
     )
 
 
@@ -174,8 +180,8 @@ def hold_images(
     Args:
         model (BRECQ): With its preprocessor.
         loader (DataLoader): Of the images.
-        calibration (dict): ``num_images``, and ``memory`` (half of what is
-            free by default) for :func:`activation_store`.
+        calibration (dict): ``num_images``, and ``memory`` (``'auto'`` by
+            default) for :func:`activation_store`.
         folder (str): Where the files lie that memory has no room for.
         images (ImageSet): Remembers them.
 
@@ -184,7 +190,8 @@ def hold_images(
     """
     check_keys(calibration)
     device = next(model.parameters()).device
-    store = activation_store(calibration.get('memory', 0.5), device, folder)
+    memory = calibration.get('memory', DEFAULT_MEMORY)
+    store = activation_store(memory, device, folder)
     count = calibration['num_images']
     return collect_images(model, loader, count, images, store)
 

@@ -62,8 +62,8 @@ class PTQLoop(TestLoop):
         calibration (dict): ``dataloader`` of the calibration images,
             ``num_images`` to take from it, and ``memory``: how much the
             activations may take, a size such as ``'1GiB'`` or a share of
-            what is free (half of it by default); beyond it they lie in
-            files in the run's folder.
+            what is free (by default half of it, but 2 GiB at the most);
+            beyond it they lie in files in the run's folder.
         resume (bool): Go on with an unfinished run.
         checkpoint (str): Name of the quantized checkpoint; one that ends in
             ``.safetensors`` is written as such.

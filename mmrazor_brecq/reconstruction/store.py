@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import math
-import mmap
 import os
 import tempfile
 import weakref
 from collections.abc import Iterator
 from math import prod
-from typing import IO, Optional
+from typing import IO, Any, Optional
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ from ..functional import give_back_freed_memory, memory_order
 class Store:
     """Holds tensors in memory up to a budget, and beyond it in files.
 
-    The files are mapped into memory for as long as a piece of them is read
-    or written, and have no name: whatever ends the process, they are gone.
+    The files are read and written piece by piece, so that no page of them
+    counts as this process' memory, and have no name: whatever ends the
+    process, they are gone.
 
     Args:
         budget (int, optional): Bytes that may be held in memory; by default
@@ -153,7 +154,11 @@ class Column:
             )
         images = len(values) // self.fold
         rows = values.permute(0, *(d + 1 for d in self.order))
-        self._rows()[start : start + images] = rows.reshape(images, -1)
+        rows = rows.reshape(images, -1)
+        if self.memory is not None:
+            self.memory[start : start + images] = rows
+        elif rows.numel():
+            self._transfer(os.pwritev, rows.cpu().contiguous(), start)
 
     def take(self, index: Tensor) -> Tensor:
         """A copy of the rows of some images.
@@ -161,17 +166,27 @@ class Column:
         Args:
             index (Tensor): Numbers of images.
         """
-        rows = self._rows()
-        return self.unfolded(rows.index_select(0, index.to(rows.device)))
+        if self.memory is not None:
+            index = index.to(self.memory.device)
+            return self.unfolded(self.memory.index_select(0, index))
+        rows = self._empty(len(index), self.elements)
+        for row, image in zip(rows, index.tolist()):
+            self._transfer(os.preadv, row, image)
+        return self.unfolded(rows)
 
     def between(self, start: int, stop: int) -> Tensor:
         """A copy of the rows of neighbouring images."""
-        return self.unfolded(self._rows()[start:stop].clone())
+        rows = self._empty(stop - start, self.elements)
+        return self.unfolded(self._load(rows, start))
 
     def copy_to(self, tensor: Tensor, start: int) -> None:
         """Fill a tensor with the rows of the images from ``start`` on."""
-        stop = start + len(tensor) // self.fold
-        tensor.copy_(self.unfolded(self._rows()[start:stop]))
+        images = len(tensor) // self.fold
+        rows = tensor.permute(0, *(d + 1 for d in self.order))
+        if self.memory is None and rows.is_contiguous():
+            self._load(rows.view(images, self.elements), start)
+        else:
+            tensor.copy_(self.between(start, start + images))
 
     def pieces(self, size: int) -> Iterator[Tensor]:
         """A copy of the rows of all images, some elements at a time.
@@ -181,14 +196,13 @@ class Column:
         """
         for start in range(0, self.elements, size):
             stop = min(start + size, self.elements)
-            piece = torch.empty(
-                self.images, stop - start, dtype=self.dtype, device=self.home
-            )
-            # Each row that is looked at may bring megabytes of the file.
-            for first in range(0, self.images, 16):
-                part = slice(first, first + 16)
-                piece[part] = self._rows()[part, start:stop]
-            yield piece
+            if self.memory is not None:
+                yield self.memory[:, start:stop].clone()
+                continue
+            piece = self._empty(self.images, stop - start)
+            for image, row in enumerate(piece):
+                self._transfer(os.preadv, row, image, start)
+            yield piece.to(self.home)
 
     def unfolded(self, rows: Tensor) -> Tensor:
         """Rows in the order of memory as tensors of the column's form.
@@ -203,13 +217,45 @@ class Column:
         back = [self.order.index(d) + 1 for d in range(len(self.shape))]
         return rows.to(self.home).view(-1, *sizes).permute(0, *back)
 
-    def _rows(self) -> Tensor:
-        if self.file is None:
-            return self.memory  # type: ignore[return-value]
-        # The tensor keeps the mapping, and the mapping goes with it.
-        mapped = mmap.mmap(self.file.fileno(), self.nbytes)
-        flat = torch.frombuffer(mapped, dtype=self.dtype)
-        return flat.view(self.images, self.elements)
+    def _empty(self, images: int, elements: int) -> Tensor:
+        """Room for rows, where those that are held lie."""
+        where = 'cpu' if self.memory is None else self.memory.device
+        return torch.empty(images, elements, dtype=self.dtype, device=where)
+
+    def _load(self, rows: Tensor, start: int) -> Tensor:
+        """Fill rows with those of the images from ``start`` on."""
+        if self.memory is not None:
+            return rows.copy_(self.memory[start : start + len(rows)])
+        self._transfer(os.preadv, rows, start)
+        return rows
+
+    def _transfer(
+        self, system_call: Any, rows: Tensor, image: int, element: int = 0
+    ) -> None:
+        """Read or write what lies together in the file.
+
+        Args:
+            system_call (callable): ``os.preadv`` or ``os.pwritev``.
+            rows (Tensor): On the CPU, without gaps; read into or written.
+            image (int): Where it begins in the file,
+            element (int): and in that image's row.
+        """
+        file: Any = self.file
+        size = rows.element_size()
+        # Not by way of NumPy, after which no memory can be given back.
+        whole = (ctypes.c_char * (rows.numel() * size)).from_address(
+            rows.data_ptr()
+        )
+        bytes_of_rows = memoryview(whole).cast('B')
+        start = (image * self.elements + element) * size
+        done = 0
+        # The system moves two GiB at a time, at the most.
+        while done < len(bytes_of_rows):
+            rest = bytes_of_rows[done:]
+            moved = system_call(file.fileno(), [rest], start + done)
+            if not moved:
+                raise OSError(errno.EIO, 'A file of activations was cut off')
+            done += moved
 
 
 class Loan:

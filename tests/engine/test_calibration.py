@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import psutil
 import pytest
 import torch
@@ -59,6 +61,13 @@ def test_a_size_is_read(memory, size):
 def test_a_share_is_of_what_is_free():
     free = psutil.virtual_memory().available
     assert 0.3 * free < memory_budget(0.5, CPU) < 0.7 * free
+
+
+def test_by_default_a_server_gives_no_more_than_a_laptop(monkeypatch):
+    for free, budget in (3 * 2**30, 3 * 2**29), (2**40, 2**31):
+        memory = SimpleNamespace(available=free)
+        monkeypatch.setattr(psutil, 'virtual_memory', lambda m=memory: m)
+        assert memory_budget('auto', CPU) == budget
 
 
 @pytest.mark.parametrize(
