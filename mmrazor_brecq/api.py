@@ -129,14 +129,14 @@ def quantize(
     check_count(
         len(images), brecq.reconstructor.batch_size, f'{len(images)} images'
     )
+    # Two batches at least: what is the same in both is of no image.
+    batch_size = min(batch_size, (len(images) + 1) // 2)
+    batch_size = at_once(images[0].numel(), most=batch_size, room=FORWARD)
     if not all(part.isfinite().all() for part in images.split(batch_size)):
         raise ValueError('The images hold NaN or infinity')
     brecq.eval()
     parameter = next(brecq.parameters(), torch.empty(0))
-    # Two batches at least: what is the same in both is of no image.
-    batch_size = min(batch_size, (len(images) + 1) // 2)
     images = ordinary(images)
-    batch_size = at_once(images[0].numel(), most=batch_size, room=FORWARD)
     batches = images.to(parameter.device, parameter.dtype).split(batch_size)
     store = activation_store(memory, parameter.device, tempfile.gettempdir())
     rows = Rows(batches, [len(batch) for batch in batches], store)

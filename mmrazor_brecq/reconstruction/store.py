@@ -17,6 +17,13 @@ from torch import Tensor
 
 from ..functional import give_back_freed_memory, memory_order
 
+#: Rows of one image that a unit which learns from it has in memory at once:
+#: its input and output, both networks', their gradients, and what is between.
+ROWS_AT_WORK = 32
+#: Bytes held, up to which what is held may lie in memory a second time where
+#: there is no limit.
+AMPLE = 2**28
+
 
 class Store:
     """Holds tensors in memory up to a budget, and beyond it in files.
@@ -31,7 +38,9 @@ class Store:
         folder (str, optional): Where the files lie; by default where the
             system keeps temporary ones.
         at_work (int): Bytes of the budget that are left to the activations
-            a unit works on, half of it at the most.
+            a unit works on, half of it at the most; more where single images
+            are large (:data:`ROWS_AT_WORK`). One image at a time is worked
+            on however large it is.
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class Store:
     ) -> None:
         self.budget = budget
         self.folder = folder
+        self.at_work = at_work
         #: Bytes that columns may take.
         self.room = (
             float('inf')
@@ -60,9 +70,10 @@ class Store:
         """Whether what is held may lie in memory a second time.
 
         Then nothing has had to go to a file so far, and it is a quarter of
-        the room at the most.
+        the room at the most, or :data:`AMPLE` where there is no limit.
         """
-        return not self.spilled and 4 * self.held <= self.room
+        ample = AMPLE if self.budget is None else self.room / 4
+        return not self.spilled and self.held <= ample
 
     def give_back(self) -> None:
         """Let the system have what is free, unless there is ample room.
@@ -82,7 +93,7 @@ class Store:
             fold (int): Rows of the tensor that belong to one image.
         """
         column = Column(images, example, fold)
-        if self.held + self.twice + column.nbytes <= self.room:
+        if self._has_room(column):
             column.memory = torch.empty(
                 images, column.elements, dtype=column.dtype, device=column.home
             )
@@ -93,6 +104,14 @@ class Store:
             column.file = self._file(column.nbytes)
             self.spilled += column.nbytes
         return column
+
+    def _has_room(self, column: Column) -> bool:
+        """Whether a column fits, beside what is worked on with its rows."""
+        room = self.room
+        if self.budget is not None and self.at_work:
+            row = column.nbytes // max(1, column.images)
+            room = min(room, self.budget - ROWS_AT_WORK * row)
+        return self.held + self.twice + column.nbytes <= room
 
     def _release(self, nbytes: int) -> None:
         self.held -= nbytes

@@ -97,10 +97,27 @@ def test_a_part_of_the_budget_is_for_what_is_worked_on(
 ):
     """Half of it at the most."""
     store = Store(1100, str(tmp_path), at_work)
-    columns = [store.column(8, torch.zeros(8, 16)) for _ in range(3)]
+    columns = [store.column(64, torch.zeros(64, 2)) for _ in range(3)]
 
     assert store.held == held
     assert all(len(c.take(torch.arange(8))) == 8 for c in columns)
+
+
+def test_large_images_leave_more_room_for_what_is_worked_on(tmp_path):
+    """Of few of them a unit at work has more than of many small ones."""
+    store = Store(2**14, str(tmp_path), at_work=2**12)
+
+    assert store.column(2, torch.zeros(2, 64)).file is None
+    assert store.column(2, torch.zeros(2, 128)).file is not None
+    assert store.column(16, torch.zeros(16, 16)).file is None
+
+
+def test_without_a_limit_little_lies_in_memory_twice():
+    store = Store()
+    small = store.column(1, torch.zeros(1, 2**20))
+    assert store.ample and small.file is None
+    large = store.column(1, torch.zeros(1, 2**26))
+    assert not store.ample and large.file is None
 
 
 @pytest.mark.parametrize(
