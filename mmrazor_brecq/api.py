@@ -40,6 +40,7 @@ SCHEDULE = dict(
 
 
 @in_grad_mode
+@torch.random.fork_rng(devices=[])  # The caller's stream goes on as it was.
 def quantize(
     model: nn.Module,
     images: Tensor,

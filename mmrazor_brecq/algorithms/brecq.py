@@ -23,6 +23,7 @@ from ..graph import (
     QuantizationScheme,
     Trace,
     Unit,
+    check_behavior,
     check_layers,
     copy_network,
     fold_batch_norm,
@@ -143,7 +144,8 @@ class BRECQ(BaseModel):
         Raises:
             ValueError: If the network has nothing to quantize, or a weight
                 that is not finite, or one that is computed anew in each
-                call from what is no constant.
+                call from what is no constant, or if it goes another way from
+                pass to pass.
         """
         if self.prepared:
             raise RuntimeError(
@@ -166,6 +168,8 @@ class BRECQ(BaseModel):
                 if trace.is_layer(call.module) and call.name not in quantized:
                     trace.unfit[call.module] = 'in float in the checkpoint'
         self.account = check_layers(network, trace)
+        if state is None:
+            check_behavior(network, example, trace)
         fold_batch_norm(network, trace, staying)
         teacher = copy_network(network).requires_grad_(False)
         units = self.partition(network, trace)

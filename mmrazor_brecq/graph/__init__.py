@@ -1,4 +1,5 @@
 from .account import Account
+from .behavior import check_behavior
 from .check import check_layers
 from .compare import (
     Reference,
@@ -35,6 +36,7 @@ __all__ = [
     'Trace',
     'Unit',
     'apply_checked',
+    'check_behavior',
     'check_layers',
     'copy_network',
     'fold_batch_norm',

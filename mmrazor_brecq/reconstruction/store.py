@@ -22,7 +22,7 @@ from ..functional import give_back_freed_memory, memory_order
 ROWS_AT_WORK = 32
 #: Bytes held, up to which what is held may lie in memory a second time where
 #: there is no limit.
-AMPLE = 2**28
+AMPLE = 2**27
 
 
 class Store:

@@ -170,7 +170,7 @@ def test_units_that_the_images_never_reach_are_an_error(quantize, batches):
 
         def forward(self, x):
             x = self.first(x)
-            return self.rare(x) if len(x) == 1 else x
+            return self.rare(x) if len(x) < 3 else x
 
     model, teacher = quantize(Skips())
     with pytest.raises(RuntimeError, match="never came to.*'rare'"):
