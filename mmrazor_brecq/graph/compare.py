@@ -62,16 +62,13 @@ class Reference:
         self.model = model
         self.inputs = inputs
         self.places = sorted(places)
-        self.outputs = self._outputs(inputs)
-        shaken = self._outputs(_shake(inputs))
+        self.outputs = self._outputs()
+        shaken, _ = self._compare(_shake(inputs))
         # Where a network takes what is near for something else, such as
         # boxes that it sorts, a difference tells of no mistake.
         self.tolerances = {
-            name: [
-                max(TOLERANCE, 10 * noise)
-                for noise in differences(outputs, shaken[name])
-            ]
-            for name, outputs in self.outputs.items()
+            name: [max(TOLERANCE, 10 * noise) for noise in found]
+            for name, found in shaken.items()
         }
 
     def wrong_places(self) -> set[str]:
@@ -80,19 +77,11 @@ class Reference:
         Each output is replaced by the one before the rewriting, so that a
         difference shows where it is made and nowhere else.
         """
-        found: dict[str, list[Any]] = {name: [] for name in self.places}
-
-        def hold(name: str, out: Any) -> Any:
-            call = len(found[name])
-            found[name].append(map_tensors(Tensor.clone, out))
-            expected = self.outputs[name][call : call + 1]
-            return map_tensors(Tensor.clone, expected[0]) if expected else None
-
         try:
-            self._run(self.inputs, hold)
+            found, other = self._compare(self.inputs, replace=True)
         except Exception:  # What broke it shows when the parts are tried.
             return set()
-        return {name for name in found if not self._agrees(name, found[name])}
+        return other | {n for n in self.places if not self._agrees(n, found)}
 
     def matches(self) -> bool:
         """Whether the rewritten network runs, and gives the same."""
@@ -100,27 +89,54 @@ class Reference:
             result = self._run(self.inputs, lambda *_: None)
         except Exception:  # Its own code may look at what is not there now.
             return False
-        return self._agrees(NETWORK, [result])
+        found = differences(self.outputs[NETWORK], [result])
+        return self._agrees(NETWORK, {NETWORK: found})
 
-    def _agrees(self, name: str, found: list[Any]) -> bool:
-        expected = self.outputs[name]
-        return len(found) == len(expected) and all(
-            d <= most
-            for d, most in zip(
-                differences(expected, found), self.tolerances[name]
-            )
-        )
+    def _agrees(self, name: str, found: dict[str, list[float]]) -> bool:
+        pairs = zip(found[name], self.tolerances[name])
+        return all(difference <= most for difference, most in pairs)
 
-    def _outputs(self, inputs: Tensor) -> dict[str, list[Any]]:
+    def _outputs(self) -> dict[str, list[Any]]:
         """What the places give in each of their calls, and the network."""
         found: dict[str, list[Any]] = {name: [] for name in self.places}
         result = self._run(
-            inputs,
+            self.inputs,
             lambda name, out: found[name].append(
                 map_tensors(Tensor.clone, out)
             ),
         )
         return {**found, NETWORK: [result]}
+
+    def _compare(
+        self, inputs: Tensor, replace: bool = False
+    ) -> tuple[dict[str, list[float]], set[str]]:
+        """How far outputs are from those that are kept, as they come.
+
+        Args:
+            inputs (Tensor): What the network is given.
+            replace (bool): Whether each output is replaced by that before.
+
+        Returns:
+            tuple: By name the differences of all tensors, and the places
+            that are called more or less often; all their differences are
+            infinite.
+        """
+        found: dict[str, list[float]] = {name: [] for name in self.places}
+        calls = dict.fromkeys(self.places, 0)
+
+        def look(name: str, out: Any) -> Any:
+            before = self.outputs[name][calls[name] : calls[name] + 1]
+            calls[name] += 1
+            found[name] += differences(before, [out])
+            keep = before and replace
+            return map_tensors(Tensor.clone, before[0]) if keep else None
+
+        result = self._run(inputs, look)
+        found[NETWORK] = differences(self.outputs[NETWORK], [result])
+        other = {n for n in self.places if calls[n] != len(self.outputs[n])}
+        for name in other:
+            found[name] = [math.inf for _ in tensors(self.outputs[name])]
+        return found, other
 
     @torch.no_grad()
     def _run(self, inputs: Tensor, look: Callable[[str, Any], Any]) -> Any:

@@ -98,17 +98,19 @@ CASES = dict(
     ),
     lstm=(
         lambda s, x: s.rnn(x)[0],
-        dict(rnn=lambda: nn.LSTM(8, 4, 2, bidirectional=True)),
+        dict(
+            rnn=lambda: nn.LSTM(8, 4, 2, bidirectional=True, batch_first=True)
+        ),
         {'rnn': ('of type LSTM', True)},
     ),
     gru=(
         lambda s, x: s.rnn(x)[0],
-        dict(rnn=lambda: nn.GRU(8, 8)),
+        dict(rnn=lambda: nn.GRU(8, 8, batch_first=True)),
         {'rnn': ('of type GRU', True)},
     ),
     rnn=(
         lambda s, x: s.rnn(x)[0],
-        dict(rnn=lambda: nn.RNN(8, 8)),
+        dict(rnn=lambda: nn.RNN(8, 8, batch_first=True)),
         {'rnn': ('of type RNN', True)},
     ),
     cell=(
