@@ -16,6 +16,7 @@ from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from torch import Tensor
 
+from ..graph import LARGEST
 from ..reconstruction import Rows
 
 #: How many times the largest value of all others that of an image is at the
@@ -57,6 +58,10 @@ def leave_out(images: Rows, names: Sequence[Any] = ()) -> list[dict[str, Any]]:
         list[dict]: Of each that was left out its number ``image``, its
         ``name`` if known, its ``largest`` absolute value, and how many
         ``times`` the largest of all others that is.
+
+    Raises:
+        ValueError: If one is too large to compute with, and so few or so many
+            are that none of them is out of line.
     """
     if not images.batch(0).is_floating_point():
         return []
@@ -64,6 +69,13 @@ def leave_out(images: Rows, names: Sequence[Any] = ()) -> list[dict[str, Any]]:
     found = find_outliers(largest, flat)
     bad = {outlier.image for outlier in found}
     good = [i for i in range(len(images)) if i not in bad]
+    for i in good:
+        if largest[i] > LARGEST:
+            raise ValueError(
+                f'Calibration image {i} holds {float(largest[i]):.3g}, '
+                f'expected {LARGEST:g} at the most, the square of which is '
+                'still a number: mend it, or leave it out'
+            )
     (column,) = images.leaves
     report = []
     for outlier in found:

@@ -1,6 +1,6 @@
 from .account import Account
 from .behavior import check_behavior
-from .check import check_layers
+from .check import LARGEST, check_layers
 from .compare import (
     Reference,
     Rewrite,
@@ -22,6 +22,7 @@ from .record import Call, Trace, record, run_float
 from .unwrap import unwrap, unwrap_parts
 
 __all__ = [
+    'LARGEST',
     'Account',
     'BlockPartition',
     'Call',

@@ -140,3 +140,13 @@ def test_the_api_says_so_in_its_report(toy, generator):
     assert [x['image'] for x in report['left_out']] == [5]
     assert torch.equal(dirty, given)
     assert all(torch.equal(models[0][k], models[1][k]) for k in models[0])
+
+
+@pytest.mark.parametrize('count', [3, 12])
+def test_what_no_network_can_compute_with_is_refused(count, generator):
+    """Where too few images tell what is in line, and where all are alike."""
+    images = torch.randn(count, 3, 4, 4, generator=generator)
+    images[1 if count < 4 else slice(None), 0, 0, 0] = 1e30
+    rows = Rows([images[:1], images[1:]], [1, count - 1])
+    with pytest.raises(ValueError, match=r'image \d holds 1e\+30, expected'):
+        leave_out(rows)
