@@ -117,6 +117,7 @@ setup(
         'mmengine>=0.10.1,<1.0',
         'greenlet',
         'psutil',
+        'pydantic>=2',
         'rich',
         # mmengine needs pkg_resources, which setuptools 82 dropped.
         'setuptools>=77.0.3,<82',

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Optional, Union
+from typing import Annotated, Any, Optional, Union
 
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..functional import (
@@ -20,11 +21,15 @@ from ..functional import (
 )
 from ..graph import (
     Account,
+    Network,
+    PartitionConfig,
+    QuantizationConfig,
     QuantizationScheme,
     Trace,
     Unit,
     check_behavior,
     check_layers,
+    check_overrides,
     copy_network,
     fold_batch_norm,
     make_plain,
@@ -35,6 +40,7 @@ from ..graph import (
 from ..reconstruction import (
     WHOLE,
     NearestRounding,
+    ReconstructorConfig,
     Rows,
     Stream,
     UnitData,
@@ -42,6 +48,7 @@ from ..reconstruction import (
     own_generator,
 )
 from ..registry import MODELS, TASK_UTILS
+from ..validation import Place, judge
 
 
 @MODELS.register_module()
@@ -71,11 +78,11 @@ class BRECQ(BaseModel):
 
     def __init__(
         self,
-        architecture: Any,
-        quantization: Optional[dict] = None,
-        partition: Optional[dict] = None,
-        reconstructor: Optional[dict] = None,
-        held_out: float = 0.1,
+        architecture: Union[dict, Network],
+        quantization: Optional[QuantizationConfig] = None,
+        partition: Optional[PartitionConfig] = None,
+        reconstructor: Optional[ReconstructorConfig] = None,
+        held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
     ) -> None:
@@ -85,22 +92,20 @@ class BRECQ(BaseModel):
                     dict(data_preprocessor=data_preprocessor), **architecture
                 )
             architecture = MMENGINE_MODELS.build(architecture)
-        architecture = unwrap_parts(architecture)
+            place = Place('architecture', type(self).__name__)
+            judge(architecture, Network, place)
+        network: Any = unwrap_parts(architecture)
         super().__init__(init_cfg=init_cfg)
-        if isinstance(architecture, BaseModel):
-            self.data_preprocessor = architecture.data_preprocessor
-        self.architecture = architecture
+        if isinstance(network, BaseModel):
+            self.data_preprocessor = network.data_preprocessor
+        self.architecture: nn.Module = network
         self.scheme = QuantizationScheme(**quantization or {})
+        check_overrides(self.scheme, self.architecture)
         self.partition_cfg = partition or dict(type='BlockPartition')
         self.partition = TASK_UTILS.build(self.partition_cfg)
         self.reconstructor = TASK_UTILS.build(
             reconstructor or dict(type='BlockReconstructor')
         )
-        if not 0 < held_out < 1:
-            raise ValueError(
-                f'held_out={held_out}, expected a share between '
-                '0 and 1: change `held_out` of the model'
-            )
         self.held_out = held_out
         self.units: list[Unit] = []
         self.bits: dict[str, Any] = {}
@@ -336,4 +341,12 @@ def _record_in_fast_order(network: nn.Module, example: Tensor) -> Trace:
         return record(network, example)
     except RuntimeError:
         reorder(torch.contiguous_format)
+    try:
         return record(network, example)
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        said = str(error).strip().split('\n')[0]
+        raise ValueError(
+            f'{type(network).__name__} takes no images of the shape '
+            f'{tuple(example.shape[1:])} ({type(error).__name__}: {said}): '
+            'give N x C x H x W images of the size that it was trained on'
+        ) from error

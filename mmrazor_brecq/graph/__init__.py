@@ -8,16 +8,25 @@ from .compare import (
     relative_difference,
 )
 from .fold import fold_batch_norm
+from .inputs import Images, Network
 from .partition import (
     BlockPartition,
     LayerPartition,
     NetworkPartition,
+    PartitionConfig,
     PatternPartition,
     StagePartition,
     Unit,
 )
 from .plain import copy_network, make_plain
-from .prepare import Door, QuantizationScheme, prepare
+from .prepare import (
+    Door,
+    Override,
+    QuantizationConfig,
+    QuantizationScheme,
+    check_overrides,
+    prepare,
+)
 from .record import Call, Trace, record, run_float
 from .unwrap import unwrap, unwrap_parts
 
@@ -27,9 +36,14 @@ __all__ = [
     'BlockPartition',
     'Call',
     'Door',
+    'Images',
     'LayerPartition',
+    'Network',
     'NetworkPartition',
+    'Override',
+    'PartitionConfig',
     'PatternPartition',
+    'QuantizationConfig',
     'QuantizationScheme',
     'Reference',
     'Rewrite',
@@ -39,6 +53,7 @@ __all__ = [
     'apply_checked',
     'check_behavior',
     'check_layers',
+    'check_overrides',
     'copy_network',
     'fold_batch_norm',
     'make_plain',

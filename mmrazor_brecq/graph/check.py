@@ -29,9 +29,9 @@ def check_layers(model: nn.Module, trace: Trace) -> Account:
 
     Raises:
         ValueError: If it calls no convolution and no linear layer that can
-            be quantized, or if a weight is not of float32, or a module has a
-            state that no checkpoint can hold, or a parameter or statistic of
-            one that is called is not finite, so large that its square is
+            be quantized, or one without a batch of images, or if a weight is
+            not of float32, or a module has a state that no checkpoint can
+            hold, or a parameter or statistic of one that is called is not finite, so large that its square is
             not, or a variance below 0. What stays in float and channels of
             zeros are only named in a warning.
     """
@@ -46,6 +46,15 @@ def check_layers(model: nn.Module, trace: Trace) -> Account:
                 for name, what in account.left_float.items()
             )
         )
+    for call in trace.calls:
+        module: Any = call.module
+        kernel = isinstance(module, nn.modules.conv._ConvNd)
+        dims = {value.dims for value in (*call.inputs, *call.outputs)}
+        if kernel and max(dims, default=9) < module.weight.dim():
+            raise ValueError(
+                f'{call.name!r} gets no batch of images, but one of '
+                f'{max(dims)} dimensions: give N x C x H x W'
+            )
     for name, module in model.named_modules():
         if name in account.quantized:
             _check_weight(name, module)

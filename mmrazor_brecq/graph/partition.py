@@ -6,14 +6,15 @@ which were called, says what the papers call a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Optional
+from typing import Annotated, Optional
 
 from torch import nn
 
 from ..registry import TASK_UTILS
+from ..validation import Config
 from .record import Call, Trace
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -88,6 +89,10 @@ class Partition:
     def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
         """Modules that become units, none inside another."""
         raise NotImplementedError
+
+
+#: How a parameter says that it takes a partition.
+PartitionConfig = Annotated[dict, Config(Partition, TASK_UTILS)]
 
 
 def _inside(modules: Iterable[nn.Module]) -> set[nn.Module]:
@@ -174,7 +179,7 @@ class _JointPartition(Partition):
         blocks (dict): The finer partition; blocks by default.
     """
 
-    def __init__(self, blocks: Optional[dict] = None) -> None:
+    def __init__(self, blocks: Optional[PartitionConfig] = None) -> None:
         self.blocks = TASK_UTILS.build(blocks or dict(type='BlockPartition'))
 
     def __call__(self, model: nn.Module, trace: Trace) -> list[Unit]:
@@ -228,7 +233,9 @@ class PatternPartition(Partition):
     """
 
     def __init__(
-        self, patterns: list[str], others: Optional[dict] = None
+        self,
+        patterns: Sequence[str],
+        others: Optional[PartitionConfig] = None,
     ) -> None:
         self.patterns = patterns
         self.others = TASK_UTILS.build(others or dict(type='BlockPartition'))

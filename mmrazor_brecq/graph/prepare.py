@@ -9,15 +9,19 @@ where its tensor itself reaches a layer.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Optional, Union
+from typing import Annotated, Any, Optional, Union
 
 from torch import Tensor, nn
 
 from ..functional import flatten
-from ..layers import quantize_layer
+from ..layers import is_quantizable, quantize_layer
+from ..quantizers import ActivationQuantizer, WeightQuantizer
 from ..registry import MODELS
+from ..validation import Bits as Width
+from ..validation import Config, nearest, validated
 from .partition import Unit
 from .record import Call, Trace
 
@@ -66,6 +70,37 @@ def _enter(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 @dataclass
+class Widths:
+    """Widths of a layer, of its weight or its input or both."""
+
+    weight: Optional[Width] = None
+    activation: Optional[Width] = None
+
+
+WeightConfig = Annotated[
+    dict,
+    Config(
+        WeightQuantizer,
+        MODELS,
+        default='WeightQuantizer',
+        number='bits',
+        settled=('out_channels',),
+    ),
+]
+ActivationConfig = Annotated[
+    dict,
+    Config(
+        ActivationQuantizer,
+        MODELS,
+        default='ActivationQuantizer',
+        number='bits',
+    ),
+]
+Override = Union[Width, Annotated[dict, Config(Widths)]]
+
+
+@validated
+@dataclass
 class QuantizationScheme:
     """What is quantized, and how.
 
@@ -81,19 +116,12 @@ class QuantizationScheme:
             entries win.
     """
 
-    weight: dict = field(default_factory=lambda: dict(bits=8))
-    activation: Optional[dict] = field(default_factory=lambda: dict(bits=8))
-    first_last_bits: Optional[int] = 8
-    bit_overrides: dict[str, Union[int, dict]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        # What makes no sense shows here, before any work: widths, and keys
-        # that no quantizer knows.
-        widths = self._widths()
-        for kind, bits in widths.items():
-            _check_width(bits, kind, 'the layers')
-        self.weight_quantizer(nn.Linear(1, 1), widths['weight'])
-        self.activation_quantizer(widths['activation'])
+    weight: WeightConfig = field(default_factory=lambda: dict(bits=8))
+    activation: Optional[ActivationConfig] = field(
+        default_factory=lambda: dict(bits=8)
+    )
+    first_last_bits: Optional[Width] = 8
+    bit_overrides: dict[str, Override] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields as plain Python."""
@@ -109,8 +137,7 @@ class QuantizationScheme:
             ends (list[str]): Names of the first and the last ones.
 
         Raises:
-            ValueError: If a width is not 2 to 8, if a pattern matches no
-                layer, or if an override has other keys.
+            ValueError: If a pattern matches no layer.
         """
         default = self._widths()
         chosen = {name: dict(default) for name in layers}
@@ -118,25 +145,10 @@ class QuantizationScheme:
             for name in ends:
                 chosen[name] = dict.fromkeys(default, self.first_last_bits)
         for pattern, value in self.bit_overrides.items():
-            found = [name for name in layers if fnmatchcase(name, pattern)]
-            if not found:
-                raise ValueError(
-                    f'{pattern!r} in `bit_overrides` matches no layer of the '
-                    f'network; its layers are {", ".join(layers)}'
-                )
             if not isinstance(value, dict):
                 value = dict.fromkeys(default, value)
-            if not set(value) <= set(default):
-                raise ValueError(
-                    f'`bit_overrides[{pattern!r}]` has the keys '
-                    f'{sorted(value)}, expected `weight`, `activation` or '
-                    'both'
-                )
-            for name in found:
+            for name in matching(pattern, layers):
                 chosen[name].update(value)
-        for name, widths in chosen.items():
-            for kind, bits in widths.items():
-                _check_width(bits, kind, repr(name))
         return {n: (w['weight'], w['activation']) for n, w in chosen.items()}
 
     def _widths(self) -> dict[str, int]:
@@ -148,7 +160,7 @@ class QuantizationScheme:
 
     def weight_quantizer(self, layer: Any, bits: int) -> Any:
         """A quantizer for the weight of ``layer``."""
-        cfg = dict(type='WeightQuantizer', **self.weight)
+        cfg = dict(dict(type='WeightQuantizer'), **self.weight)
         return MODELS.build(
             dict(cfg, bits=bits, out_channels=layer.weight.shape[0])
         )
@@ -157,8 +169,42 @@ class QuantizationScheme:
         """A quantizer for an activation, if they are quantized at all."""
         if self.activation is None:
             return None
-        cfg = dict(type='ActivationQuantizer', **self.activation)
+        cfg = dict(dict(type='ActivationQuantizer'), **self.activation)
         return MODELS.build(dict(cfg, bits=bits))
+
+
+#: How a parameter says that it takes the fields of a scheme.
+QuantizationConfig = Annotated[dict, Config(QuantizationScheme)]
+
+
+def check_overrides(scheme: QuantizationScheme, network: nn.Module) -> None:
+    """See that all overrides mean a layer, before any pass.
+
+    Args:
+        scheme (QuantizationScheme): With ``bit_overrides``.
+        network (nn.Module): The network.
+
+    Raises:
+        ValueError: If one means none.
+    """
+    layers = [n for n, m in network.named_modules() if is_quantizable(m)]
+    for pattern in scheme.bit_overrides:
+        matching(pattern, layers)
+
+
+def matching(pattern: str, layers: Sequence[str]) -> list[str]:
+    """The layers that a pattern of ``bit_overrides`` means.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = [name for name in layers if fnmatchcase(name, pattern)]
+    if not found:
+        raise ValueError(
+            f'{pattern!r} in `bit_overrides` matches no layer of the network'
+            f'{nearest(pattern, layers)}; its layers are {", ".join(layers)}'
+        )
+    return found
 
 
 def end_layers(trace: Trace) -> list[str]:
@@ -198,16 +244,6 @@ def _door_places(
         if place is not None and not taken:
             places[name] = place
     return places
-
-
-def _check_width(bits: Any, kind: str, whose: str) -> None:
-    """Refuse what is no width of integers."""
-    if not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise ValueError(
-            f'{bits!r} bits for the {kind} of {whose}, expected a whole '
-            f'number from 2 to 8: change `quantization.{kind}.bits`, '
-            '`first_last_bits` or `bit_overrides`'
-        )
 
 
 def prepare(

@@ -10,10 +10,15 @@ from .budget import Budget
 from .choices import KINDS, Choice, SearchSpace
 from .cost import CostModel, LayerBits
 from .pairwise import Pairwise, Widths
-from .search import ExactSearch, Infeasible, Problem, Solution
+from .search import (
+    ExactSearch,
+    Infeasible,
+    Problem,
+    Searcher,
+    SearcherConfig,
+    Solution,
+)
 from .shapes import ModelShape
-
-Searcher = Callable[[Problem], Solution]
 
 
 class BitSearch:
@@ -38,7 +43,7 @@ class BitSearch:
         choices: Sequence[Choice],
         loss: Pairwise,
         costs: Sequence[CostModel],
-        searcher: Optional[dict] = None,
+        searcher: Optional[SearcherConfig] = None,
     ) -> None:
         self.space = space
         self.shape = shape

@@ -17,7 +17,9 @@ from ..functional import tensors
 from ..graph import Unit
 from ..reconstruction import Rows
 from ..reconstruction.gradients import teacher_gradients
+from ..reconstruction.likelihoods import LikelihoodConfig
 from ..registry import TASK_UTILS
+from ..validation import Count
 
 
 @TASK_UTILS.register_module()
@@ -37,7 +39,9 @@ class FisherError:
     """
 
     def __init__(
-        self, draws: int = 4, likelihood: Optional[dict] = None
+        self,
+        draws: Count = 4,
+        likelihood: Optional[LikelihoodConfig] = None,
     ) -> None:
         self.draws = draws
         classes = dict(type='CategoricalSketch')

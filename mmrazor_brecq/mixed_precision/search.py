@@ -10,12 +10,14 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
 
 import numpy as np
+from pydantic import Field
 
 from .._requirements import require
 from ..registry import TASK_UTILS
+from ..validation import Config, Count, Seed, Share
 from .pairwise import Pairwise
 
 
@@ -64,8 +66,29 @@ class Solution:
     seconds: float
 
 
+class Searcher:
+    """What searches have in common."""
+
+    def __call__(self, problem: Problem) -> Solution:
+        """Search.
+
+        Args:
+            problem (Problem): What to make small, and within what.
+
+        Raises:
+            Infeasible: If no widths keep to the limits.
+        """
+        raise NotImplementedError
+
+
+#: How a parameter says that it takes a search.
+SearcherConfig = Annotated[dict, Config(Searcher, TASK_UTILS)]
+#: Seconds.
+Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 @TASK_UTILS.register_module()
-class ExactSearch:
+class ExactSearch(Searcher):
     """An integer program, solved to proven optimality by HiGHS.
 
     A binary variable for every choice and width says that it is taken.
@@ -80,7 +103,7 @@ class ExactSearch:
         gap (float): Relative gap that counts as optimal.
     """
 
-    def __init__(self, time_limit: float = 60.0, gap: float = 1e-6) -> None:
+    def __init__(self, time_limit: Limit = 60.0, gap: Share = 1e-6) -> None:
         self.time_limit = time_limit
         self.gap = gap
 
@@ -219,7 +242,7 @@ class _Program:
 
 
 @TASK_UTILS.register_module()
-class GeneticSearch:
+class GeneticSearch(Searcher):
     """The paper's genetic algorithm (BRECQ, sec. 3.4 and its appendix).
 
     Widths of a population cross over and mutate; those that break a limit
@@ -235,11 +258,11 @@ class GeneticSearch:
 
     def __init__(
         self,
-        population: int = 50,
-        parents: int = 10,
-        generations: int = 100,
-        mutation: float = 0.1,
-        seed: int = 0,
+        population: Count = 50,
+        parents: Count = 10,
+        generations: Count = 100,
+        mutation: Share = 0.1,
+        seed: Seed = 0,
     ) -> None:
         self.population = population
         self.parents = parents

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..functional import fake_quantize, flat, like
 from ..registry import MODELS, TASK_UTILS
-from .observers import Grid
+from ..validation import Bits, Share
+from .observers import Grid, ObserverConfig
 
 
 @MODELS.register_module()
@@ -38,18 +39,13 @@ class ActivationQuantizer(nn.Module):
 
     def __init__(
         self,
-        bits: int = 8,
+        bits: Bits = 8,
         symmetric: bool = False,
         learn_scale: bool = True,
-        drop_prob: float = 0.25,
-        observer: Optional[dict] = None,
+        drop_prob: Share = 0.25,
+        observer: Optional[ObserverConfig] = None,
     ) -> None:
         super().__init__()
-        if not 0 <= drop_prob <= 1:
-            raise ValueError(
-                f'drop_prob={drop_prob}, expected 0 to 1: change '
-                '`drop_prob` of the activation quantizer'
-            )
         self.grid = Grid(bits, symmetric, signed=symmetric)
         self.learn_scale = learn_scale
         self.drop_prob = drop_prob

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..functional import integer_range, rounding_error
 from ..registry import TASK_UTILS
+from ..validation import Bits, Config, Count, Positive, validated
 
 
+@validated
 @dataclass(frozen=True)
 class Grid:
     """What an observer may choose from.
@@ -21,16 +24,9 @@ class Grid:
         signed (bool): Whether the integers are centred at zero.
     """
 
-    bits: int
+    bits: Bits
     symmetric: bool
     signed: bool
-
-    def __post_init__(self) -> None:
-        if self.bits not in range(2, 9):
-            raise ValueError(
-                f'bits={self.bits!r}, expected an integer from 2 to 8: '
-                'change `bits` of the quantizer, or `bit_overrides`'
-            )
 
     @property
     def range(self) -> tuple[int, int]:
@@ -79,9 +75,8 @@ class Grid:
         return scale, zero_point.round().clamp(qmin, qmax)
 
 
-@TASK_UTILS.register_module()
-class MinMaxObserver:
-    """The grid spans all values."""
+class Observer:
+    """What observers have in common."""
 
     def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Choose one grid a row.
@@ -93,11 +88,24 @@ class MinMaxObserver:
         Returns:
             tuple[Tensor, Tensor]: Scales and zero points, each of shape C.
         """
+        raise NotImplementedError
+
+
+#: How a parameter says that it takes an observer.
+ObserverConfig = Annotated[dict, Config(Observer, TASK_UTILS)]
+
+
+@TASK_UTILS.register_module()
+class MinMaxObserver(Observer):
+    """The grid spans all values."""
+
+    def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The least and the largest value of each row."""
         return grid.fit(values.amin(1), values.amax(1))
 
 
 @TASK_UTILS.register_module()
-class LpObserver:
+class LpObserver(Observer):
     """The grid that loses least in the ``L_p`` sense.
 
     Candidates shrink both ends of the range alike, then each end by itself
@@ -111,22 +119,17 @@ class LpObserver:
     """
 
     def __init__(
-        self, p: float = 2.4, steps: int = 80, max_elements: int = 2**23
+        self,
+        p: Positive = 2.4,
+        steps: Count = 80,
+        max_elements: Count = 2**23,
     ) -> None:
         self.p = p
         self.steps = steps
         self.max_elements = max_elements
 
     def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Choose one grid a row.
-
-        Args:
-            values (Tensor): C x K, finite.
-            grid (Grid): The choice.
-
-        Returns:
-            tuple[Tensor, Tensor]: Scales and zero points, each of shape C.
-        """
+        """Some rows at a time."""
         rows = max(1, self.max_elements // (values.shape[1] * 8))
         parts = [self._search(part, grid) for part in values.split(rows)]
         scale, zero_point = zip(*parts)

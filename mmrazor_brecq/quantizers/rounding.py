@@ -7,7 +7,7 @@ evaluation mode.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..functional import (
     relaxed_rows,
 )
 from ..registry import MODELS
+from ..validation import Config
 
 
 class Rounding(nn.Module):
@@ -55,6 +56,10 @@ class Rounding(nn.Module):
                 gradient comes with the next gradient of the values: see
                 :func:`mmrazor_brecq.functional.relaxed_rows`.
         """
+
+
+#: How a parameter says that it takes a rounding.
+RoundingConfig = Annotated[dict, Config(Rounding, MODELS)]
 
 
 @MODELS.register_module()

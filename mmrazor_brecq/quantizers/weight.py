@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ..functional import dequantize_rows, from_rows, rows
 from ..registry import MODELS, TASK_UTILS
-from .observers import Grid
+from ..validation import Bits, Count
+from .observers import Grid, ObserverConfig
+from .rounding import RoundingConfig
 
 
 @MODELS.register_module()
@@ -40,13 +42,13 @@ class WeightQuantizer(nn.Module):
 
     def __init__(
         self,
-        out_channels: int,
-        bits: int = 8,
+        out_channels: Count,
+        bits: Bits = 8,
         symmetric: bool = False,
         per_channel: bool = True,
         learn_scale: bool = True,
-        observer: Optional[dict] = None,
-        rounding: Optional[dict] = None,
+        observer: Optional[ObserverConfig] = None,
+        rounding: Optional[RoundingConfig] = None,
     ) -> None:
         super().__init__()
         self.grid = Grid(bits, symmetric, signed=True)

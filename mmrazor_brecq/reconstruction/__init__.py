@@ -9,7 +9,7 @@ from .likelihoods import (
     Likelihood,
 )
 from .low_rank import FisherLowRank
-from .nearest import NearestRounding
+from .nearest import NearestRounding, ReconstructorConfig
 from .objectives import MSE, FisherDiag, FisherFull
 from .official import OfficialFisher
 from .processes import CannotLearn, NonFinite, own_generator, share
@@ -42,6 +42,7 @@ __all__ = [
     'NearestRounding',
     'NetworkRefiner',
     'NonFinite',
+    'ReconstructorConfig',
     'OfficialFisher',
     'Rows',
     'Shift',

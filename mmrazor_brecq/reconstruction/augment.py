@@ -6,22 +6,46 @@ gives another batch of that shape.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Le
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..registry import TASK_UTILS
+from ..validation import Config, Share
+
+
+class Augmentation:
+    """What variations of images have in common."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Vary.
+
+        Args:
+            images (Tensor): N x C x H x W.
+            generator (torch.Generator): Source of randomness, on the CPU.
+
+        Returns:
+            Tensor: As many, of the same size.
+        """
+        raise NotImplementedError
+
+
+#: How a parameter says that it takes one.
+AugmentationConfig = Annotated[dict, Config(Augmentation, TASK_UTILS)]
 
 
 @TASK_UTILS.register_module()
-class Flip:
+class Flip(Augmentation):
     """Mirrors an image, left for right.
 
     Args:
         prob (float): Share of the images.
     """
 
-    def __init__(self, prob: float = 0.5) -> None:
+    def __init__(self, prob: Share = 0.5) -> None:
         self.prob = prob
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -32,14 +56,14 @@ class Flip:
 
 
 @TASK_UTILS.register_module()
-class Shift:
+class Shift(Augmentation):
     """Moves an image, and repeats its border.
 
     Args:
         share (float): The most that it moves, of its height and width.
     """
 
-    def __init__(self, share: float = 1 / 16) -> None:
+    def __init__(self, share: Share = 1 / 16) -> None:
         self.share = share
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -57,7 +81,7 @@ class Shift:
 
 
 @TASK_UTILS.register_module()
-class CutMix:
+class CutMix(Augmentation):
     """Puts a rectangle of another image into an image.
 
     Yun et al., "CutMix", ICCV 2019.
@@ -68,7 +92,9 @@ class CutMix:
             most, as shares of the image's.
     """
 
-    def __init__(self, prob: float = 0.5, size: tuple = (0.25, 0.75)) -> None:
+    def __init__(
+        self, prob: Share = 0.5, size: tuple[Share, Share] = (0.25, 0.75)
+    ) -> None:
         self.prob = prob
         self.size = size
 
@@ -93,7 +119,7 @@ class CutMix:
 
 
 @TASK_UTILS.register_module()
-class MixUp:
+class MixUp(Augmentation):
     """Lays another image over an image, the fainter of the two.
 
     Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018;
@@ -106,7 +132,9 @@ class MixUp:
         most (float): The most that the other image counts, up to a half.
     """
 
-    def __init__(self, prob: float = 0.5, most: float = 0.5) -> None:
+    def __init__(
+        self, prob: Share = 0.5, most: Annotated[Share, Le(0.5)] = 0.5
+    ) -> None:
         self.prob = prob
         self.most = most
 

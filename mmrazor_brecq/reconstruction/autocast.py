@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from ..functional import map_tensors, tensors
 from ..graph import run_float
+from ..validation import validated
 from .processes import total
 from .rows import AND_BACK, Rows, at_once
 
 #: What a type may be called, and the type.
 TYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
 FASTEST = 'fastest'
+AutocastName = Optional[Literal['fastest', 'bfloat16', 'float16']]
 
 
+@validated
 class Autocast:
     """The type of the numbers that convolutions and matrix products take.
 
@@ -39,13 +42,7 @@ class Autocast:
     #: come to the same end when it is repeated.
     quicker = 0.85
 
-    def __init__(self, name: Optional[str] = None) -> None:
-        if name not in (None, FASTEST, *TYPES):
-            raise ValueError(
-                f'autocast={name!r}, expected None, '
-                f'{", ".join(map(repr, (FASTEST, *TYPES)))}: change '
-                '`autocast` of the reconstructor'
-            )
+    def __init__(self, name: AutocastName = None) -> None:
         self.chosen: Optional[str] = name
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Annotated, Optional
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..functional import weighted_squared_error
 from ..registry import TASK_UTILS
+from ..validation import Config, Positive
 
 
 class Likelihood:
@@ -52,6 +53,10 @@ class Likelihood:
         return type(self).__name__
 
 
+#: How a parameter says that it takes a likelihood.
+LikelihoodConfig = Annotated[dict, Config(Likelihood, TASK_UTILS)]
+
+
 @TASK_UTILS.register_module()
 class Categorical(Likelihood):
     """Labels drawn from the network's own softmax: no true labels needed.
@@ -70,10 +75,10 @@ class Categorical(Likelihood):
     """
 
     def __init__(
-        self, temperature: float = 1.0, axis: Optional[int] = None
+        self, temperature: Positive = 1.0, axis: Optional[int] = None
     ) -> None:
         self.axis = axis
-        self.temperature = _positive(temperature)
+        self.temperature = temperature
 
     def __call__(
         self, outputs: list[Tensor], generator: torch.Generator
@@ -176,8 +181,8 @@ class Bernoulli(Likelihood):
         ValueError: If the temperature is not above 0.
     """
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = _positive(temperature)
+    def __init__(self, temperature: Positive = 1.0) -> None:
+        self.temperature = temperature
 
     def __call__(
         self, outputs: list[Tensor], generator: torch.Generator
@@ -244,12 +249,3 @@ class Gaussian(Likelihood):
             for out, goal in zip(outputs, goals)
         ]
         return torch.stack(parts).sum() / images
-
-
-def _positive(temperature: float) -> float:
-    if not temperature > 0:
-        raise ValueError(
-            f'temperature={temperature}, expected more than 0: change '
-            '`temperature` of the likelihood'
-        )
-    return temperature

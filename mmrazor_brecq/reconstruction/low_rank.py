@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from ..functional import tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
+from ..validation import Amount, Count, Exponent
 from .autocast import takes_short
 from .gradients import Place
+from .likelihoods import LikelihoodConfig
 from .objectives import Fisher
 from .processes import gathered, share, total
 from .rows import Rows
-from .settings import check_amounts, check_counts
 from .store import Column, Store
 
 
@@ -63,11 +64,11 @@ class FisherLowRank(Fisher):
 
     def __init__(
         self,
-        even: float = 0.08,
-        rank: int = 32,
-        temper: float = 0.5,
-        images: int = 256,
-        likelihood: Optional[dict] = None,
+        even: Amount = 0.08,
+        rank: Count = 32,
+        temper: Exponent = 0.5,
+        images: Count = 256,
+        likelihood: Optional[LikelihoodConfig] = None,
     ) -> None:
         classes = dict(type='CategoricalSketch', temperature=4.0)
         super().__init__(
@@ -77,8 +78,6 @@ class FisherLowRank(Fisher):
         self.rank = rank
         self.temper = temper
         self.images = images
-        check_counts(self, 'rank', 'images')
-        check_amounts(self, 'even', 'temper')
         self.store = Store()
         self.gradients: dict[Place, Column] = {}
         self.directions: dict[Place, Tensor] = {}

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Callable, Optional
+from typing import Annotated, Any, Callable, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -17,8 +17,9 @@ from ..graph import Unit
 from ..layers import QuantLayer, activation_quantizers, quant_layers
 from ..quantizers import ActivationQuantizer
 from ..registry import TASK_UTILS
+from ..validation import Config, Count
 from .autocast import Autocast
-from .objectives import MSE
+from .objectives import MSE, ObjectiveConfig
 from .processes import (
     CannotLearn,
     NonFinite,
@@ -28,7 +29,6 @@ from .processes import (
     total,
 )
 from .refiner import NetworkRefiner
-from .settings import check_counts
 from .unit_data import UnitData, UnitReport
 
 
@@ -62,13 +62,12 @@ class NearestRounding:
 
     def __init__(
         self,
-        batch_size: int = 32,
-        fit_images: int = 256,
-        objective: Optional[dict] = None,
+        batch_size: Count = 32,
+        fit_images: Count = 256,
+        objective: Optional[ObjectiveConfig] = None,
     ) -> None:
         self.batch_size = batch_size
         self.fit_images = fit_images
-        check_counts(self, 'batch_size', 'fit_images')
         self.objective: MSE = TASK_UTILS.build(objective or dict(type='MSE'))
 
     @torch.no_grad()
@@ -259,6 +258,10 @@ class NearestRounding:
         report: UnitReport,
     ) -> None:
         """Nothing is learned."""
+
+
+#: How a parameter says that it takes a reconstructor.
+ReconstructorConfig = Annotated[dict, Config(NearestRounding, TASK_UTILS)]
 
 
 def open_layers(module: nn.Module) -> list[QuantLayer]:

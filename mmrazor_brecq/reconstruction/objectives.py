@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, Callable, Optional
+from typing import Annotated, Any, Callable, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ..functional import tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
+from ..validation import Config, Count, Exponent
 from .autocast import as_taken, takes_short
 from .gradients import Place, teacher_gradients
+from .likelihoods import LikelihoodConfig
 from .processes import share, total
 from .rows import Rows
-from .settings import check_amounts, check_counts
 
 
 @TASK_UTILS.register_module()
@@ -122,6 +123,10 @@ class MSE:
         return weighted_squared_error(output, target)
 
 
+#: How a parameter says that it takes an objective.
+ObjectiveConfig = Annotated[dict, Config(MSE, TASK_UTILS)]
+
+
 class PerImage:
     """What each image says of the elements of one output tensor.
 
@@ -160,7 +165,7 @@ class Fisher(MSE):
             of its outputs tells.
     """
 
-    def __init__(self, likelihood: Optional[dict] = None) -> None:
+    def __init__(self, likelihood: Optional[LikelihoodConfig] = None) -> None:
         self.likelihood = TASK_UTILS.build(
             likelihood or dict(type='FromOutput')
         )
@@ -227,16 +232,14 @@ class FisherDiag(Fisher):
     def __init__(
         self,
         per_sample: bool = False,
-        temper: float = 0.5,
-        images: int = 256,
-        likelihood: Optional[dict] = None,
+        temper: Exponent = 0.5,
+        images: Count = 256,
+        likelihood: Optional[LikelihoodConfig] = None,
     ) -> None:
         super().__init__(likelihood)
         self.images = images
         self.per_sample = per_sample
         self.temper = temper
-        check_counts(self, 'images')
-        check_amounts(self, 'temper')
 
     def watch(
         self,

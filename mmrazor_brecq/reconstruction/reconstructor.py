@@ -13,16 +13,18 @@ from ..graph import Unit
 from ..layers import QuantLayer, activation_quantizers
 from ..quantizers.activation import MaskPool
 from ..registry import TASK_UTILS
-from .autocast import Autocast, as_taken
+from ..validation import Amount, Count, Positive, Rate, Share
+from .autocast import Autocast, AutocastName, as_taken
 from .nearest import (
     NearestRounding,
     open_layers,
     open_quantizers,
     open_steps,
 )
+from .objectives import ObjectiveConfig
 from .processes import adam, minimise, share
-from .settings import check_amounts, check_counts
-from .stopping import WhenSettled
+from .refiner import RefinerConfig
+from .stopping import StoppingConfig, WhenSettled
 from .unit_data import UnitData, UnitReport
 
 
@@ -63,20 +65,20 @@ class BlockReconstructor(NearestRounding):
 
     def __init__(
         self,
-        iterations: int = 80,
-        rounding_lr: float = 0.2,
-        weight_scale_lr: float = 0.02,
-        activation_scale_lr: float = 1e-3,
-        penalty: float = 0.1,
-        warmup: float = 0.2,
-        beta: tuple = (20.0, 2.0),
-        negligible: float = 1e-5,
-        batch_size: int = 64,
-        fit_images: int = 256,
-        autocast: Optional[str] = None,
-        stopping: Optional[dict] = None,
-        objective: Optional[dict] = None,
-        refiner: Optional[dict] = None,
+        iterations: Count = 80,
+        rounding_lr: Rate = 0.2,
+        weight_scale_lr: Rate = 0.02,
+        activation_scale_lr: Rate = 1e-3,
+        penalty: Amount = 0.1,
+        warmup: Share = 0.2,
+        beta: tuple[Positive, Positive] = (20.0, 2.0),
+        negligible: Share = 1e-5,
+        batch_size: Count = 64,
+        fit_images: Count = 256,
+        autocast: AutocastName = None,
+        stopping: Optional[StoppingConfig] = None,
+        objective: Optional[ObjectiveConfig] = None,
+        refiner: Optional[RefinerConfig] = None,
     ) -> None:
         super().__init__(
             batch_size, fit_images, objective or dict(type='FisherDiag')
@@ -89,16 +91,6 @@ class BlockReconstructor(NearestRounding):
         self.warmup = warmup
         self.beta = beta
         self.negligible = negligible
-        check_counts(self, 'iterations')
-        check_amounts(
-            self,
-            'rounding_lr',
-            'weight_scale_lr',
-            'activation_scale_lr',
-            'penalty',
-            'warmup',
-            'negligible',
-        )
         self.autocast = Autocast(autocast)
         self.stopping: Optional[WhenSettled] = (
             None if stopping is None else TASK_UTILS.build(stopping)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from ..functional import ordinary
 from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
 from ..registry import TASK_UTILS
+from ..validation import Config, Count, Rate
+from .augment import AugmentationConfig
 from .autocast import Autocast, widened
 from .gradients import said
-from .likelihoods import Likelihood
+from .likelihoods import Likelihood, LikelihoodConfig
 from .processes import (
     CannotLearn,
     adam,
@@ -27,7 +29,6 @@ from .processes import (
     take_from_first,
 )
 from .rows import AND_BACK, FORWARD, Rows, at_once
-from .settings import check_amounts, check_counts
 from .unit_data import UnitReport
 
 #: What a report calls the whole network.
@@ -78,15 +79,15 @@ class NetworkRefiner:
 
     def __init__(
         self,
-        iterations: int = 1200,
-        rounding_lr: float = 1e-2,
-        weight_scale_lr: float = 0.04,
-        activation_scale_lr: float = 5e-3,
-        bias_lr: float = 1e-3,
-        batch_size: int = 64,
-        augment: Optional[Sequence[dict]] = None,
-        draws: int = 8,
-        likelihood: Optional[dict] = None,
+        iterations: Count = 1200,
+        rounding_lr: Rate = 1e-2,
+        weight_scale_lr: Rate = 0.04,
+        activation_scale_lr: Rate = 5e-3,
+        bias_lr: Rate = 1e-3,
+        batch_size: Count = 64,
+        augment: Optional[Sequence[AugmentationConfig]] = None,
+        draws: Count = 8,
+        likelihood: Optional[LikelihoodConfig] = None,
     ) -> None:
         self.iterations = iterations
         self.rounding_lr = rounding_lr
@@ -98,14 +99,6 @@ class NetworkRefiner:
             augment = [dict(type='CutMix'), dict(type='MixUp')]
         self.augment = [TASK_UTILS.build(cfg) for cfg in augment]
         self.draws = draws
-        check_counts(self, 'iterations', 'batch_size', 'draws')
-        check_amounts(
-            self,
-            'rounding_lr',
-            'weight_scale_lr',
-            'activation_scale_lr',
-            'bias_lr',
-        )
         classes = dict(type='Categorical', temperature=4.0)
         self.likelihood: Likelihood = TASK_UTILS.build(
             likelihood or dict(type='FromOutput', classes=classes)
@@ -292,6 +285,10 @@ class NetworkRefiner:
                 outputs = _answers(network, part)
             error = self.likelihood.divergence(outputs, goals)
             yield error * (len(part) / images)
+
+
+#: How a parameter says that it takes a refiner.
+RefinerConfig = Annotated[dict, Config(NetworkRefiner, TASK_UTILS)]
 
 
 def _answers(network: nn.Module, images: Tensor) -> list[Tensor]:

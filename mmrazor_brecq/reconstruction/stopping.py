@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Callable
+from typing import Annotated, Callable
 
 import torch
 from torch import Tensor
 
 from ..layers import QuantLayer
 from ..registry import TASK_UTILS
-from .settings import check_amounts, check_counts
+from ..validation import Config, Count, Share
 
 
 @TASK_UTILS.register_module()
@@ -34,13 +34,11 @@ class WhenSettled:
     """
 
     def __init__(
-        self, share: float = 0.01, gain: float = 0.01, every: int = 20
+        self, share: Share = 0.01, gain: Share = 0.01, every: Count = 20
     ) -> None:
         self.share = share
         self.gain = gain
         self.every = every
-        check_counts(self, 'every')
-        check_amounts(self, 'share', 'gain')
 
     def watch(
         self, layers: Sequence[QuantLayer], judge: Callable[[], float]
@@ -69,6 +67,10 @@ class WhenSettled:
             return error > (1 - self.gain) * last
 
         return settled
+
+
+#: How a parameter says that it takes one.
+StoppingConfig = Annotated[dict, Config(WhenSettled, TASK_UTILS)]
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ PACKAGE = 'mmrazor_brecq'
 #: From the bottom up; a part may import from lower lines, never from others
 #: of its own line. Every module of the package has its place here.
 LINES = [
-    ['version', '_requirements', '_interrupt', 'registry', 'functional'],
-    ['plain_files'],
+    ['version', '_requirements', '_interrupt', 'validation', 'functional'],
+    ['registry', 'plain_files'],
     ['config_files'],
     ['quantizers', 'datasets', 'models', 'recipe'],
     ['configs'],

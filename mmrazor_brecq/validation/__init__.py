@@ -1,0 +1,41 @@
+"""What users type is judged here, by declared types, before work begins.
+
+Annotations declare: those of a constructor or function that
+:func:`validated` wraps, as it is with every class of our registries. This
+package knows no other of ours.
+"""
+
+from .config import Config
+from .declared import validated
+from .judge import judge
+from .numbers import (
+    Amount,
+    Bits,
+    Count,
+    Exponent,
+    Natural,
+    Positive,
+    Rate,
+    Seed,
+    Share,
+    option,
+)
+from .words import Place, nearest
+
+__all__ = [
+    'Amount',
+    'Bits',
+    'Config',
+    'Count',
+    'Exponent',
+    'Natural',
+    'Place',
+    'Positive',
+    'Rate',
+    'Seed',
+    'Share',
+    'judge',
+    'nearest',
+    'option',
+    'validated',
+]
