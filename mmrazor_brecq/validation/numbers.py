@@ -24,7 +24,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 #: An exponent of weights: 0 makes all of them alike.
 Exponent = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 #: A learning rate.
-Rate = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 #: A weight or a threshold.
 Amount = Annotated[float, Field(ge=0, le=10**6, allow_inf_nan=False)]
 #: What is divided by, or an exponent that must not be 0.

@@ -149,4 +149,4 @@ def _described(hint: Any, marks: Iterable[Any]) -> str:
         for name, text in signs.items()
         if name in bounds
     ]
-    return f'{words} {", ".join(said)}' if said else words
+    return f'{words} {" and ".join(said)}' if said else words

@@ -186,7 +186,7 @@ def test_a_temperature_divides_the_logits(kind, generator):
 
 @pytest.mark.parametrize('temperature', [0.0, -1.0, float('nan')])
 def test_a_temperature_that_is_none_says_so(temperature):
-    with pytest.raises(ValueError, match='temperature=.*more than 0'):
+    with pytest.raises(ValueError, match='temperature=.*above 0'):
         Categorical(temperature)
 
 

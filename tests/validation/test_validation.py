@@ -90,7 +90,7 @@ def test_what_is_declared_is_taken(hint, values):
         (Mapping[str, int], [[], 3], 'a dict with values of a whole number'),
         (Annotated[int, AfterValidator(_even)], [3, 1], 'an even number'),
         (Annotated[int, Field(description='a prime')], ['3'], 'a prime'),
-        (Annotated[float, Field(gt=0, lt=1)], [0, 1], 'above 0, below 1'),
+        (Annotated[float, Field(gt=0, lt=1)], [0, 1], 'above 0 and below 1'),
         (LpObserver, [3, LpObserver], 'a LpObserver'),
     ],
     ids=str,
