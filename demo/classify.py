@@ -87,12 +87,21 @@ def read_model(path: str):
     return session, about
 
 
+def count(text: str) -> int:
+    """A whole number, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f'{text!r}, expected a whole number, 1 or more'
+        )
+    return int(text)
+
+
 def main() -> int:
     """Classify one image and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('image', help='a PNG, a JPEG or the like')
     parser.add_argument('--model', required=True, help='of tools/export.py')
-    parser.add_argument('--best', type=int, default=5, help='classes shown')
+    parser.add_argument('--best', type=count, default=5, help='classes shown')
     args = parser.parse_args()
 
     try:

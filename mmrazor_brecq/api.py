@@ -8,18 +8,21 @@ mmrazor_brecq.export_onnx(model, images, 'quantized.onnx')
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from typing import Any, Optional, Union
+from typing import Annotated, Any, Optional, Union
 
 import torch
 from mmengine.logging import MMLogger
-from torch import Tensor, nn
+from pydantic import Field
+from torch import nn
 
 from .algorithms import BRECQ
 from .checkpoint import load_quantized, read_quantized, save_quantized
 from .engine.calibration import (
     DEFAULT_MEMORY,
+    Memory,
     activation_store,
     check_count,
 )
@@ -27,10 +30,25 @@ from .engine.deploy import Request, write
 from .engine.launch import build_model, read_config
 from .engine.outliers import leave_out
 from .functional import in_grad_mode, ordinary
-from .graph import copy_network, unwrap
-from .reconstruction import FORWARD, Rows, at_once
+from .graph import (
+    Images,
+    Network,
+    Override,
+    PartitionConfig,
+    copy_network,
+    unwrap,
+)
+from .reconstruction import FORWARD, ReconstructorConfig, Rows, at_once
 from .report import UnitProgress, weight_bytes
+from .validation import Batch, Bits, Count, Seed, validated
 
+#: What may be saved and exported; that it is learned to its end shows later.
+Quantized = Annotated[
+    nn.Module,
+    Field(description='a quantized BRECQ, such as quantize() or load() gives'),
+]
+#: A path, not an empty one.
+FileName = Union[Annotated[str, Field(min_length=1)], os.PathLike]
 #: The default schedule, `configs/_base_/schedules/default.py`.
 SCHEDULE = dict(
     type='BlockReconstructor',
@@ -41,17 +59,18 @@ SCHEDULE = dict(
 
 @in_grad_mode
 @torch.random.fork_rng(devices=[])  # The caller's stream goes on as it was.
+@validated
 def quantize(
-    model: nn.Module,
-    images: Tensor,
-    weight_bits: int = 4,
-    activation_bits: Optional[int] = 4,
-    bit_overrides: Optional[dict[str, Union[int, dict]]] = None,
-    reconstructor: Optional[dict] = None,
-    partition: Optional[dict] = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    memory: Union[str, float, None] = DEFAULT_MEMORY,
+    model: Network,
+    images: Images,
+    weight_bits: Bits = 4,
+    activation_bits: Optional[Bits] = 4,
+    bit_overrides: Optional[dict[str, Override]] = None,
+    reconstructor: Optional[ReconstructorConfig] = None,
+    partition: Optional[PartitionConfig] = None,
+    batch_size: Count = 64,
+    seed: Seed = 0,
+    memory: Memory = DEFAULT_MEMORY,
     symmetric: Optional[bool] = None,
 ) -> tuple[BRECQ, dict[str, Any]]:
     """Quantize a trained network.
@@ -121,12 +140,6 @@ def quantize(
         partition=partition,
         reconstructor=reconstructor or SCHEDULE,
     )
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = getattr(images, 'dtype', type(images).__name__)
-        raise ValueError(
-            f'images are {kind}, expected a floating-point tensor of '
-            'preprocessed images, N x C x H x W'
-        )
     check_count(
         len(images), brecq.reconstructor.batch_size, f'{len(images)} images'
     )
@@ -161,7 +174,8 @@ def quantize(
 
 
 @in_grad_mode
-def save(model: BRECQ, path: str) -> None:
+@validated
+def save(model: Quantized, path: FileName) -> None:
     """Write a quantized network as integers of its bits.
 
     Args:
@@ -172,11 +186,12 @@ def save(model: BRECQ, path: str) -> None:
     Raises:
         ImportError: If safetensors is asked for and missing.
     """
-    save_quantized(unwrap(model), {}, path)
+    save_quantized(unwrap(model), {}, os.fspath(path))
 
 
 @in_grad_mode
-def load(network: Union[str, nn.Module], path: str) -> BRECQ:
+@validated
+def load(network: Union[FileName, Network], path: FileName) -> BRECQ:
     """Read a quantized network.
 
     Args:
@@ -191,8 +206,9 @@ def load(network: Union[str, nn.Module], path: str) -> BRECQ:
     Raises:
         ValueError: If it is a float checkpoint, or one of another network.
     """
-    if isinstance(network, str):
-        model = build_model(read_config(network))
+    path = os.fspath(path)
+    if not isinstance(network, nn.Module):
+        model = build_model(read_config(os.fspath(network)))
     else:
         meta = read_quantized(path)['meta']
         model = BRECQ(
@@ -205,13 +221,14 @@ def load(network: Union[str, nn.Module], path: str) -> BRECQ:
 
 
 @in_grad_mode
+@validated
 def export_onnx(
-    model: BRECQ,
-    images: Tensor,
-    path: str,
+    model: Quantized,
+    images: Images,
+    path: FileName,
     target: str = 'onnxruntime',
     pack: bool = False,
-    batch: Union[str, int] = 'dynamic',
+    batch: Batch = 'dynamic',
     force: bool = False,
     **requirements: Any,
 ) -> dict[str, Any]:
@@ -245,7 +262,7 @@ def export_onnx(
         target=target,
         pack=pack,
         batch=batch,
-        output=path,
+        output=os.fspath(path),
         force=force,
         **requirements,
     )

@@ -23,6 +23,7 @@ from . import _interrupt
 from .config_files import is_told
 from .configs import check_data, load_config
 from .recipe import Recipe
+from .validation import ImageCount, option
 from .version import __version__
 
 PACKAGE = Path(__file__).resolve().parent
@@ -269,7 +270,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         '--num-images',
-        type=int,
+        type=option(ImageCount),
         help=f'calibration images at most; default: {Recipe.num_images}',
     )
 

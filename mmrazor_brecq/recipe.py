@@ -13,6 +13,7 @@ from mmengine.config import Config, ConfigDict
 
 from .config_files import read_file
 from .registry import SCOPE
+from .validation import ImageCount, validated
 
 PACKAGE = Path(__file__).resolve().parent
 #: What only trains, in a config of OpenMMLab.
@@ -30,6 +31,7 @@ OF_TRAINING = (
 OF_LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations')
 
 
+@validated
 @dataclass(frozen=True)
 class Recipe:
     """What is done to a float model.
@@ -48,7 +50,7 @@ class Recipe:
     bits: str
     schedule: str = 'default'
     calibration: Optional[str] = None
-    num_images: int = 1024
+    num_images: ImageCount = 1024
 
     @property
     def name(self) -> str:

@@ -153,8 +153,8 @@ def test_what_is_not_quantized_is_neither_saved_nor_exported(
     half = copy.deepcopy(model)
     half.architecture.head.thaw(toy('residual').head.weight)
     for wrong, words in (
-        (toy('residual'), 'is a Classifier, expected a quantized BRECQ'),
-        (model.architecture, 'is a Classifier, expected a quantized'),
+        (toy('residual'), 'a Classifier, expected a quantized BRECQ'),
+        (model.architecture, 'a Classifier, expected a quantized'),
         (float_one, 'BRECQ of a Classifier holds the float network'),
         (placed, "'stem.0' first, have real weights: not reconstructed"),
         (half, "1 of 7 layers, 'head' first, have real weights"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from mmrazor_brecq.cli import config_of, run_tool, tool_parser
+from mmrazor_brecq.validation import Batch, Count, Share, option
 
 
 def main() -> int:
@@ -27,7 +28,10 @@ def main() -> int:
         help='store weights of four bits and fewer as INT4 and INT2',
     )
     parser.add_argument(
-        '--batch', default='dynamic', help='`dynamic`, or a number of images'
+        '--batch',
+        type=option(Batch),
+        default='dynamic',
+        help='`dynamic`, or a number of images',
     )
     parser.add_argument(
         '--output',
@@ -47,7 +51,10 @@ def main() -> int:
         help='write the file without comparing it to torch',
     )
     parser.add_argument(
-        '--images', type=int, default=1024, help='images to compare on'
+        '--images',
+        type=option(Count),
+        default=1024,
+        help='images to compare on',
     )
     for name, least, what in (
         ('agreement', 0.9, 'images of the same class'),
@@ -56,7 +63,7 @@ def main() -> int:
     ):
         parser.add_argument(
             f'--least-{name}',
-            type=float,
+            type=option(Share),
             default=least,
             help=f'share of {what} below which it fails',
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from mmrazor_brecq.cli import config_of, run_tool, tool_parser
+from mmrazor_brecq.validation import Count, option
 
 
 def main() -> int:
@@ -16,10 +17,13 @@ def main() -> int:
         '--out', required=True, help='the table, .csv or .json'
     )
     parser.add_argument(
-        '--repeats', type=int, default=30, help='runs of each layer'
+        '--repeats', type=option(Count), default=30, help='runs of each layer'
     )
     parser.add_argument(
-        '--threads', type=int, default=1, help='threads of the runtime'
+        '--threads',
+        type=option(Count),
+        default=1,
+        help='threads of the runtime',
     )
     parser.add_argument(
         '--template',

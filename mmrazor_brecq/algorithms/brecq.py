@@ -91,10 +91,11 @@ class BRECQ(BaseModel):
                 architecture = dict(
                     dict(data_preprocessor=data_preprocessor), **architecture
                 )
-            architecture = MMENGINE_MODELS.build(architecture)
+            built = MMENGINE_MODELS.build(architecture)
             place = Place('architecture', type(self).__name__)
-            judge(architecture, Network, place)
-        network: Any = unwrap_parts(architecture)
+            architecture = judge(built, Network, place)
+        network: Any = architecture
+        network = unwrap_parts(network)
         super().__init__(init_cfg=init_cfg)
         if isinstance(network, BaseModel):
             self.data_preprocessor = network.data_preprocessor

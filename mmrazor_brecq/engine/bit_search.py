@@ -25,7 +25,12 @@ from ..mixed_precision import (
 from ..mixed_precision.cost import Unmeasured
 from ..registry import TASK_UTILS
 from ..report import bits_figures, bits_table
-from .launch import bare_model, build_runner, calibration_images
+from .launch import (
+    bare_model,
+    build_runner,
+    calibration_images,
+    nothing_left_of_a_mistake,
+)
 from .sensitivity import MixedPrecision, SensitivityFile, sensitivities
 
 #: Points of the Pareto front in the figure.
@@ -90,9 +95,10 @@ def search_bits(
     alike = {text: parse_uniform(text) for text in equal_to}
     if not asked and not alike:
         raise ValueError('There is no budget: give --budget or --equal-to')
-    runner = build_runner(cfg)
-    model = bare_model(runner)
-    load_float(model, checkpoint, trust)
+    with nothing_left_of_a_mistake(cfg):
+        runner = build_runner(cfg)
+        model = bare_model(runner)
+        load_float(model, checkpoint, trust)
     search = _prepare(runner, model, settings, costs, sensitivity)
     asked += [_size_of(search, text, *pair) for text, pair in alike.items()]
     results = [_solve(search, budget) for budget in asked]

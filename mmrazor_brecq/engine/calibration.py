@@ -6,18 +6,21 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Optional, Union
+from typing import Annotated, Any, Optional, Union
 
 import psutil
 import torch
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.logging import print_log
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..algorithms import BRECQ
 from ..reconstruction import FORWARD, Rows, Store, at_once, share
+from ..validation import Config, Count, ImageCount, Natural, Place, judge
 from .outliers import leave_out
 
 UNITS = {
@@ -84,24 +87,48 @@ def memory_budget(
     Raises:
         ValueError: If it is neither.
     """
+    place = Place('test_cfg.calibration.memory', 'the calibration')
+    judge(memory, Memory, place)
     if memory is None:
         return None
     if memory == DEFAULT_MEMORY:
         return min(MOST_BY_DEFAULT, memory_budget(0.5, device) or 0)
     if isinstance(memory, str):
-        match = re.fullmatch(r'(\d+\.?\d*) *([KMGT]?I?B)', memory.upper())
-        if match and match[2] in UNITS:
-            return int(float(match[1]) * UNITS[match[2]])
-    elif isinstance(memory, (int, float)) and 0 < memory <= 1:
-        if device.type == 'cpu':
-            return int(memory * psutil.virtual_memory().available)
-        free, _ = torch.get_device_module(device).mem_get_info(device)
-        return int(memory * free)
-    raise ValueError(
-        f'test_cfg.calibration.memory={memory!r}, expected a size such as '
-        "'1GiB' or '500MB', a share of what is free (above 0, up to 1), "
-        "'auto' for half of it but 2 GiB at the most, or None for no limit"
-    )
+        return _size(memory)
+    if device.type == 'cpu':
+        return int(memory * psutil.virtual_memory().available)
+    free, _ = torch.get_device_module(device).mem_get_info(device)
+    return int(memory * free)
+
+
+def _size(text: str) -> int:
+    """The bytes of a size, 0 of what is none."""
+    match = re.fullmatch(r'(\d+\.?\d*) *([KMGT]?I?B)', text.upper())
+    if not match or match[2] not in UNITS:
+        return 0
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _known(memory: Union[str, float, None]) -> Union[str, float, None]:
+    if isinstance(memory, str):
+        fits = memory == DEFAULT_MEMORY or _size(memory) > 0
+    else:
+        fits = memory is None or 0 < memory <= 1
+    if not fits:
+        raise ValueError(MEMORY)
+    return memory
+
+
+MEMORY = (
+    "a size such as '1GiB' or '500MB', a share of what is free (above 0, up "
+    "to 1), 'auto' for half of it but 2 GiB at the most, or None for no limit"
+)
+#: What the activations of all images may take.
+Memory = Annotated[
+    Union[str, float, None],
+    AfterValidator(_known),
+    Field(description=MEMORY),
+]
 
 
 def activation_store(
@@ -118,27 +145,47 @@ def activation_store(
     return Store(memory_budget(memory, device), folder, AT_WORK)
 
 
-def check_keys(calibration: Mapping[str, Any]) -> None:
-    """See that it is said which images to calibrate on, and no more.
+@dataclass
+class Loader:
+    """What mmengine and torch take for a data loader."""
+
+    dataset: Any
+    batch_size: Count = 1
+    num_workers: Natural = 0
+    sampler: Any = None
+    batch_sampler: Any = None
+    collate_fn: Any = None
+    pin_memory: bool = False
+    pin_memory_device: str = ''
+    drop_last: bool = False
+    timeout: Annotated[float, Field(ge=0)] = 0
+    worker_init_fn: Any = None
+    multiprocessing_context: Any = None
+    generator: Any = None
+    prefetch_factor: Optional[Count] = None
+    persistent_workers: bool = False
+    in_order: bool = True
+    indices: Any = None
+    num_batch_per_epoch: Optional[Count] = None
+
+
+@dataclass
+class Calibration:
+    """Which images to calibrate on, and what they may take.
 
     Args:
-        calibration (dict): ``test_cfg.calibration``.
-
-    Raises:
-        ValueError: If a key is missing, or taken by nothing.
+        num_images (int): How many.
+        dataloader (dict): Where they come from.
+        memory (str | float, optional): As for :func:`memory_budget`.
     """
-    known = ('num_images', 'memory', 'dataloader')
-    for key in calibration:
-        if key not in known:
-            raise ValueError(
-                f'test_cfg.calibration.{key} is taken by nothing, expected '
-                f'one of {", ".join(known)}'
-            )
-    if not {'num_images', 'dataloader'} <= set(calibration):
-        raise ValueError(
-            'test_cfg.calibration lacks `num_images` or `dataloader`: it '
-            'says which images to calibrate on'
-        )
+
+    num_images: ImageCount
+    dataloader: Annotated[dict, Config(Loader)]
+    memory: Memory = DEFAULT_MEMORY
+
+
+#: How a parameter says that it takes the keys of a calibration.
+CalibrationConfig = Annotated[dict, Config(Calibration)]
 
 
 def check_count(count: int, batch: int, given: str) -> None:
@@ -188,7 +235,6 @@ def hold_images(
     Raises:
         ValueError: If a key is missing, or taken by nothing.
     """
-    check_keys(calibration)
     device = next(model.parameters()).device
     memory = calibration.get('memory', DEFAULT_MEMORY)
     store = activation_store(memory, device, folder)

@@ -8,7 +8,7 @@ import logging
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -27,12 +27,14 @@ from ..checkpoint import (
 )
 from ..export import build_target
 from ..report import export_table
+from ..validation import Batch, Count, Share, validated
 from .launch import build_model
 
 #: What the export cannot do without.
 PACKAGES = ('onnx', 'onnxscript', 'onnx_ir', 'onnxruntime')
 
 
+@validated
 @dataclass
 class Request:
     """What a user asks for.
@@ -53,15 +55,15 @@ class Request:
 
     target: str = 'onnxruntime'
     pack: bool = False
-    batch: Union[str, int] = 'dynamic'
+    batch: Batch = 'dynamic'
     output: Optional[str] = None
     force: bool = False
     preprocess: bool = False
     verify: bool = True
-    images: int = 1024
-    least_agreement: float = 0.9
-    least_exact: float = 0.97
-    least_within: float = 0.9999
+    images: Count = 1024
+    least_agreement: Share = 0.9
+    least_exact: Share = 0.97
+    least_within: Share = 0.9999
 
 
 def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
             nothing is written.
     """
     path = request.output or osp.splitext(checkpoint)[0] + '.onnx'
-    request = replace(request, output=path, batch=_batch(request.batch))
+    request = replace(request, output=path)
     _check(request)
     loader = _calibration_loader(cfg)
     model = build_model(cfg)
@@ -201,21 +203,6 @@ def check_output(path: str, force: bool) -> None:
             f'{path!r} is there already: add --force (`force=True`) to '
             'overwrite it, or name another file'
         )
-
-
-def _batch(batch: Union[str, int]) -> Union[str, int]:
-    if batch == 'dynamic':
-        return batch
-    try:
-        number = int(batch)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise ValueError(
-            f'--batch (`batch`) {batch!r}, expected `dynamic` or a '
-            'number from 1'
-        )
-    return number
 
 
 def _calibration_loader(cfg: Config) -> Any:

@@ -12,15 +12,17 @@ from ..checkpoint import keep_older, written_whole
 from ..mixed_precision import model_shape
 from ..mixed_precision.cost import FLOAT, LatencyTable
 from ..mixed_precision.latency import Row, format_rows, measure_latency
+from ..validation import Count, validated
 from .launch import bare_model, build_runner, calibration_images
 from .sensitivity import MixedPrecision
 
 
+@validated
 def write_latency_table(
     cfg: Config,
     path: str,
-    repeats: int = 30,
-    threads: int = 1,
+    repeats: Count = 30,
+    threads: Count = 1,
     measure: bool = True,
 ) -> None:
     """Measure the layers of a config on this machine, in ONNX Runtime.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os.path as osp
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -10,7 +12,7 @@ from typing import Any, Optional
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -20,8 +22,9 @@ from ..algorithms import BRECQ
 from ..checkpoint import load_float, load_quantized
 from ..configs import load_config, read_config
 from ..reconstruction import Rows
-from .calibration import ImageSet, check_keys, hold_images
+from .calibration import ImageSet, hold_images
 from .runners import RunOwner, RunVisitor
+from .settings import judge_settings
 
 __all__ = [
     'bare_model',
@@ -56,12 +59,12 @@ def ptq(
             "'mmrazor_brecq.PTQLoop': inherit one of configs/brecq, or write "
             '`test_cfg` as docs/tutorials/classifier.md has it'
         )
-    check_keys(loop.get('calibration') or {})
     # It is of this call, and no part of the config that stays.
     cfg.test_cfg.pop('resume', None)
-    runner = build_runner(cfg, RunOwner)
-    load_float(bare_model(runner), checkpoint, trust)
-    _loop(runner).resume = resume
+    with nothing_left_of_a_mistake(cfg):
+        runner = build_runner(cfg, RunOwner)
+        load_float(bare_model(runner), checkpoint, trust)
+        _loop(runner).resume = resume
     return runner.test()
 
 
@@ -76,14 +79,16 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
         dict: Its metrics.
     """
     cfg.test_cfg = dict()
-    runner = build_runner(cfg)
-    load_quantized(bare_model(runner), checkpoint)
-    _loop(runner)
+    with nothing_left_of_a_mistake(cfg):
+        runner = build_runner(cfg)
+        load_quantized(bare_model(runner), checkpoint)
+        _loop(runner)
     return runner.test()
 
 
 def build_model(cfg: Config) -> BRECQ:
     """The model of a config, without a runner and without weights."""
+    judge_settings(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = dict(cfg.model)
     if cfg.get('data_preprocessor') is not None:
@@ -108,6 +113,7 @@ def build_runner(cfg: Config, kind: type[Runner] = RunVisitor) -> Runner:
     Raises:
         ValueError: If the config has a key that nothing takes.
     """
+    judge_settings(cfg)  # It may have changed since it was read.
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         # mmengine's own launcher takes an accelerator for granted.
@@ -121,6 +127,24 @@ def build_runner(cfg: Config, kind: type[Runner] = RunVisitor) -> Runner:
     ]
     with _construction():
         return kind.from_cfg(cfg)
+
+
+@contextmanager
+def nothing_left_of_a_mistake(cfg: Config) -> Iterator[None]:
+    """Removes the run's folder if the work in it never began.
+
+    One that was there before stays.
+
+    Args:
+        cfg (Config): From :func:`load_config`.
+    """
+    was_there = osp.exists(cfg.work_dir)
+    try:
+        yield
+    except BaseException:
+        if not was_there and is_main_process():
+            shutil.rmtree(cfg.work_dir, ignore_errors=True)
+        raise
 
 
 @contextmanager

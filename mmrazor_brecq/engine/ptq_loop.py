@@ -40,6 +40,7 @@ from ..registry import LOOPS
 from ..report import UnitProgress, closing_table, setback, weight_bytes
 from ..version import __version__
 from .calibration import (
+    CalibrationConfig,
     ImageSet,
     fingerprint_images,
     hold_images,
@@ -75,7 +76,7 @@ class PTQLoop(TestLoop):
         runner: Runner,
         dataloader: Union[DataLoader, dict],
         evaluator: Union[Evaluator, dict, list],
-        calibration: dict,
+        calibration: CalibrationConfig,
         resume: bool = False,
         checkpoint: str = 'quantized.pth',
         fp16: bool = False,

@@ -7,32 +7,40 @@ import json
 import logging
 import os.path as osp
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Optional
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Optional
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config as MMEngineConfig
 from torch import nn
 
 from ..algorithms import BRECQ
 from ..checkpoint import fingerprint, save_json
-from ..graph import copy_network
+from ..graph import PartitionConfig, copy_network
 from ..mixed_precision import (
     Alone,
     Choice,
+    CostModel,
+    FisherError,
     Pairwise,
+    SearcherConfig,
     SearchSpace,
     find_choices,
     measure,
     uniform,
 )
-from ..reconstruction import Rows
+from ..reconstruction import ReconstructorConfig, Rows
 from ..registry import TASK_UTILS
 from ..report import UnitProgress
+from ..validation import Config, Count, Place, judge, validated
 from .calibration import fingerprint_images
 from .progress import Progress
 
+#: How a parameter says that it takes a cost model.
+CostConfig = Annotated[dict, Config(CostModel, TASK_UTILS)]
 
+
+@validated
 @dataclass
 class MixedPrecision(SearchSpace):
     """What a config says under ``mixed_precision``.
@@ -53,30 +61,28 @@ class MixedPrecision(SearchSpace):
             operations.
     """
 
-    reconstructor: Optional[dict] = None
-    partition: Optional[dict] = field(
+    reconstructor: Optional[ReconstructorConfig] = None
+    partition: Optional[PartitionConfig] = field(
         default_factory=lambda: dict(type='LayerPartition')
     )
-    num_images: int = 256
-    error: dict = field(default_factory=lambda: dict(type='FisherError'))
-    searcher: dict = field(default_factory=lambda: dict(type='ExactSearch'))
-    costs: Sequence[dict] = ()
+    num_images: Count = 256
+    error: Annotated[dict, Config(FisherError, TASK_UTILS)] = field(
+        default_factory=lambda: dict(type='FisherError')
+    )
+    searcher: SearcherConfig = field(
+        default_factory=lambda: dict(type='ExactSearch')
+    )
+    costs: Sequence[CostConfig] = ()
 
     @classmethod
-    def of(cls, cfg: Config) -> MixedPrecision:
+    def of(cls, cfg: MMEngineConfig) -> MixedPrecision:
         """What a config says, and the defaults for all else.
 
         Raises:
             ValueError: If it has a key too many, or a wrong value.
         """
-        given = dict(cfg.get('mixed_precision') or {})
-        known = [field.name for field in fields(cls)]
-        wrong = [key for key in given if key not in known]
-        if wrong:
-            raise ValueError(
-                f'mixed_precision.{wrong[0]} is unknown, expected one of '
-                f'{", ".join(known)}'
-            )
+        given = cfg.get('mixed_precision') or {}
+        judge(given, Annotated[dict, Config(cls)], Place('mixed_precision'))
         return cls(**given)
 
     @property

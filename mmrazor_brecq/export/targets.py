@@ -12,6 +12,7 @@ from torch import nn
 from ..layers import QuantLayer, quant_layers
 from ..quantizers import ActivationQuantizer
 from ..registry import SCOPE
+from ..validation import nearest
 
 TARGETS = Registry('target', scope=SCOPE, locations=['mmrazor_brecq.export'])
 
@@ -204,5 +205,6 @@ def build_target(name: str) -> Target:
         known = ', '.join(sorted(TARGETS.module_dict))
         raise ValueError(
             f'--target (`target`) {name!r} is unknown, expected one of {known}'
+            f'{nearest(name, TARGETS.module_dict)}'
         )
     return target()

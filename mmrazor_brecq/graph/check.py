@@ -31,9 +31,10 @@ def check_layers(model: nn.Module, trace: Trace) -> Account:
         ValueError: If it calls no convolution and no linear layer that can
             be quantized, or one without a batch of images, or if a weight is
             not of float32, or a module has a state that no checkpoint can
-            hold, or a parameter or statistic of one that is called is not finite, so large that its square is
-            not, or a variance below 0. What stays in float and channels of
-            zeros are only named in a warning.
+            hold, or a parameter or statistic of one that is called is not
+            finite, so large that its square is not, or a variance below 0.
+            What stays in float and channels of zeros are only named in a
+            warning.
     """
     pack_extra(model.state_dict())
     account = take_account(model, trace)

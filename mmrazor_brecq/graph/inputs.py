@@ -13,17 +13,11 @@ from torch.nn.parameter import is_lazy
 def _usable(network: nn.Module) -> nn.Module:
     """Refuse a network whose modules or weights nobody can look at."""
     for name, module in network.named_modules():
-        where = f' ({name!r} in it)' if name else ''
-        if isinstance(module, torch.jit.ScriptModule):
+        # A network that is itself scripted is told of where it is unwrapped.
+        if name and isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                'a network of plain modules, and it is scripted or traced'
-                f'{where}: give the one that it was made from'
-            )
-        compiled = getattr(module, '_compiled_call_impl', None) is not None
-        if compiled or '_orig_mod' in module._modules:
-            raise ValueError(
-                f'a network that is not compiled{where}: give the one that '
-                'went into torch.compile, such as `model._orig_mod`'
+                f'a network of plain modules, and {name!r} in it is scripted '
+                'or traced: put back the one that it was made from'
             )
     tensors = [*network.named_parameters(), *network.named_buffers()]
     for name, tensor in tensors:

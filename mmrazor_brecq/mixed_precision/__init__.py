@@ -9,6 +9,8 @@ from .search import (
     GeneticSearch,
     Infeasible,
     Problem,
+    Searcher,
+    SearcherConfig,
     Solution,
 )
 from .sensitivity import Alone, measure, uniform
@@ -33,6 +35,8 @@ __all__ = [
     'Pairwise',
     'Problem',
     'SearchSpace',
+    'Searcher',
+    'SearcherConfig',
     'Solution',
     'WeightBytes',
     'find_choices',

@@ -6,15 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
-from typing import Optional, Union
+from typing import Annotated, Literal, Optional, Union
+
+from pydantic import Field
 
 from ..algorithms import BRECQ
 from ..graph import Door
+from ..validation import Bits, Config, validated
 
 KINDS = ('weight', 'activation')
 
 #: An allowed width, several, or either by kind.
-Allowed = Union[int, Sequence[int], Mapping[str, Union[int, Sequence[int]]]]
+SomeBits = Union[Bits, Sequence[Bits]]
+
+
+@dataclass
+class AllowedByKind:
+    """Allowed widths of a layer's weight, its input, or both."""
+
+    weight: Optional[SomeBits] = None
+    activation: Optional[SomeBits] = None
+
+
+Allowed = Union[SomeBits, Annotated[dict, Config(AllowedByKind)]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ def choice_of(
     )
 
 
+@validated
 @dataclass
 class SearchSpace:
     """Which widths are searched, and what a device or a user asks for.
@@ -68,22 +83,19 @@ class SearchSpace:
             that a group matches take one width.
     """
 
-    bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)
-    kinds: Sequence[str] = ('weight',)
+    bits: Sequence[Bits] = (2, 3, 4, 5, 6, 7, 8)
+    kinds: Annotated[
+        Sequence[Literal['weight', 'activation']], Field(min_length=1)
+    ] = ('weight',)
     allowed: dict[str, Allowed] = field(default_factory=dict)
     shared: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
         self.bits = tuple(sorted(set(self.bits)))
-        if len(self.bits) < 2 or not set(self.bits) <= set(range(2, 9)):
+        if len(self.bits) < 2:
             raise ValueError(
                 f'mixed_precision.bits={list(self.bits)}, expected two or '
                 'more widths from 2 to 8'
-            )
-        if not self.kinds or not set(self.kinds) <= set(KINDS):
-            raise ValueError(
-                f'mixed_precision.kinds={list(self.kinds)}, expected '
-                "'weight', 'activation' or both"
             )
 
     def widths(self, choices: Sequence[Choice]) -> dict[str, tuple[int, ...]]:

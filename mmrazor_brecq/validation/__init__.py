@@ -10,9 +10,11 @@ from .declared import validated
 from .judge import judge
 from .numbers import (
     Amount,
+    Batch,
     Bits,
     Count,
     Exponent,
+    ImageCount,
     Natural,
     Positive,
     Rate,
@@ -24,10 +26,12 @@ from .words import Place, nearest
 
 __all__ = [
     'Amount',
+    'Batch',
     'Bits',
     'Config',
     'Count',
     'Exponent',
+    'ImageCount',
     'Natural',
     'Place',
     'Positive',

@@ -10,15 +10,11 @@ from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any, Callable, NamedTuple, TypeVar
 
-from torch import nn
-
 from .judge import Judge, compiled
 from .words import Place
 
 T = TypeVar('T', bound=Callable)
 NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-#: Constructors that take nothing, though they do not say so.
-EMPTY = (object.__init__, nn.Module.__init__)
 
 
 class Declared(NamedTuple):
@@ -46,7 +42,7 @@ def validated(target: T) -> T:
     if not isinstance(target, type):
         return typing.cast(T, _judging(target, target, method=False))
     init = target.__init__  # type: ignore[misc]
-    if inspect.isfunction(init) and init not in EMPTY:
+    if inspect.isfunction(init) and not _takes_nothing(init):
         # One that is inherited has been judged where it comes from.
         if not hasattr(init, 'declared_by'):
             target.__init__ = _judging(  # type: ignore[misc]
@@ -123,12 +119,19 @@ def _check(
     return judged
 
 
+def _takes_nothing(init: Any) -> bool:
+    """Whether a constructor takes nothing, though it does not say so."""
+    # That of torch.nn.Module is known without importing it.
+    module = getattr(init, '__module__', None)
+    return init is object.__init__ or module == 'torch.nn.modules.module'
+
+
 @functools.cache
 def declared(target: Any) -> Declared:
     """What a class or a function takes."""
     is_class = isinstance(target, type)
     function = target.__init__ if is_class else target
-    if function in EMPTY:
+    if _takes_nothing(function):
         return Declared({}, {}, False)
     try:
         signature = inspect.signature(function)

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Callable, get_args, get_origin
 
-import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
@@ -74,8 +73,8 @@ def _leaf(hint: Any) -> Judge:
         return lambda value, place: value  # It says nothing that we know.
 
     def check(value: Any, place: Place) -> Any:
-        if isinstance(value, np.generic):
-            value = value.item()
+        if type(value).__module__ == 'numpy' and hasattr(value, 'dtype'):
+            value = value.item() if not value.ndim else value
         others = OTHER_SEQUENCE.get(type(value))
         for form in (value, others(value)) if others else (value,):
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-from typing import Annotated, Any, Callable
+from typing import Annotated, Any, Callable, Literal, Union
 
 from pydantic import Field
 
@@ -15,6 +15,18 @@ from .words import Place, describe, show
 Count = Annotated[int, Field(ge=1, le=10**9)]
 #: Likewise, or none.
 Natural = Annotated[int, Field(ge=0, le=10**9)]
+#: How many calibration images: one to learn from, one to judge by.
+ImageCount = Annotated[
+    int,
+    Field(
+        ge=2,
+        le=10**9,
+        description='2 or more, a whole number: one to learn from and one '
+        'to judge by',
+    ),
+]
+#: How many images a network takes at a time.
+Batch = Union[Literal['dynamic'], Count]
 #: A bit width of integers.
 Bits = Annotated[int, Field(ge=2, le=8)]
 #: A seed, as numpy and torch both take it.

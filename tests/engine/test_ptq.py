@@ -246,11 +246,11 @@ def test_a_small_budget_changes_no_bit(finished, quick, tmp_path):
     [
         (
             dict(model__quantization__weight__bits=9),
-            '9 bits for the weight.*2 to 8',
+            'weight.bits=9.*2 to 8',
         ),
         (
             dict(model__quantization__activation__bits=1),
-            '1 bits for the activation.*2 to 8',
+            'activation.bits=1.*2 to 8',
         ),
         (
             dict(model__quantization__bit_overrides={'backbone.conv9': 4}),

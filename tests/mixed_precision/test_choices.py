@@ -113,7 +113,11 @@ def test_kinds_do_not_share_with_each_other():
     [
         (dict(allowed={'c.*': 4}), "'c.\\*' in `mixed_precision.allowed`"),
         (dict(shared=[['nothing']]), '`mixed_precision.shared` matches no'),
-        (dict(allowed={'a.*': 9}), 'leaves no width for a.conv1.weight'),
+        (dict(allowed={'a.*': 9}), r"allowed\['a...\]=9, expected.*2 to 8"),
+        (
+            dict(bits=[2, 4], allowed={'a.*': 8}),
+            'leaves no width for a.conv1.weight',
+        ),
         (dict(allowed={'a.*': dict(activation=4)}), 'mixed_precision.kinds'),
         (
             dict(
@@ -134,7 +138,7 @@ def test_constraints_that_cannot_hold_are_named(space, message):
     [
         (dict(bits=[4]), 'two or more widths'),
         (dict(bits=[1, 4]), 'from 2 to 8'),
-        (dict(kinds=['bias']), 'mixed_precision.kinds'),
+        (dict(kinds=['bias']), "kinds=..bias.., expected.*'activation'"),
     ],
 )
 def test_bad_spaces(space, message):

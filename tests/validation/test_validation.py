@@ -66,7 +66,6 @@ def _even(value):
         (Annotated[int, AfterValidator(_even)], [2, 0]),
         (object, [1, None]),
     ],
-    ids=str,
 )
 def test_what_is_declared_is_taken(hint, values):
     for value in values:
@@ -93,7 +92,6 @@ def test_what_is_declared_is_taken(hint, values):
         (Annotated[float, Field(gt=0, lt=1)], [0, 1], 'above 0 and below 1'),
         (LpObserver, [3, LpObserver], 'a LpObserver'),
     ],
-    ids=str,
 )
 def test_what_is_not_declared_is_refused_in_one_line(hint, values, expected):
     for value in values:
@@ -112,7 +110,6 @@ def test_what_is_not_declared_is_refused_in_one_line(hint, values, expected):
         (Optional[Sequence[Count]], [1, 0], 'top.key[1]=0'),
         (Union[int, dict[str, Count]], {'a': 0}, "top.key['a']=0"),
     ],
-    ids=str,
 )
 def test_the_path_leads_to_what_is_wrong(hint, value, path):
     with pytest.raises(ValueError) as info:
@@ -167,7 +164,6 @@ def test_keys_are_judged_before_anything_is_built():
         ([], r'objective=\[\], expected a dict'),
         (MSE, 'objective=the class MSE, expected a dict'),
     ],
-    ids=str,
 )
 def test_a_config_that_is_none_is_refused(config, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,71 @@
+"""What a config says beside its model, by declared types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Optional
+
+from mmengine.config import Config as MMEngineConfig
+from pydantic import Field
+
+from ..algorithms import BRECQ
+from ..registry import LOOPS, MODELS
+from ..validation import Config, Place, Seed, judge
+from .calibration import Loader
+from .ptq_loop import PTQLoop
+from .sensitivity import MixedPrecision
+
+
+@dataclass
+class Randomness:
+    """What mmengine's runner takes as ``randomness``."""
+
+    seed: Optional[Seed] = None
+    diff_rank_seed: bool = False
+    deterministic: bool = False
+
+
+LoopConfig = Annotated[
+    dict,
+    Config(
+        PTQLoop,
+        LOOPS,
+        settled=('runner', 'dataloader', 'evaluator'),
+    ),
+]
+
+
+@dataclass
+class Settings:
+    """The keys of a config that are judged before anything is built.
+
+    A config may have any others: they are mmengine's, or of its own.
+    """
+
+    model: Annotated[dict, Config(BRECQ, MODELS)]
+    test_cfg: Optional[LoopConfig] = None
+    test_dataloader: Optional[Annotated[dict, Config(Loader)]] = None
+    mixed_precision: Optional[Annotated[dict, Config(MixedPrecision)]] = None
+    randomness: Optional[Annotated[dict, Config(Randomness)]] = None
+    work_dir: Optional[Annotated[str, Field(min_length=1)]] = None
+    launcher: Optional[str] = None
+    default_scope: Optional[str] = None
+    custom_hooks: Optional[list[Any]] = None
+
+
+def judge_settings(cfg: MMEngineConfig) -> None:
+    """Judge a config.
+
+    Args:
+        cfg (Config): Complete, with the changes of the command line.
+
+    Raises:
+        ValueError: If a key is unknown or missing, or a value is wrong; it
+            names the key from the outermost one down.
+    """
+    names = {field.name for field in fields(Settings)}
+    given = {key: cfg[key] for key in cfg if key in names}
+    loop = given.get('test_cfg') or {}
+    if not str(loop.get('type')).endswith(PTQLoop.__name__):
+        given.pop('test_cfg', None)  # Another loop: it is not for ours.
+    judge(given, Annotated[dict, Config(Settings)], Place())
