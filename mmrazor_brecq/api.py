@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import nn
 
 from .algorithms import BRECQ
-from .checkpoint import load_quantized, read_quantized, save_quantized
+from .checkpoint import build_quantized, load_quantized, save_quantized
 from .engine.calibration import (
     DEFAULT_MEMORY,
     Memory,
@@ -204,18 +204,14 @@ def load(network: Union[FileName, Network], path: FileName) -> BRECQ:
         BRECQ: In evaluation mode.
 
     Raises:
-        ValueError: If it is a float checkpoint, or one of another network.
+        ValueError: If it is a float checkpoint, one of another network, or
+            damaged; or if it names a partition or an observer that is not
+            registered: import the code that registers yours first.
     """
     path = os.fspath(path)
-    if not isinstance(network, nn.Module):
-        model = build_model(read_config(os.fspath(network)))
-    else:
-        meta = read_quantized(path)['meta']
-        model = BRECQ(
-            copy_network(network),
-            meta['quantization'],
-            meta.get('partition'),
-        ).eval()
+    if isinstance(network, nn.Module):
+        return build_quantized(copy_network(network), path)
+    model = build_model(read_config(os.fspath(network)))
     load_quantized(model, path)
     return model
 

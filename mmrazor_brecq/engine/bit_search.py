@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import os.path as osp
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,13 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..algorithms import BRECQ
-from ..checkpoint import keep_older, load_float, save_json, written_whole
+from ..checkpoint import (
+    keep_older,
+    load_float,
+    locked,
+    save_json,
+    write_whole,
+)
 from ..functional import in_grad_mode
 from ..mixed_precision import (
     BitSearch,
@@ -29,8 +36,8 @@ from .launch import (
     bare_model,
     build_runner,
     calibration_images,
-    nothing_left_of_a_mistake,
 )
+from .results import one_run
 from .sensitivity import MixedPrecision, SensitivityFile, sensitivities
 
 #: Points of the Pareto front in the figure.
@@ -95,23 +102,32 @@ def search_bits(
     alike = {text: parse_uniform(text) for text in equal_to}
     if not asked and not alike:
         raise ValueError('There is no budget: give --budget or --equal-to')
-    with nothing_left_of_a_mistake(cfg):
+    with one_run(
+        cfg,
+        'once that is mended, the same command goes on after the last '
+        'finished unit',
+    ) as begun:
         runner = build_runner(cfg)
         model = bare_model(runner)
         load_float(model, checkpoint, trust)
-    search = _prepare(runner, model, settings, costs, sensitivity)
-    asked += [_size_of(search, text, *pair) for text, pair in alike.items()]
-    results = [_solve(search, budget) for budget in asked]
-    if changed:
-        source = _write_base(cfg)
-    paths = [
-        _write(cfg, source, budget.text, result)
-        for budget, result in zip(asked, results)
-    ]
-    _report(runner, search, asked, results)
-    for path in paths:
-        runner.logger.info(f'Quantize with tools/ptq.py {path} {checkpoint}')
-    return paths
+        begun()
+        search = _prepare(runner, model, settings, costs, sensitivity)
+        asked += [
+            _size_of(search, text, *pair) for text, pair in alike.items()
+        ]
+        results = [_solve(search, budget) for budget in asked]
+        if changed:
+            source = _write_base(cfg)
+        paths = [
+            _write(cfg, source, budget.text, result)
+            for budget, result in zip(asked, results)
+        ]
+        _report(runner, search, asked, results)
+        for path in paths:
+            runner.logger.info(
+                f'Quantize with tools/ptq.py {path} {checkpoint}'
+            )
+        return paths
 
 
 def _prepare(
@@ -123,13 +139,16 @@ def _prepare(
 ) -> BitSearch:
     """Measure what is not known, and set up the search."""
     images = calibration_images(runner, model)
-    file = SensitivityFile(
-        path or osp.join(runner.work_dir, 'sensitivity.json'),
-        settings.identity(model, runner.cfg, images, runner.seed),
-    )
-    choices, prepared = sensitivities(
-        model, settings, images, file, runner.seed, runner.logger
-    )
+    path = path or osp.join(runner.work_dir, 'sensitivity.json')
+    identity = settings.identity(model, runner.cfg, images, runner.seed)
+    os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
+    with locked(
+        f'{path}.lock', 'wait for it, or name another file with --sensitivity'
+    ):
+        file = SensitivityFile(path, identity)
+        choices, prepared = sensitivities(
+            model, settings, images, file, runner.seed, runner.logger
+        )
     floats = model.scheme.activation is None
     return BitSearch(
         settings,
@@ -292,8 +311,7 @@ def _write(
 
 def _write_text(text: str, path: str) -> None:
     keep_older(path)
-    with written_whole(path) as temporary, open(temporary, 'w') as file:
-        file.write(text)
+    write_whole(path, text)
 
 
 def _costs(costs: Mapping[str, float]) -> str:

@@ -23,7 +23,7 @@ from ..checkpoint import (
     check_quantized,
     load_quantized,
     save_json,
-    written_whole,
+    write_whole,
 )
 from ..export import build_target
 from ..report import export_table
@@ -173,8 +173,7 @@ def write(
         for said in found.others(target.runtime, request.least_agreement):
             print_log(said, 'current', logging.WARNING)
     content = to_bytes(built)
-    with written_whole(path) as name, open(name, 'wb') as file:
-        file.write(content)
+    write_whole(path, content)
     if report:
         save_json(report, f'{path}.json')
     print_log(f'{path}: {len(content):,} bytes', 'current')

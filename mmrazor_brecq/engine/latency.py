@@ -8,7 +8,7 @@ import platform
 import torch
 from mmengine.config import Config
 
-from ..checkpoint import keep_older, written_whole
+from ..checkpoint import keep_older, write_whole
 from ..mixed_precision import model_shape
 from ..mixed_precision.cost import FLOAT, LatencyTable
 from ..mixed_precision.latency import Row, format_rows, measure_latency
@@ -85,6 +85,5 @@ def write_latency_table(
         torch=torch.__version__,
     )
     keep_older(path)
-    with written_whole(path) as temporary, open(temporary, 'w') as file:
-        file.write(format_rows(rows, ending, device))
+    write_whole(path, format_rows(rows, ending, device))
     runner.logger.info(f'The latency table lies in {path}')

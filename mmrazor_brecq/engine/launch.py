@@ -23,6 +23,7 @@ from ..checkpoint import load_float, load_quantized
 from ..configs import load_config, read_config
 from ..reconstruction import Rows
 from .calibration import ImageSet, hold_images
+from .results import one_run
 from .runners import RunOwner, RunVisitor
 from .settings import judge_settings
 
@@ -61,11 +62,16 @@ def ptq(
         )
     # It is of this call, and no part of the config that stays.
     cfg.test_cfg.pop('resume', None)
-    with nothing_left_of_a_mistake(cfg):
+    with one_run(
+        cfg,
+        'once that is mended, the same command with --resume goes on after '
+        'the last finished unit',
+    ) as begun:
         runner = build_runner(cfg, RunOwner)
         load_float(bare_model(runner), checkpoint, trust)
         _loop(runner).resume = resume
-    return runner.test()
+        begun()
+        return runner.test()
 
 
 def test(cfg: Config, checkpoint: str) -> dict[str, float]:

@@ -28,8 +28,10 @@ from .._requirements import installed_versions
 from ..algorithms import BRECQ
 from ..checkpoint import (
     check_container,
+    check_describable,
     fingerprint,
     keep_older,
+    remove_folder,
     save_json,
     save_quantized,
 )
@@ -46,7 +48,8 @@ from .calibration import (
     hold_images,
     warn_of_overlap,
 )
-from .progress import Progress
+from .progress import Progress, in_first
+from .results import finished_metrics, made_by
 
 
 @LOOPS.register_module()
@@ -105,6 +108,7 @@ class PTQLoop(TestLoop):
         """
         clock = Clock()
         model = self.model
+        check_describable(model)
         calibration = ImageSet()
         with clock('prepare'):
             images = hold_images(
@@ -116,13 +120,12 @@ class PTQLoop(TestLoop):
             )
             calibration.gather()
             identity = self._identity(images)
+            done = self._finished(identity)
+            if done is not None:
+                return done
             original = copy_network(model)
             teacher = model.prepare(images.batch(0)[:1])
-            progress = Progress(
-                osp.join(self.runner.work_dir, 'progress'),
-                identity,
-                self.resume,
-            )
+            progress = Progress(self._path('progress'), identity, self.resume)
         bytes_of_weights = weight_bytes(model)
         with clock('evaluate'):
             self._evaluate(original, 'float', progress, calibration)
@@ -143,7 +146,10 @@ class PTQLoop(TestLoop):
                 show(report)
             model.reconstructor.autocast.follow(progress.types)
             for report in model.reconstruct(
-                teacher, images, self.runner.seed, done=progress.units()
+                teacher,
+                images,
+                self.runner.seed,
+                done=progress.units(model.part),
             ):
                 progress.add_unit(report, model.part(report.name))
                 self._plot(report)
@@ -163,6 +169,27 @@ class PTQLoop(TestLoop):
             progress.remove()
         barrier()
         return metrics
+
+    def _path(self, name: str) -> str:
+        """Of a file in the run's folder."""
+        return osp.join(self.runner.work_dir, name)
+
+    def _finished(self, identity: dict[str, str]) -> Optional[dict]:
+        """Metrics of the run, if it was killed after all of its work."""
+        paths = self._path(self.checkpoint), self._path('report.json')
+        done = self.resume and in_first(
+            lambda: finished_metrics(*paths, identity)
+        )
+        if not done:
+            return None
+        self.runner.logger.info(
+            f'The run in {self.runner.work_dir} is done: the quantized model '
+            f'lies in {paths[0]}, the report in {paths[1]}'
+        )
+        if is_main_process():
+            remove_folder(self._path('progress'))
+        barrier()
+        return done
 
     def _evaluate(
         self,
@@ -222,7 +249,6 @@ class PTQLoop(TestLoop):
         store: Store,
         left_out: list[dict[str, Any]],
     ) -> None:
-        folder = self.runner.work_dir
         report = dict(
             **progress.metrics,
             seconds=clock.seconds,
@@ -242,11 +268,11 @@ class PTQLoop(TestLoop):
             seed=self.runner.seed,
             identity=identity,
         )
-        checkpoint, table = (
-            osp.join(folder, name) for name in (self.checkpoint, 'report.json')
-        )
-        keep_older(checkpoint)
-        keep_older(table)
+        checkpoint, table = map(self._path, (self.checkpoint, 'report.json'))
+        for path in (checkpoint, table):
+            # A run that goes on may have been killed after it had written.
+            if not self.resume or not made_by(path, identity):
+                keep_older(path)
         dataset = getattr(self.dataloader.dataset, 'metainfo', {})
         meta = dict(
             identity=identity,

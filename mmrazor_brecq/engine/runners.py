@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.runner import Runner
 
-from ..checkpoint import keep_older, written_whole
+from ..checkpoint import keep_older, write_whole
 
 
 class RunOwner(Runner):
@@ -28,8 +28,7 @@ class RunOwner(Runner):
                 if file.read() == text:
                     return
             keep_older(path)
-        with written_whole(path) as name, open(name, 'w') as file:
-            file.write(text)
+        write_whole(path, text)
 
     @property
     def config_name(self) -> str:

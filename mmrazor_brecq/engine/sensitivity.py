@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os.path as osp
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,10 +14,17 @@ from typing import Annotated, Any, Optional
 
 import torch
 from mmengine.config import Config as MMEngineConfig
+from mmengine.logging import print_log
 from torch import nn
 
 from ..algorithms import BRECQ
-from ..checkpoint import fingerprint, save_json
+from ..checkpoint import (
+    checksum_of,
+    fingerprint,
+    once,
+    remove_folder,
+    save_json,
+)
 from ..graph import PartitionConfig, copy_network
 from ..mixed_precision import (
     Alone,
@@ -145,16 +154,16 @@ class SensitivityFile:
 
     def _read(self) -> None:
         try:
-            with open(self.path) as file:
-                content = json.load(file)
+            with open(self.path, 'rb') as file:
+                content = json.loads(file.read(), object_pairs_hook=once)
             before = content['identity']
-            for name, terms in content['alone'].items():
-                for bits, value in terms.items():
-                    self.loss.add(name, int(bits), float(value))
-            for one, a, two, b, value in content['pairs']:
-                self.loss.add_pair((one, two), (a, b), value)
-            self.finished = content['finished']
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if not isinstance(before, dict):
+                raise ValueError('its identity is no dict')
+            self._read_terms(content)
+        except (
+            *(KeyError, TypeError, ValueError),
+            *(AttributeError, RecursionError),
+        ) as error:
             raise ValueError(
                 f'{self.path!r} is no file of sensitivities ({error}): name '
                 'another one with --sensitivity, or remove it'
@@ -166,30 +175,125 @@ class SensitivityFile:
                 f'another {" and ".join(other)}: name a new file with '
                 '--sensitivity, or use what they were measured with'
             )
+        checksum = content.pop('checksum', None)
+        if checksum is None:
+            print_log(
+                f'{self.path} is of an earlier version and has no checksum: '
+                'damage to it would go unnoticed',
+                'current',
+                logging.WARNING,
+            )
+        elif checksum != checksum_of(content):
+            raise ValueError(
+                f'{self.path!r} is not what its checksum says: it is damaged '
+                'or was edited. Name another one with --sensitivity, or '
+                'remove it'
+            )
+
+    def _read_terms(self, content: dict[str, Any]) -> None:
+        """Take the numbers, if they are such."""
+        for name, terms in content['alone'].items():
+            for bits, value in terms.items():
+                width = _width(int(bits), name)
+                self.loss.add(name, width, _loss(value, name, least=0))
+        for one, a, two, b, value in content['pairs']:
+            pair = f'{one} and {two}'
+            if not {one, two} <= set(self.loss.alone) or one == two:
+                raise ValueError(f'{pair} have no terms of their own')
+            widths = _width(a, pair), _width(b, pair)
+            table = self.loss.pairs.get((one, two), {})
+            if widths in table or (two, one) in self.loss.pairs:
+                raise ValueError(f'{pair} have two rows for {a} and {b} bits')
+            self.loss.add_pair((one, two), widths, _loss(value, pair))
+        self.finished = content['finished']
+        if not isinstance(self.finished, list) or not all(
+            isinstance(name, str) for name in self.finished
+        ):
+            raise ValueError('`finished` is no list of units')
+        if len(set(self.finished)) < len(self.finished):
+            raise ValueError('`finished` has a unit twice')
+
+    def check(self, choices: Sequence[Choice], widths: Sequence[int]) -> None:
+        """See that the units that are finished have all of their terms.
+
+        Args:
+            choices (list[Choice]): What is measured.
+            widths (list[int]): At which widths.
+
+        Raises:
+            ValueError: If one has not, or there is a term of no choice.
+        """
+        done = [choice for choice in choices if choice.unit in self.finished]
+        alone = {choice.name: set(widths) for choice in done}
+        found = {name: set(terms) for name, terms in self.loss.alone.items()}
+        pairs = {
+            tuple(sorted((one.name, two.name)))
+            for one, two in itertools.combinations(done, 2)
+            if one.unit == two.unit
+        }
+        known = {tuple(sorted(pair)) for pair in self.loss.pairs}
+        units = {choice.unit for choice in choices}
+        whole = set(itertools.product(widths, widths))
+        if not (
+            set(self.finished) <= units
+            and alone == found
+            and pairs == known
+            and all(set(t) == whole for t in self.loss.pairs.values())
+        ):
+            raise ValueError(
+                f'{self.path!r} lacks terms of the units that it says are '
+                'measured, or has some of others: name another file with '
+                '--sensitivity, or remove it'
+            )
+
+    def _folder(self, bits: int) -> str:
+        name = hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]
+        return f'{self.path}.progress-{name}-{bits}bits'
+
+    def forget(self, widths: Sequence[int]) -> None:
+        """Remove what was kept until all was measured."""
+        for bits in widths:
+            remove_folder(self._folder(bits))
 
     def progress(self, bits: int) -> Progress:
         """Where the model of one width is kept until all is measured."""
-        name = hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]
-        folder = f'{self.path}.progress-{name}-{bits}bits'
-        return Progress(folder, self.identity, osp.isdir(folder))
+        folder = self._folder(bits)
+        there = osp.exists(osp.join(folder, 'run.json'))
+        return Progress(folder, self.identity, there)
 
     def add(self, unit: str, loss: Pairwise) -> None:
         """Remember a unit."""
         self.loss.update(loss)
         self.finished.append(unit)
-        save_json(
-            dict(
-                identity=self.identity,
-                finished=self.finished,
-                alone=self.loss.alone,
-                pairs=[
-                    [one, a, two, b, value]
-                    for (one, two), table in self.loss.pairs.items()
-                    for (a, b), value in table.items()
-                ],
-            ),
-            self.path,
+        content = dict(
+            identity=self.identity,
+            finished=self.finished,
+            alone={
+                name: {str(bits): value for bits, value in terms.items()}
+                for name, terms in self.loss.alone.items()
+            },
+            pairs=[
+                [one, a, two, b, value]
+                for (one, two), table in self.loss.pairs.items()
+                for (a, b), value in table.items()
+            ],
         )
+        checksum = checksum_of(content)
+        save_json(dict(content, checksum=checksum), self.path)
+
+
+def _width(bits: Any, whose: str) -> int:
+    if type(bits) is not int or not 2 <= bits <= 8:
+        raise ValueError(f'{bits!r:.80} bits of {whose}, expected 2 to 8')
+    return bits
+
+
+def _loss(value: Any, whose: str, least: float = -math.inf) -> float:
+    fits = type(value) in (int, float) and math.isfinite(value)
+    if not fits or value < least:
+        expected = 'a finite number' + ('' if least < 0 else ', 0 or more')
+        raise ValueError(f'{value!r:.80} for {whose}, expected {expected}')
+    return float(value)
 
 
 def sensitivities(
@@ -226,7 +330,9 @@ def sensitivities(
         end.prepare(example)
     choices = find_choices(ends, settings.kinds)
     units = list(dict.fromkeys(choice.unit for choice in choices))
+    file.check(choices, settings.bits)
     if set(units) <= set(file.finished):
+        file.forget(settings.bits)
         return choices, prepared
     models, teacher = uniform_models(
         model, settings, images, file, seed, logger
@@ -253,8 +359,7 @@ def sensitivities(
             show.advance(
                 f'{unit or "network"}: at most {most:.3g} nats, by {name}'
             )
-    for bits in models:
-        file.progress(bits).remove()
+    file.forget(settings.bits)
     return choices, prepared
 
 
@@ -301,7 +406,7 @@ def _reconstruct(
 ) -> None:
     """Reconstruct what an earlier run has not."""
     modules = {unit.name: unit.module for unit in model.units}
-    done = progress.units()
+    done = progress.units(modules.__getitem__)
     if set(done) == set(modules):
         for name, state in done.items():
             modules[name].load_state_dict(state)

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+#: Integers that are handled at once, of which each takes a hundred bytes
+#: while it is; a multiple of 8, so that they fill whole bytes.
+PART = 2**20
+
 
 def pack_bits(integers: Tensor, bits: int) -> Tensor:
     """Signed integers as one stream of bits, the low ones first.
@@ -22,7 +26,12 @@ def pack_bits(integers: Tensor, bits: int) -> Tensor:
         Tensor: ``uint8``, ``ceil(n * bits / 8)`` of them; the last one is
         filled up with zeros.
     """
-    offset = integers.reshape(-1, 1).to(torch.int16) + 2 ** (bits - 1)
+    parts = integers.reshape(-1).split(PART)
+    return torch.cat([_pack(part, bits) for part in parts])
+
+
+def _pack(integers: Tensor, bits: int) -> Tensor:
+    offset = integers[:, None].to(torch.int16) + 2 ** (bits - 1)
     stream = ((offset >> torch.arange(bits)) & 1).to(torch.uint8).view(-1)
     stream = torch.cat([stream, stream.new_zeros(-len(stream) % 8)])
     places = torch.arange(8, dtype=torch.uint8)
@@ -40,8 +49,16 @@ def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     Returns:
         Tensor: ``int8`` in that shape.
     """
+    whole = torch.empty(math.prod(shape), dtype=torch.int8)
+    parts = packed.split(PART * bits // 8)
+    for integers, part in zip(whole.split(PART), parts):
+        integers.copy_(_unpack(part, bits, len(integers)))
+    return whole.view(*shape)
+
+
+def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     places = torch.arange(8, dtype=torch.uint8)
     stream = ((packed.view(-1, 1) >> places) & 1).view(-1)
-    stream = stream[: math.prod(shape) * bits].view(-1, bits).to(torch.int16)
+    stream = stream[: count * bits].view(-1, bits).to(torch.int16)
     offset = (stream << torch.arange(bits)).sum(1)
-    return (offset - 2 ** (bits - 1)).to(torch.int8).view(*shape)
+    return offset - 2 ** (bits - 1)

@@ -107,11 +107,28 @@ class QuantLayer(nn.Module):
     ) -> None:
         weight = state_dict.get(prefix + 'weight')
         if weight is not None and not weight.is_floating_point():
+            self._check_frozen(state_dict, prefix, weight)
             # In its own order of memory, whatever that of the file is.
             self._store(
                 torch.empty_like(self.stored_weight, dtype=weight.dtype)
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_frozen(
+        self, state_dict: dict, prefix: str, weight: Tensor
+    ) -> None:
+        """Refuse frozen weights that stand for no finite numbers."""
+        grid = self.weight_quantizer.grid
+        grid.check_width(state_dict, f'{prefix}weight_quantizer.')
+        grid.check_integers(weight, prefix + 'weight')
+        for key in ('bias', 'weight_quantizer.scale'):
+            value = state_dict.get(prefix + key)
+            if value is not None and not value.isfinite().all():
+                raise ValueError(
+                    f'{prefix}{key} in the checkpoint holds NaN or infinity, '
+                    'expected finite numbers: get the file anew, or '
+                    'quantize again'
+                )
 
 
 @cache

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os.path as osp
 from collections.abc import Mapping, Sequence
-from typing import Optional
+from typing import Any, Optional
 
 from ..layers import packed_bytes
 from ..registry import TASK_UTILS
@@ -16,6 +17,9 @@ from .shapes import LayerShape, ModelShape
 
 #: Width that stands for activations in float.
 FLOAT = 32
+
+#: Widths that a table may have, as text.
+WIDTHS = {str(bits) for bits in (*range(2, 9), FLOAT)}
 
 #: Widths of weight and input of every layer; None is float.
 LayerBits = Mapping[str, tuple[int, Optional[int]]]
@@ -175,29 +179,53 @@ class LatencyTable(CostModel):
                 f'No latency table at {path!r}: tools/measure_latency.py '
                 'makes one'
             )
+        table: dict[tuple[str, int, int], float] = {}
+        try:
+            for row in self._rows(path):
+                key, time = self._entry(row)
+                if key in table:
+                    raise ValueError(
+                        f'{key[0]} has two rows for {key[1]} and {key[2]} bits'
+                    )
+                table[key] = time
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f'{path!r} is no latency table ({error}): expected rows '
+                f'with {", ".join(self.COLUMNS)}'
+            ) from error
+        return table
+
+    def _rows(self, path: str) -> list[Any]:
         with open(path, newline='') as file:
-            try:
-                if path.endswith('.json'):
-                    content = json.load(file)
-                    rows = (
-                        content['rows']
-                        if isinstance(content, dict)
-                        else content
-                    )
-                else:
-                    rows = list(csv.DictReader(file))
-                return {
-                    (shape, int(weight), int(activation)): float(time)
-                    for shape, weight, activation, time in (
-                        [row[column] for column in self.COLUMNS]
-                        for row in rows
-                    )
-                }
-            except (KeyError, TypeError, ValueError) as error:
+            if not path.endswith('.json'):
+                return list(csv.DictReader(file))
+            content = json.load(file)
+        rows = content['rows'] if isinstance(content, dict) else content
+        if not isinstance(rows, list):
+            raise ValueError(f'its rows are {type(rows).__name__}')
+        return rows
+
+    def _entry(self, row: Any) -> tuple[tuple[str, int, int], float]:
+        """Work, widths and milliseconds of a row, if they make sense."""
+        shape, weight, activation, time = (row[name] for name in self.COLUMNS)
+        if not isinstance(shape, str) or not shape:
+            raise ValueError(f'{shape!r:.80} is the shape of no layer')
+        for bits in (weight, activation):
+            if str(bits) not in WIDTHS:
                 raise ValueError(
-                    f'{path!r} is no latency table ({error}): expected rows '
-                    f'with {", ".join(self.COLUMNS)}'
-                ) from error
+                    f'{shape} has a row for {bits!r:.80} bits, expected 2 to '
+                    f'8, or {FLOAT} for float'
+                )
+        key = shape, int(weight), int(activation)
+        if time == '':  # A template that is not filled in yet.
+            raise ValueError(f'{shape} has no time yet')
+        value = float('nan') if isinstance(time, bool) else float(time)
+        if not 0 <= value < math.inf:
+            raise ValueError(
+                f'{shape} takes {time!r:.80} ms, expected a finite number, 0 '
+                'or more'
+            )
+        return key, value
 
     def layer(self, shape: LayerShape, weight: int, activation: int) -> float:
         """Milliseconds of all its calls.

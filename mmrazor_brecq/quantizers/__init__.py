@@ -1,5 +1,5 @@
 from .activation import ActivationQuantizer
-from .observers import LpObserver, MinMaxObserver
+from .observers import LpObserver, MinMaxObserver, Observer
 from .rounding import AdaRound, Nearest, Rounding
 from .weight import WeightQuantizer
 
@@ -9,6 +9,7 @@ __all__ = [
     'LpObserver',
     'MinMaxObserver',
     'Nearest',
+    'Observer',
     'Rounding',
     'WeightQuantizer',
 ]

@@ -51,6 +51,59 @@ class Grid:
                 'checkpoint was made with'
             )
 
+    def check_values(self, state_dict: dict, prefix: str) -> None:
+        """Refuse the state of a quantizer that quantizes to nonsense.
+
+        Not a number is what a scale is before it is fitted: then all are.
+
+        Args:
+            state_dict (dict): A state.
+            prefix (str): Of the quantizer's keys in it.
+
+        Raises:
+            ValueError: If a scale is no normal number above zero, or a zero
+                point none of the grid's integers.
+        """
+        scale = state_dict.get(prefix + 'scale')
+        if scale is not None and not scale.isnan().all():
+            scale = scale.float()
+            least = torch.finfo(scale.dtype).tiny
+            wrong = ~(scale.isfinite() & (scale >= least))
+            _refuse(
+                prefix + 'scale',
+                scale[wrong],
+                f'finite numbers from {least:.4g}',
+            )
+        zero_point = state_dict.get(prefix + 'zero_point')
+        if zero_point is not None:
+            low, high = (0, 0) if self.symmetric else self.range
+            whole = zero_point == zero_point.round()
+            wrong = ~(whole & (zero_point >= low) & (zero_point <= high))
+            _refuse(
+                prefix + 'zero_point',
+                zero_point[wrong],
+                f'integers from {low} to {high}',
+            )
+
+    def check_integers(self, integers: Tensor, name: str) -> None:
+        """Refuse frozen weights that are none of the grid's integers.
+
+        Args:
+            integers (Tensor): The weights, any shape.
+            name (str): Of them.
+
+        Raises:
+            ValueError: If they are not ``int8``, or not in the range.
+        """
+        if integers.dtype != torch.int8:
+            raise ValueError(
+                f'{name} in the checkpoint is of {integers.dtype}, expected '
+                'torch.int8: get the file anew'
+            )
+        low, high = self.range
+        wrong = (integers < low) | (integers > high)
+        _refuse(name, integers[wrong], f'integers from {low} to {high}')
+
     def fit(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point that cover ``[low, high]`` and zero.
 
@@ -73,6 +126,14 @@ class Grid:
         # A step whose reciprocal overflows is no step at all.
         scale = torch.where(scale > 1e-30, scale, 1)
         return scale, zero_point.round().clamp(qmin, qmax)
+
+
+def _refuse(name: str, wrong: Tensor, expected: str) -> None:
+    if len(wrong):
+        raise ValueError(
+            f'{name} in the checkpoint has {float(wrong[0]):.4g}, expected '
+            f'{expected}: get the file anew, or quantize again'
+        )
 
 
 class Observer:

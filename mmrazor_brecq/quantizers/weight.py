@@ -160,6 +160,7 @@ class WeightQuantizer(nn.Module):
         self, state_dict: dict, prefix: str, *args: Any
     ) -> None:
         self.grid.check_width(state_dict, prefix)
+        self.grid.check_values(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.active = bool(self.scale.isfinite().all())
 

@@ -93,6 +93,18 @@ class Config(Mark):
             )
         return found
 
+    def registered(self, name: str) -> Any:
+        """The part of that very name; None if there is none.
+
+        Nothing is imported for it, unlike for the type in a config of a
+        user's.
+
+        Args:
+            name (str): Without a scope.
+        """
+        part = self.registry.module_dict.get(name)
+        return part if part is not None and self._fits(part) else None
+
     def _fits(self, part: Any) -> bool:
         """Whether it is of the kind that is wanted."""
         if not isinstance(part, type):

@@ -1,21 +1,28 @@
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 import torch
 
 from mmrazor_brecq.checkpoint import (
     keep_older,
     save_tensors,
-    written_whole,
+    write_whole,
 )
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'file'
     path.write_text('old')
-    with pytest.raises(RuntimeError), written_whole(str(path)) as name:
-        open(name, 'w').write('half')
-        raise RuntimeError
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match=r"Cannot write '.*/file' \(No space"):
+        write_whole(str(path), 'half')
     assert path.read_text() == 'old'
     assert list(tmp_path.iterdir()) == [path]
 

@@ -15,6 +15,7 @@ from mmrazor_brecq.checkpoint import (
     read_checkpoint,
     save_quantized,
 )
+from mmrazor_brecq.checkpoint.format import checksum
 from mmrazor_brecq.report import weight_bytes
 
 DOC = Path(__file__).parents[2] / 'docs/checkpoint.md'
@@ -53,6 +54,9 @@ def test_a_later_format_is_refused(state):
 def test_data_that_is_cut_is_refused(state):
     content = encode(state, {}, {})
     content['data'] = torch.cat([content['data'], content['data'][:1]])
+    with pytest.raises(ValueError, match='checksum'):
+        decode(content)
+    content['checksum'] = checksum(content)
     with pytest.raises(ValueError, match='bytes, expected'):
         decode(content)
 

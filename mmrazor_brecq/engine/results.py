@@ -1,0 +1,116 @@
+"""What a run leaves in its folder, and whether a run is done."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import os.path as osp
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from threading import Event
+from typing import Any, Optional
+
+from mmengine.config import Config
+
+from ..checkpoint import locked, read_quantized, sweep, told_of_folder
+
+#: Where launchers tell a process its number, before it has met the others.
+RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+
+@contextmanager
+def one_run(cfg: Config, cure: str) -> Iterator[Callable[[], None]]:
+    """Within it a run has its folder for itself.
+
+    What killed runs have left there half written is removed, and a full
+    disk, or a folder that is gone, is told in one message. A folder that
+    was not there before is gone again if the work in it never began.
+
+    Args:
+        cfg (Config): From :func:`load_config`.
+        cure (str): How to go on after such a message.
+
+    Yields:
+        callable: To be called when the work begins.
+
+    Raises:
+        OSError: With that message.
+        ValueError: If another run is at work in the folder.
+    """
+    folder = cfg.work_dir
+    rank = int(os.environ.get(RANKS.get(cfg.launcher, ''), 0))
+    # A log that cannot be written is no reason to show a traceback: what
+    # matters is written elsewhere, and fails for itself.
+    loud, logging.raiseExceptions = logging.raiseExceptions, False
+    begun = Event()
+    try:
+        with told_of_folder(folder, cure), ExitStack() as stack:
+            if rank == 0:
+                made = _make(folder)
+                stack.enter_context(
+                    locked(
+                        osp.join(folder, 'run.lock'),
+                        'wait for it, or name another folder with --work-dir',
+                    )
+                )
+                sweep(folder)
+                if made:
+                    stack.enter_context(_removed_unless(begun, folder))
+            yield begun.set
+    finally:
+        logging.raiseExceptions = loud
+
+
+@contextmanager
+def _removed_unless(begun: Event, folder: str) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if not begun.is_set():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(folder: str) -> bool:
+    """Make a folder; tell whether it was not there before."""
+    try:
+        os.makedirs(folder)
+    except FileExistsError:
+        return False
+    return True
+
+
+def finished_metrics(
+    checkpoint: str, report: str, identity: Mapping[str, str]
+) -> Optional[dict[str, float]]:
+    """Metrics of a run that is done, if it is.
+
+    Args:
+        checkpoint (str): Its quantized checkpoint.
+        report (str): Its report.
+        identity (dict): Of the run.
+    """
+    if all(made_by(path, identity) for path in (checkpoint, report)):
+        return _read_report(report).get('quantized')
+    return None
+
+
+def made_by(path: str, identity: Mapping[str, str]) -> bool:
+    """Whether a checkpoint or a report is whole, and of a certain run."""
+    try:
+        if path.endswith('report.json'):
+            found = _read_report(path).get('identity')
+        else:
+            found = read_quantized(path)['meta'].get('identity')
+    except (OSError, ValueError):
+        return False
+    return found == identity
+
+
+def _read_report(path: str) -> dict[str, Any]:
+    with open(path, 'rb') as file:
+        content = json.loads(file.read())
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} is no report')
+    return content
