@@ -23,7 +23,7 @@ from . import _interrupt
 from .config_files import is_told
 from .configs import check_data, load_config
 from .recipe import Recipe
-from .validation import ImageCount, option
+from .validation import ImageCount, Natural, option
 from .version import __version__
 
 PACKAGE = Path(__file__).resolve().parent
@@ -199,7 +199,7 @@ def tool_parser(
     parser.add_argument(
         '--local_rank',
         '--local-rank',
-        type=int,
+        type=option(Natural),
         default=0,
         help='number of the process on this machine; launchers set it',
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os.path as osp
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from ..checkpoint import load_float, load_quantized
 from ..configs import load_config, read_config
 from ..reconstruction import Rows
 from .calibration import ImageSet, hold_images
+from .mistakes import construction
 from .results import one_run
 from .runners import RunOwner, RunVisitor
 from .settings import judge_settings
@@ -101,7 +101,8 @@ def build_model(cfg: Config) -> BRECQ:
         # As the runner does it.
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     # So the architecture is looked for in the default scope, as there.
-    return MMENGINE_MODELS.build(model).eval()
+    with construction(cfg):
+        return MMENGINE_MODELS.build(model).eval()
 
 
 def build_runner(cfg: Config, kind: type[Runner] = RunVisitor) -> Runner:
@@ -131,7 +132,7 @@ def build_runner(cfg: Config, kind: type[Runner] = RunVisitor) -> Runner:
     cfg.custom_hooks = [
         hook for hook in cfg.get('custom_hooks') or [] if not _averages(hook)
     ]
-    with _construction():
+    with construction(cfg):
         return kind.from_cfg(cfg)
 
 
@@ -153,27 +154,9 @@ def nothing_left_of_a_mistake(cfg: Config) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _construction() -> Iterator[None]:
-    """Makes a key too many or too few an error of the config.
-
-    Any other TypeError is a constructor's own.
-    """
-    try:
-        yield
-    except TypeError as error:  # It names the class.
-        for said, what in (
-            ('unexpected keyword argument', 'has a key too many'),
-            (r'missing \d+ required', 'lacks a key'),
-        ):
-            if re.search(said, str(error)):
-                raise ValueError(f'The config {what}: {error}') from error
-        raise
-
-
 def _loop(runner: Runner) -> Any:
     """The loop of a runner, which builds its data sets."""
-    with _construction():
+    with construction(runner.cfg):
         return runner.test_loop
 
 

@@ -205,6 +205,6 @@ def build_target(name: str) -> Target:
         known = ', '.join(sorted(TARGETS.module_dict))
         raise ValueError(
             f'--target (`target`) {name!r} is unknown, expected one of {known}'
-            f'{nearest(name, TARGETS.module_dict)}'
+            f'{nearest(name, list(TARGETS.module_dict))}'
         )
     return target()

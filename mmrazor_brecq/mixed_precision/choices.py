@@ -83,7 +83,10 @@ class SearchSpace:
             that a group matches take one width.
     """
 
-    bits: Sequence[Bits] = (2, 3, 4, 5, 6, 7, 8)
+    bits: Annotated[
+        Sequence[Bits],
+        Field(min_length=2, description='two or more widths from 2 to 8'),
+    ] = (2, 3, 4, 5, 6, 7, 8)
     kinds: Annotated[
         Sequence[Literal['weight', 'activation']], Field(min_length=1)
     ] = ('weight',)

@@ -44,6 +44,11 @@ class Config(Mark):
             words += f', or a number of {self.number}'
         return words
 
+    def means(self, value: Any) -> bool:
+        """Whether it is a config, or could be the name of one."""
+        named = isinstance(value, str) and self.registry is not None
+        return named or isinstance(value, Mapping)
+
     def judge(self, value: Any, place: Place) -> Any:
         """Judge a config.
 

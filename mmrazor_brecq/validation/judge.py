@@ -28,6 +28,10 @@ class Mark(ABC):
         """What is expected."""
 
     @abstractmethod
+    def means(self, value: Any) -> bool:
+        """Whether a value is at least meant as one of these."""
+
+    @abstractmethod
     def judge(self, value: Any, place: Place) -> Any:
         """Judge a value, as :func:`judge` does."""
 
@@ -110,12 +114,13 @@ def _shaped(value: Any, member: Any) -> bool:
     """Whether a value is meant as this member of a union."""
     if get_origin(member) is Annotated:
         marks = member.__metadata__
-        if any(isinstance(mark, Mark) for mark in marks):
-            # A name, too: its refusal tells the names that there are.
-            return isinstance(value, (Mapping, str))
-        if any(getattr(mark, 'func', None) for mark in marks):
-            return True  # It has words of its own.
+        own = [mark for mark in marks if isinstance(mark, Mark)]
+        if own:
+            return own[0].means(value)
         member = get_args(member)[0]
+        if any(getattr(mark, 'func', None) for mark in marks):
+            # It has words of its own for what is of its kind.
+            return isinstance(member, type) and isinstance(value, member)
     kind = get_origin(member) or member
     if not isinstance(kind, type) or isinstance(value, str):
         return False

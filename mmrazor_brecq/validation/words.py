@@ -78,8 +78,15 @@ class Place(NamedTuple):
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """A question whether the most similar name is meant, if one is."""
-    names = {str(other).lower(): str(other) for other in known}
+    """A question whether the most similar name is meant, if one is.
+
+    Args:
+        name (str): What was written.
+        known (iterable | dict): The names that there are; of a dict the
+            keys, and its values are how they are to be written.
+    """
+    shown = known if isinstance(known, Mapping) else {x: x for x in known}
+    names = {str(other).lower(): text for other, text in shown.items()}
     close = difflib.get_close_matches(str(name).lower(), names, 1, 0.5)
     return f', did you mean {names[close[0]]!r}?' if close else ''
 
