@@ -186,18 +186,18 @@ def registered():
 
 def test_an_objective_of_ones_own_is_judged_by_its_annotations(registered):
     @registered
-    class Huber(MSE):
+    class Leaky(MSE):
         def __init__(self, delta: float = 1.0, name: Optional[str] = None):
             self.delta = delta
 
-    assert BlockReconstructor(objective=dict(type='Huber', delta=2))
+    assert BlockReconstructor(objective=dict(type='Leaky', delta=2))
     for delta in True, 'a', None:
         with pytest.raises(ValueError, match='objective.delta=.*a number'):
-            BlockReconstructor(objective=dict(type='Huber', delta=delta))
-        with pytest.raises(ValueError, match='^delta=.*`delta` of Huber'):
-            Huber(delta)
+            BlockReconstructor(objective=dict(type='Leaky', delta=delta))
+        with pytest.raises(ValueError, match='^delta=.*`delta` of Leaky'):
+            Leaky(delta)
     with pytest.raises(ValueError, match="did you mean 'delta'"):
-        Huber(dleta=2)
+        Leaky(dleta=2)
 
 
 def test_one_without_annotations_works(registered):
