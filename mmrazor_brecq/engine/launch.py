@@ -60,6 +60,7 @@ def ptq(
             "'mmrazor_brecq.PTQLoop': inherit one of configs/brecq, or write "
             '`test_cfg` as docs/tutorials/classifier.md has it'
         )
+    judge_settings(cfg)
     # It is of this call, and no part of the config that stays.
     cfg.test_cfg.pop('resume', None)
     with one_run(
@@ -120,7 +121,7 @@ def build_runner(cfg: Config, kind: type[Runner] = RunVisitor) -> Runner:
     Raises:
         ValueError: If the config has a key that nothing takes.
     """
-    judge_settings(cfg)  # It may have changed since it was read.
+    judge_settings(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         # mmengine's own launcher takes an accelerator for granted.
