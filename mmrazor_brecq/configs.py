@@ -143,22 +143,26 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
     Raises:
         FileNotFoundError: If one is not; the message names its key.
     """
-    found: Any
     for loader in loaders:
-        key, found = f'{loader}.dataset', cfg.to_dict()
-        for part in key.split('.'):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        for place, dataset in _datasets(key, found):
+        for place, dataset in _datasets(cfg, loader):
             _check_dataset(place, dataset)
 
 
-def _datasets(key: str, found: Any) -> Iterator[tuple[str, Mapping]]:
-    """Yield a data set and those that it wraps, each after its key."""
+def _datasets(cfg: Config, loader: str) -> Iterator[tuple[str, Mapping]]:
+    """Yield the data sets of a loader, each after its key."""
+    found: Any = cfg.to_dict()
+    for part in f'{loader}.dataset'.split('.'):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    yield from _wrapped(f'{loader}.dataset', found)
+
+
+def _wrapped(key: str, found: Any) -> Iterator[tuple[str, Mapping]]:
+    """Yield a data set and those that it wraps."""
     if isinstance(found, Mapping):
         yield key, found
-        yield from _datasets(f'{key}.dataset', found.get('dataset'))
+        yield from _wrapped(f'{key}.dataset', found.get('dataset'))
         for i, part in enumerate(found.get('datasets') or []):
-            yield from _datasets(f'{key}.datasets.{i}', part)
+            yield from _wrapped(f'{key}.datasets.{i}', part)
 
 
 def _check_dataset(key: str, dataset: Mapping) -> None:
@@ -183,6 +187,31 @@ def _check_dataset(key: str, dataset: Mapping) -> None:
                 f'({osp.abspath(path)}): put the images there, or name their '
                 f'place with --cfg-options {key}.{name}=PATH'
             )
+
+
+def asks_for(cfg: Config, path: str) -> Optional[str]:
+    """Return the key of a data set that asks for a file, with its value.
+
+    Args:
+        cfg (Config): Of a run.
+        path (str): The file or folder.
+    """
+    found: dict[str, str] = {}
+    for loader in ('test_dataloader', 'test_cfg.calibration.dataloader'):
+        for place, dataset in _datasets(cfg, loader):
+            root = dataset.get('data_root') or ''
+            for name, value in dataset.items():
+                values = value if isinstance(value, Mapping) else {'': value}
+                for inner, text in values.items():
+                    if not isinstance(text, str) or not text:
+                        continue
+                    key = f'{place}.{name}' + f'.{inner}' * bool(inner)
+                    for whole in (text, osp.join(root, text)):
+                        if f'{osp.abspath(path)}/'.startswith(
+                            f'{osp.abspath(osp.expanduser(whole))}/'
+                        ):
+                            found.setdefault(whole, f'{key}={text!r}')
+    return found[max(found, key=len)] if found else None
 
 
 def check_writable(folder: str) -> None:

@@ -24,7 +24,9 @@ from ..functional import in_grad_mode
 from ..mixed_precision import (
     BitSearch,
     Budget,
+    Choice,
     ExactSearch,
+    Pairwise,
     model_shape,
     parse_budget,
     parse_uniform,
@@ -77,6 +79,10 @@ def search_bits(
 
     Returns:
         list[str]: The configs.
+
+    Raises:
+        ValueError: If no bit widths keep to a budget. This shows before
+            anything is measured; the other budgets are searched first.
     """
     if cfg.launcher != 'none':
         raise ValueError(
@@ -111,7 +117,10 @@ def search_bits(
         model = bare_model(runner)
         load_float(model, checkpoint, trust)
         begun()
-        search = _prepare(runner, model, settings, costs, sensitivity)
+        refused: list[str] = []
+        search = _prepare(
+            runner, model, settings, costs, sensitivity, asked, refused, alike
+        )
         asked += [
             _size_of(search, text, *pair) for text, pair in alike.items()
         ]
@@ -127,6 +136,10 @@ def search_bits(
             runner.logger.info(
                 f'Quantize with tools/ptq.py {path} {checkpoint}'
             )
+        if refused:
+            raise ValueError(
+                '; '.join(refused) + '. The other budgets are done'
+            )
         return paths
 
 
@@ -136,29 +149,56 @@ def _prepare(
     settings: MixedPrecision,
     costs: Sequence[Any],
     path: Optional[str],
+    asked: list[Budget],
+    refused: list[str],
+    alike: Mapping[str, Any],
 ) -> BitSearch:
-    """Measure what is not known, and set up the search."""
+    """Measure what is not known, and set up the search.
+
+    Budgets that no bit widths keep to go from ``asked`` to ``refused``.
+    """
     images = calibration_images(runner, model)
     path = path or osp.join(runner.work_dir, 'sensitivity.json')
     identity = settings.identity(model, runner.cfg, images, runner.seed)
+    floats = model.scheme.activation is None
+
+    def search(
+        prepared: BRECQ, choices: Sequence[Choice], loss: Pairwise
+    ) -> BitSearch:
+        bits = prepared.bits.items()
+        return BitSearch(
+            settings,
+            model_shape(prepared.architecture, images.batch(0)[:1]),
+            {n: (w, None if floats else a) for n, (w, a) in bits},
+            choices,
+            loss,
+            costs,
+            settings.searcher,
+        )
+
+    def refuse(prepared: BRECQ, choices: Sequence[Choice]) -> None:
+        nothing = {c.name: dict.fromkeys(settings.bits, 0.0) for c in choices}
+        trial = search(prepared, choices, Pairwise(alone=nothing))
+        for budget in asked[:]:
+            try:
+                trial.solve(budget, ExactSearch())
+            except ValueError as error:
+                asked.remove(budget)
+                refused.append(str(error))
+                runner.logger.error(str(error))
+        if not asked and not alike:
+            raise ValueError('; '.join(refused))
+
     os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
     with locked(
         f'{path}.lock', 'wait for it, or name another file with --sensitivity'
     ):
         file = SensitivityFile(path, identity)
         choices, prepared = sensitivities(
-            model, settings, images, file, runner.seed, runner.logger
+            *(model, settings, images, file, runner.seed, runner.logger),
+            before=refuse,
         )
-    floats = model.scheme.activation is None
-    return BitSearch(
-        settings,
-        model_shape(prepared.architecture, images.batch(0)[:1]),
-        {n: (w, None if floats else a) for n, (w, a) in prepared.bits.items()},
-        choices,
-        file.loss,
-        costs,
-        settings.searcher,
-    )
+    return search(prepared, choices, file.loss)
 
 
 def _size_of(

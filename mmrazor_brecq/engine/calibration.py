@@ -255,7 +255,7 @@ def collect_images(
         model (BRECQ): Its preprocessor is applied.
         loader (DataLoader): Where they come from: the share of this
             process, as mmengine's samplers give it.
-        num_images (int): How many, in all processes together.
+        num_images (int): How many at most, in all processes together.
         images (ImageSet): Remembers them.
         store (Store): Where they are held.
 
@@ -265,11 +265,22 @@ def collect_images(
     Raises:
         ValueError: If there are too few, or one that is not finite.
     """
-    check_count(
-        num_images,
-        model.reconstructor.batch_size,
-        f'test_cfg.calibration.num_images={num_images}',
-    )
+    given = f'test_cfg.calibration.num_images={num_images}'
+    available = _available(loader)
+    few = available is not None and available < num_images
+    if available is not None and few:
+        num_images = available
+        given += (
+            ', but the data set of `test_cfg.calibration.dataloader` has '
+            f'{available}'
+        )
+    check_count(num_images, model.reconstructor.batch_size, given)
+    if few:
+        print_log(
+            f'{given} images: all of them are taken',
+            'current',
+            logging.WARNING,
+        )
     count = share(num_images)
     batches = _batches(model, loader, count, images)
     first = next(batches)
@@ -288,6 +299,20 @@ def collect_images(
     rows = Rows(parts, sizes, store)
     images.left_out = leave_out(rows, images.names)
     return rows
+
+
+def _available(loader: DataLoader) -> Optional[int]:
+    """How many images the loaders of all processes give; None if unknown."""
+    dataset: Any = loader.dataset
+    sampler: Any = loader.sampler
+    try:
+        whole, mine = len(dataset), len(sampler)
+    except TypeError:  # A stream.
+        return None
+    if loader.drop_last and loader.batch_size:
+        mine -= mine % loader.batch_size
+    # Samplers repeat some images, so that all processes have as many.
+    return min(whole, sum(all_gather_object(mine)))
 
 
 def _batches(

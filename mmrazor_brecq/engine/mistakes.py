@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..configs import asks_for
 from ..validation import nearest
 
 UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -22,16 +24,28 @@ UNKNOWN_TYPE = re.compile(r'(\S+) is not in the \S+ registry')
 def construction(cfg: Config) -> Iterator[None]:
     """Makes unknown types, and keys too many or too few, errors of a config.
 
-    Any other error is a constructor's own.
+    So it does a file that is not there. Any other error is a constructor's
+    own.
 
     Args:
         cfg (Config): What is built.
 
     Raises:
-        ValueError: In their place, with the path of the key.
+        FileNotFoundError: If a file is not there, with the path of the key
+            that asks for it.
+        ValueError: In place of the others, with the path of the key.
     """
     try:
         yield
+    except FileNotFoundError as error:
+        path = error.filename
+        key = asks_for(cfg, path) if isinstance(path, str) else None
+        if key is None:
+            raise
+        raise FileNotFoundError(
+            f'{error.strerror}: {path!r} (in {os.getcwd()}), which {key} '
+            'asks for: put it there, or name its place in the config'
+        ) from error
     except (TypeError, KeyError) as error:
         message = _as_mistake(cfg.to_dict(), error)
         if message is None:

@@ -211,7 +211,8 @@ class PTQLoop(TestLoop):
                 self.evaluator.process(data_samples=outputs, data_batch=data)
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         all_reduce(overlap)
-        warn_of_overlap(int(overlap), self.calibration['num_images'])
+        if calibration:
+            warn_of_overlap(int(overlap), len(calibration.seen))
         self.runner.logger.info(
             f'{name}: '
             + ', '.join(f'{key} {value:.4g}' for key, value in metrics.items())

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Optional
 
@@ -303,6 +303,7 @@ def sensitivities(
     file: SensitivityFile,
     seed: int,
     logger: logging.Logger,
+    before: Optional[Callable[[BRECQ, Sequence[Choice]], None]] = None,
 ) -> tuple[list[Choice], BRECQ]:
     """Measure what is not in the file yet.
 
@@ -317,6 +318,8 @@ def sensitivities(
         file (SensitivityFile): Where the numbers go.
         seed (int): Of all randomness.
         logger (logging.Logger): Takes a line for every unit.
+        before (callable, optional): Gets the prepared model and the choices
+            before anything is measured, and raises what speaks against it.
 
     Returns:
         tuple[list[Choice], BRECQ]: What there is to choose, and the model
@@ -329,6 +332,8 @@ def sensitivities(
     for end in ends.values():
         end.prepare(example)
     choices = find_choices(ends, settings.kinds)
+    if before is not None:
+        before(prepared, choices)
     units = list(dict.fromkeys(choice.unit for choice in choices))
     file.check(choices, settings.bits)
     if set(units) <= set(file.finished):
