@@ -242,6 +242,25 @@ def test_bad_budgets(again, budget, message):
         again(budget)
 
 
+def test_what_cannot_be_kept_shows_before_anything_is_measured(
+    tmp_path, monkeypatch
+):
+    def measured(*args):
+        raise AssertionError('It began to measure')
+
+    monkeypatch.setattr(engine_sensitivity, 'uniform_models', measured)
+    with pytest.raises(ValueError, match='weight_bytes<=1kB.*smallest'):
+        search_bits(config(tmp_path), CONFIG, FLOAT, ['weight_bytes<=1kB'])
+
+
+def test_one_infeasible_budget_leaves_the_others(again, tmp_path):
+    with pytest.raises(ValueError, match='1kB.*The other budgets are done'):
+        again('weight_bytes<=1kB', 'weight_bytes<=0.5MB')
+    found = json.loads((tmp_path / 'run/search.json').read_text())['found']
+    assert [result['budget'] for result in found] == ['weight_bytes<=0.5MB']
+    assert (tmp_path / 'run/bits_weight_bytes_0.5MB.py').exists()
+
+
 @pytest.mark.slow
 def test_the_smallest_feasible_budget_is_feasible(again):
     with pytest.raises(ValueError) as error:

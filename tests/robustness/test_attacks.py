@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import mmrazor_brecq
-from mmrazor_brecq.checkpoint import io, locked, read_checkpoint
+from mmrazor_brecq.checkpoint import locked, quantized, read_checkpoint
 from mmrazor_brecq.checkpoint.format import encode
 
 CONTAINERS = ['.pth', '.safetensors']
@@ -71,7 +71,7 @@ def write(model, path, change):
         return encode(state, widths, meta)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(io, 'encode', changed)
+        patch.setattr(quantized, 'encode', changed)
         mmrazor_brecq.save(model, path)
 
 
@@ -219,7 +219,7 @@ def test_integers_outside_their_bits_are_refused(model, tmp_path, monkeypatch):
     other = copy.deepcopy(model)
     other.architecture[1].stored_weight.data.fill_(127)  # It has four bits.
     monkeypatch.setattr(
-        io, 'encode', lambda state, bits, meta: encode(state, {}, meta)
+        quantized, 'encode', lambda state, bits, meta: encode(state, {}, meta)
     )
     mmrazor_brecq.save(other, path)
     with pytest.raises(ValueError, match='1.weight'):
