@@ -10,19 +10,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+import stat
 import sys
+
+#: Pixels of an image before and after it is resized, and of one edge.
+MOST_PIXELS, LONGEST_EDGE = 2**27, 2**14
 
 
 def read_image(path: str, size: list, resize: dict):
-    """An RGB image of the model's size, H x W x 3, as numbers 0 to 255."""
+    """Read an RGB image of the model's size, H x W x 3, from 0 to 255."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # It refuses twice as many.
+    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise SystemExit(f'{path!r} is no regular file: give an image')
     try:
         image = Image.open(path).convert('RGB')
     except FileNotFoundError:
         raise SystemExit(f'No image at {path!r}') from None
-    except (UnidentifiedImageError, OSError) as error:
+    except Image.DecompressionBombError as error:
+        raise SystemExit(f'{path!r} is too large an image: {error}') from None
+    except (
+        *(UnidentifiedImageError, OSError, SyntaxError),
+        *(ValueError, EOFError),
+    ) as error:
         raise SystemExit(
             f'{path!r} is no image that pillow can read ({error}): give a '
             'PNG, a JPEG or the like'
@@ -30,10 +44,14 @@ def read_image(path: str, size: list, resize: dict):
     height, width = size
     if 'edge' in resize:  # the short edge first, then the middle of it
         factor = resize['edge'] / min(image.size)
-        image = image.resize(
-            [max(round(x * factor), 1) for x in image.size],
-            Image.Resampling.BILINEAR,
-        )
+        scaled = [max(round(x * factor), 1) for x in image.size]
+        if math.prod(scaled) > MOST_PIXELS:
+            raise SystemExit(
+                f'{path!r} of {image.width} x {image.height} would be '
+                f'{scaled[0]} x {scaled[1]} with a short edge of '
+                f'{resize["edge"]}, expected at most {MOST_PIXELS:,} pixels'
+            )
+        image = image.resize(scaled, Image.Resampling.BILINEAR)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
     else:
@@ -84,7 +102,52 @@ def read_model(path: str):
             f'{path!r} does not say what images it takes: give a file that '
             'tools/export.py wrote'
         )
+    check_about(path, about)
     return session, about
+
+
+def check_about(path: str, about: dict) -> None:
+    """Refuse what a file says of its images before room is made for them."""
+
+    def is_edge(value) -> bool:
+        return type(value) is int and 0 < value <= LONGEST_EDGE
+
+    def is_triple(values) -> bool:
+        return (
+            isinstance(values, list)
+            and len(values) == 3
+            and all(type(x) in (int, float) for x in values)
+            and all(math.isfinite(x) for x in values)
+        )
+
+    given = about['input'] if isinstance(about['input'], dict) else {}
+    size, resize = given.get('size'), about.get('resize') or {}
+    norm = about.get('normalisation')
+    checks = {
+        'input.size': isinstance(size, list)
+        and len(size) == 2
+        and all(map(is_edge, size))
+        and math.prod(size) <= MOST_PIXELS,
+        'input.dtype': given.get('dtype') in ('uint8', 'float32'),
+        'resize': isinstance(resize, dict)
+        and ('edge' not in resize or is_edge(resize['edge'])),
+        'normalisation': norm is None
+        or isinstance(norm, dict)
+        and is_triple(norm.get('mean'))
+        and is_triple(norm.get('std'))
+        and all(norm['std'])
+        and norm.get('channels') in ('RGB', 'BGR'),
+        'classes': isinstance(about.get('classes') or [], list),
+    }
+    wrong = [name for name, fits in checks.items() if not fits]
+    if wrong:
+        key, _, inner = wrong[0].partition('.')
+        value = given.get(inner) if inner else about.get(key)
+        raise SystemExit(
+            f'{path!r} has {wrong[0]}={value!r:.80} in its metadata, which '
+            f'no image can have (edges of at most {LONGEST_EDGE}): give a '
+            'file that tools/export.py wrote'
+        )
 
 
 def count(text: str) -> int:
@@ -114,13 +177,13 @@ def main() -> int:
         ) from None
     session, about = read_model(args.model)
     pixels = read_image(
-        args.image, about['input']['size'], about.get('resize', {})
+        args.image, about['input']['size'], about.get('resize') or {}
     )
     feed = {session.get_inputs()[0].name: to_input(pixels, about)}
     logits = session.run(None, feed)[-1].reshape(-1).astype(np.float64)
     odds = np.exp(logits - logits.max())
     odds /= odds.sum()
-    classes = about.get('classes', [])
+    classes = about.get('classes') or []
     for place in np.argsort(-logits)[: args.best]:
         name = classes[place] if place < len(classes) else f'class {place}'
         print(f'{odds[place]:7.2%}  {name}')

@@ -195,7 +195,7 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
         )
     if meta.get('partition') not in (None, model.partition_cfg):
         with named(path):
-            check_names(dict(quantization=before, **meta))
+            check_names(dict(meta, quantization=before))
     _load(model, checkpoint, path)
     return meta
 

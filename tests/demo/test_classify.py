@@ -132,3 +132,57 @@ def test_it_needs_three_packages_alone():
         'onnxruntime',
         'PIL',
     }
+
+
+@pytest.mark.parametrize(
+    'about, message',
+    [
+        (dict(input=dict(dtype='uint8', size=[100000, 100000])), 'input.size'),
+        (dict(input=dict(dtype='uint8', size=[16384, 16384])), 'input.size'),
+        (dict(input=dict(dtype='uint8', size=[-1, 10])), 'input.size'),
+        (dict(input=dict(dtype='uint8', size='10')), 'input.size'),
+        (dict(input=dict(dtype='uint8', size=[10])), 'input.size'),
+        (dict(input=dict(dtype='uint8', size=[1e9, 10])), 'input.size'),
+        (dict(input=dict(dtype='int64', size=[10, 10])), 'input.dtype'),
+        (dict(input=7), 'input.size'),
+        (dict(resize=dict(edge=100000, crop=10)), 'resize'),
+        (dict(resize=[1]), 'resize'),
+        (dict(classes='abc'), 'classes'),
+        (dict(normalisation=dict(mean=[0], std=[1])), 'normalisation'),
+        (
+            dict(
+                normalisation=dict(mean=[0] * 3, std=[1, 0, 1], channels='RGB')
+            ),
+            'normalisation',
+        ),
+    ],
+)
+def test_metadata_is_judged_before_room_is_made(
+    monkeypatch, tmp_path, picture, about, message
+):
+    path = model(tmp_path / 'm.onnx', 'uint8')
+    proto = onnx.load(path)
+    for prop in list(proto.metadata_props):
+        if prop.key in about:
+            proto.metadata_props.remove(prop)
+    for key, value in about.items():
+        proto.metadata_props.add(key=key, value=json.dumps(value))
+    onnx.save(proto, path)
+    said = classify(monkeypatch, picture, '--model', path)
+    assert f'{message}=' in said and 'metadata' in said
+
+
+def test_a_narrow_image_is_not_blown_up(monkeypatch, tmp_path):
+    path = model(tmp_path / 'm.onnx', 'uint8', resize=dict(edge=10, crop=10))
+    wide = tmp_path / 'wide.png'
+    Image.new('RGB', (2_000_000, 1)).save(wide)
+    said = classify(monkeypatch, wide, '--model', path)
+    assert '2000000 x 1 would be 20000000 x 10' in said
+
+
+def test_an_image_that_claims_too_much(monkeypatch, tmp_path):
+    path = model(tmp_path / 'm.onnx', 'uint8')
+    image = tmp_path / 'bomb.png'
+    Image.new('1', (20000, 20000)).save(image)
+    said = classify(monkeypatch, image, '--model', path)
+    assert 'is too large an image' in said
