@@ -133,7 +133,7 @@ def main() -> None:
     init_default_scope('mmcls')
     model = MODELS.build(cfg.model)
     path = args.checkpoint or f'demo/{args.model}_fashion-mnist.pth'
-    model.load_state_dict(torch.load(path))
+    model.load_state_dict(torch.load(path, weights_only=True))
     model.eval()
     images = torch.randn(256, 3, 64, 64)
     teacher = model.prepare(images[:1])

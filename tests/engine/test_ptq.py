@@ -198,7 +198,7 @@ def test_resume_refuses_another_run(quick, tmp_path, monkeypatch, change):
         ptq(quick(), FLOAT)
     checkpoint, what = FLOAT, 'config'
     if change is None:
-        state = torch.load(FLOAT)
+        state = torch.load(FLOAT, weights_only=True)
         state['head.fc.bias'] += 1
         checkpoint, what = str(tmp_path / 'other.pth'), 'checkpoint'
         torch.save(state, checkpoint)

@@ -107,7 +107,8 @@ def run(world, folder, kind='usual'):
     ]
     assert [process.wait(timeout=300) for process in each] == [0] * world
     return [
-        torch.load(f'{folder}/{world}_{rank}.pth') for rank in range(world)
+        torch.load(f'{folder}/{world}_{rank}.pth', weights_only=True)
+        for rank in range(world)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import hashlib
 import importlib.util
@@ -668,3 +669,20 @@ def test_a_run_that_goes_on_runs_nothing(demo, tmp_path, monkeypatch):
             resume=True,
         )
     assert not mark.exists()
+
+
+def test_every_load_of_torch_says_how():
+    """Torch 2.4 runs code unless it is told not to."""
+    root = Path(__file__).parents[2]
+    calls = [
+        (file, node)
+        for top in ('mmrazor_brecq', 'tools', 'benchmarks', 'demo', 'tests')
+        for file in (root / top).rglob('*.py')
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == 'torch.load'
+    ]
+    assert calls
+    for file, node in calls:
+        said = {keyword.arg for keyword in node.keywords}
+        assert 'weights_only' in said, f'{file}:{node.lineno}'
