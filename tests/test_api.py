@@ -191,7 +191,9 @@ def test_a_whole_model_can_be_pickled_and_copied(finished, tmp_path):
     layer = model.architecture.stem[0]
     torch.save((layer, images), tmp_path / 'both.pth')
     subprocess.run([sys.executable, '-c', code], check=True)
-    assert torch.equal(torch.load(tmp_path / 'out.pth'), layer(images))
+    assert torch.equal(
+        torch.load(tmp_path / 'out.pth', weights_only=True), layer(images)
+    )
 
 
 @pytest.mark.slow
