@@ -112,11 +112,10 @@ def search_bits(
         cfg,
         'once that is mended, the same command goes on after the last '
         'finished unit',
-    ) as begun:
+    ):
         runner = build_runner(cfg)
         model = bare_model(runner)
         load_float(model, checkpoint, trust)
-        begun()
         refused: list[str] = []
         search = _prepare(
             runner, model, settings, costs, sensitivity, asked, refused, alike

@@ -14,6 +14,7 @@ from ..mixed_precision.cost import FLOAT, LatencyTable
 from ..mixed_precision.latency import Row, format_rows, measure_latency
 from ..validation import Count, validated
 from .launch import bare_model, build_runner, calibration_images
+from .runners import starting
 from .sensitivity import MixedPrecision
 
 
@@ -47,7 +48,9 @@ def write_latency_table(
     runner = build_runner(cfg)
     model = bare_model(runner)
     count = model.reconstructor.batch_size
-    example = calibration_images(runner, model, count).batch(0)
+    with starting(runner):
+        example = calibration_images(runner, model, count).batch(0)
+    runner.begin()
     model.eval()
     model.prepare(example[:1])
     shapes = [

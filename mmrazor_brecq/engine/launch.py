@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os.path as osp
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Optional
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_distributed, is_main_process
+from mmengine.dist import is_distributed
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -24,7 +20,7 @@ from ..reconstruction import Rows
 from .calibration import ImageSet, hold_images
 from .mistakes import construction
 from .results import one_run
-from .runners import RunOwner, RunVisitor
+from .runners import RunOwner, RunVisitor, starting
 from .settings import judge_settings
 
 __all__ = [
@@ -67,11 +63,11 @@ def ptq(
         cfg,
         'once that is mended, the same command with --resume goes on after '
         'the last finished unit',
-    ) as begun:
+    ):
         runner = build_runner(cfg, RunOwner)
-        load_float(bare_model(runner), checkpoint, trust)
-        _loop(runner).resume = resume
-        begun()
+        with starting(runner):
+            load_float(bare_model(runner), checkpoint, trust)
+            _loop(runner).resume = resume
         return runner.test()
 
 
@@ -86,10 +82,11 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
         dict: Its metrics.
     """
     cfg.test_cfg = dict()
-    with nothing_left_of_a_mistake(cfg):
-        runner = build_runner(cfg)
+    runner = build_runner(cfg)
+    with starting(runner):
         load_quantized(bare_model(runner), checkpoint)
         _loop(runner)
+    runner.begin()
     return runner.test()
 
 
@@ -106,7 +103,7 @@ def build_model(cfg: Config) -> BRECQ:
         return MMENGINE_MODELS.build(model).eval()
 
 
-def build_runner(cfg: Config, kind: type[Runner] = RunVisitor) -> Runner:
+def build_runner(cfg: Config, kind: type[RunOwner] = RunVisitor) -> RunOwner:
     """A runner as the config says.
 
     Args:
@@ -135,24 +132,6 @@ def build_runner(cfg: Config, kind: type[Runner] = RunVisitor) -> Runner:
     ]
     with construction(cfg):
         return kind.from_cfg(cfg)
-
-
-@contextmanager
-def nothing_left_of_a_mistake(cfg: Config) -> Iterator[None]:
-    """Removes the run's folder if the work in it never began.
-
-    One that was there before stays.
-
-    Args:
-        cfg (Config): From :func:`load_config`.
-    """
-    was_there = osp.exists(cfg.work_dir)
-    try:
-        yield
-    except BaseException:
-        if not was_there and is_main_process():
-            shutil.rmtree(cfg.work_dir, ignore_errors=True)
-        raise
 
 
 def _loop(runner: Runner) -> Any:

@@ -50,6 +50,7 @@ from .calibration import (
 )
 from .progress import Progress, in_first
 from .results import finished_metrics, made_by
+from .runners import begin, starting
 
 
 @LOOPS.register_module()
@@ -110,7 +111,7 @@ class PTQLoop(TestLoop):
         model = self.model
         check_describable(model)
         calibration = ImageSet()
-        with clock('prepare'):
+        with starting(self.runner), clock('prepare'):
             images = hold_images(
                 model,
                 self.calibration_dataloader,
@@ -126,6 +127,7 @@ class PTQLoop(TestLoop):
             original = copy_network(model)
             teacher = model.prepare(images.batch(0)[:1])
             progress = Progress(self._path('progress'), identity, self.resume)
+        begin(self.runner)
         bytes_of_weights = weight_bytes(model)
         with clock('evaluate'):
             self._evaluate(original, 'float', progress, calibration)

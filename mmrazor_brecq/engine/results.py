@@ -6,34 +6,30 @@ import json
 import logging
 import os
 import os.path as osp
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from threading import Event
 from typing import Any, Optional
 
 from mmengine.config import Config
 
 from ..checkpoint import locked, read_quantized, sweep, told_of_folder
+from .runners import missing_folders, remove_empty
 
 #: Where launchers tell a process its number, before it has met the others.
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 @contextmanager
-def one_run(cfg: Config, cure: str) -> Iterator[Callable[[], None]]:
+def one_run(cfg: Config, cure: str) -> Iterator[None]:
     """Within it a run has its folder for itself.
 
     What killed runs have left there half written is removed, and a full
-    disk, or a folder that is gone, is told in one message. A folder that
-    was not there before is gone again if the work in it never began.
+    disk, or a folder that is gone, is told in one message. Folders that
+    were not there before are gone again if nothing came to lie in them.
 
     Args:
         cfg (Config): From :func:`load_config`.
         cure (str): How to go on after such a message.
-
-    Yields:
-        callable: To be called when the work begins.
 
     Raises:
         OSError: With that message.
@@ -44,11 +40,11 @@ def one_run(cfg: Config, cure: str) -> Iterator[Callable[[], None]]:
     # A log that cannot be written is no reason to show a traceback: what
     # matters is written elsewhere, and fails for itself.
     loud, logging.raiseExceptions = logging.raiseExceptions, False
-    begun = Event()
     try:
         with told_of_folder(folder, cure), ExitStack() as stack:
             if rank == 0:
-                made = _make(folder)
+                stack.callback(remove_empty, missing_folders(folder))
+                os.makedirs(folder, exist_ok=True)
                 stack.enter_context(
                     locked(
                         osp.join(folder, 'run.lock'),
@@ -56,29 +52,9 @@ def one_run(cfg: Config, cure: str) -> Iterator[Callable[[], None]]:
                     )
                 )
                 sweep(folder)
-                if made:
-                    stack.enter_context(_removed_unless(begun, folder))
-            yield begun.set
+            yield
     finally:
         logging.raiseExceptions = loud
-
-
-@contextmanager
-def _removed_unless(begun: Event, folder: str) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if not begun.is_set():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _make(folder: str) -> bool:
-    """Make a folder; tell whether it was not there before."""
-    try:
-        os.makedirs(folder)
-    except FileExistsError:
-        return False
-    return True
 
 
 def finished_metrics(

@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mmrazor_brecq.engine.calibration import (
     ImageSet,
@@ -100,6 +100,52 @@ def test_few_images_are_told(count, warned, warnings_log):
     assert len(rows) == count
     assert len(warnings_log) == warned
     assert all('not even a batch of 32' in line for line in warnings_log)
+
+
+@pytest.mark.parametrize('drop_last, expected', [(False, 40), (True, 32)])
+def test_fewer_images_than_asked_for_are_all_taken(
+    drop_last, expected, warnings_log
+):
+    images = torch.arange(40.0).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+    loader = DataLoader(Images(images), batch_size=16, drop_last=drop_last)
+    rows = collect_images(Model(), loader, 1024, ImageSet(), Store())
+
+    found = torch.cat([batch[:, 0, 0, 0] for batch in rows.split()])
+    assert torch.equal(found, torch.arange(float(expected)))
+    (line,) = warnings_log
+    assert 'num_images=1024' in line and f'has {expected} images' in line
+
+
+def test_too_few_of_them_are_refused():
+    loader = DataLoader(Images(torch.zeros(1, 3, 4, 4)), batch_size=8)
+    with pytest.raises(ValueError, match='num_images=1024.*has 1, expected 2'):
+        collect_images(Model(), loader, 1024, ImageSet(), Store())
+
+
+@pytest.mark.parametrize('count', [160, 161, 7])
+def test_processes_take_each_image_once(monkeypatch, count):
+    """Though their samplers repeat one where they would not be even."""
+    found = []
+    for rank in range(2):
+        for name in ('reconstruction.processes', 'engine.calibration'):
+            monkeypatch.setattr(
+                f'mmrazor_brecq.{name}.get_world_size', lambda: 2
+            )
+        monkeypatch.setattr(
+            'mmrazor_brecq.reconstruction.processes.get_rank',
+            lambda rank=rank: rank,
+        )
+        monkeypatch.setattr(
+            'mmrazor_brecq.engine.calibration.all_gather_object',
+            lambda x: [x, x],
+        )
+        images = torch.arange(float(count)).view(-1, 1, 1, 1)
+        images = images.expand(-1, 3, 4, 4)
+        sampler = DistributedSampler(Images(images), 2, rank, shuffle=False)
+        loader = DataLoader(Images(images), batch_size=16, sampler=sampler)
+        rows = collect_images(Model(), loader, 1024, ImageSet(), Store())
+        found += [float(x) for b in rows.split() for x in b[:, 0, 0, 0]]
+    assert sorted(found) == list(range(count))
 
 
 def test_a_pipeline_that_reads_no_images():

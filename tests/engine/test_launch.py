@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import uuid
+
 import pytest
 from mmengine.registry import DATASETS
 
@@ -7,6 +9,12 @@ from mmrazor_brecq.cli import tool_parser
 from mmrazor_brecq.engine.launch import build_model, load_config, ptq
 
 from .conftest import CONFIG, FLOAT, ROOT
+
+
+def named(cfg):
+    """With a name of its own: runs of one second share a visualizer."""
+    cfg.experiment_name = uuid.uuid4().hex
+    return cfg
 
 
 def test_missing_config(tmp_path):
@@ -85,7 +93,7 @@ def test_a_key_that_nothing_knows(tmp_path, change):
     ],
 )
 def test_a_key_that_no_data_set_knows(tmp_path, change):
-    cfg = load_config(CONFIG, change, str(tmp_path))
+    cfg = named(load_config(CONFIG, change, str(tmp_path)))
     word = next(iter(change)).split('.')[-1]
     with pytest.raises(ValueError, match=f'a key too many.*{word}'):
         ptq(cfg, FLOAT)
@@ -110,7 +118,7 @@ def test_a_key_too_few_and_a_mistake_of_a_data_set(
     tmp_path, keys, error, words
 ):
     data_set = dict(type='Faulty', _scope_='mmengine', **keys)
-    cfg = load_config(CONFIG, {}, str(tmp_path))
+    cfg = named(load_config(CONFIG, {}, str(tmp_path)))
     cfg.test_dataloader.dataset = data_set
     with pytest.raises(error, match=words):
         ptq(cfg, FLOAT)
@@ -144,3 +152,60 @@ def test_a_loop_that_calibrates_on_nothing(tmp_path, calibration):
     cfg.test_cfg = dict(type='TestLoop')
     with pytest.raises(ValueError, match="test_cfg.type='TestLoop'"):
         ptq(cfg, 'none.pth')
+
+
+def leaves_nothing(folder, cfg, checkpoint, error, words):
+    with pytest.raises(error, match=words):
+        ptq(cfg, checkpoint)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        ({'model.quantization.weight.bit': 3}, 'Weight.*bit'),
+        ({'test_evaluator.topc': 1}, 'topc'),
+        (
+            {'test_cfg.calibration.dataloader.dataset.images': 'none.gz'},
+            'No idx file',
+        ),
+        ({'test_cfg.calibration.num_images': 1}, 'num_images=1'),
+    ],
+)
+def test_a_slip_leaves_no_folder(quick, tmp_path, change, words):
+    cfg = quick(
+        'runs/run', **{k.replace('.', '__'): v for k, v in change.items()}
+    )
+    leaves_nothing(tmp_path, cfg, FLOAT, (ValueError, OSError), words)
+
+
+def test_a_wrong_checkpoint_leaves_no_folder(quick, tmp_path):
+    other = str(ROOT / 'demo/mobilenet-v2_fashion-mnist.pth')
+    leaves_nothing(tmp_path, quick(), other, ValueError, 'no checkpoint of')
+
+
+def test_a_slip_leaves_what_was_there(quick, tmp_path):
+    """Files of the user, and those of an earlier run."""
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'mine.txt').write_text('mine')
+    cfg = quick(test_cfg__calibration__num_images=1)
+    with pytest.raises(ValueError, match='num_images'):
+        ptq(cfg, FLOAT)
+    assert [path.name for path in folder.iterdir()] == ['mine.txt']
+
+
+def test_what_asks_for_a_missing_file_is_named(quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = quick()
+    cfg.test_dataloader.dataset = dict(
+        type='ImageNet',
+        data_root='data',
+        data_prefix='val/',
+        pipeline=[],
+    )
+    words = (
+        "No such file or directory: 'data/val/.*test_dataloader.dataset."
+        "data_prefix='val/' asks for"
+    )
+    leaves_nothing(tmp_path, cfg, FLOAT, FileNotFoundError, words)
