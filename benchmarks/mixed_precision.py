@@ -31,6 +31,7 @@ from mmrazor_brecq.engine.launch import load_config
 from mmrazor_brecq.engine.sensitivity import (
     MixedPrecision,
     SensitivityFile,
+    find_space,
     sensitivities,
     uniform_models,
 )
@@ -121,9 +122,11 @@ class Bench:
             models, teacher = uniform_models(
                 model, settings, images, file, seed, runner.logger
             )
-            choices, _ = sensitivities(
-                model, settings, images, file, seed, runner.logger
+            found = find_space(model, settings, images.batch(0)[:1])
+            sensitivities(
+                model, settings, images, found, file, seed, runner.logger
             )
+            choices = found.choices
             parts = dict(teacher.named_modules())
             base = top1(runner, teacher)
             rng = random.Random(0)

@@ -24,23 +24,25 @@ from ..functional import in_grad_mode
 from ..mixed_precision import (
     BitSearch,
     Budget,
-    Choice,
     ExactSearch,
     Pairwise,
-    model_shape,
     parse_budget,
     parse_uniform,
 )
 from ..mixed_precision.cost import Unmeasured
+from ..reconstruction import Rows
 from ..registry import TASK_UTILS
 from ..report import bits_figures, bits_table
-from .launch import (
-    bare_model,
-    build_runner,
-    calibration_images,
-)
+from .launch import bare_model, build_runner, calibration_images
 from .results import one_run
-from .sensitivity import MixedPrecision, SensitivityFile, sensitivities
+from .runners import RunOwner, starting
+from .sensitivity import (
+    MixedPrecision,
+    SensitivityFile,
+    Space,
+    find_space,
+    sensitivities,
+)
 
 #: Points of the Pareto front in the figure.
 FRONT = 10
@@ -115,22 +117,32 @@ def search_bits(
     ):
         runner = build_runner(cfg)
         model = bare_model(runner)
-        load_float(model, checkpoint, trust)
-        refused: list[str] = []
-        search = _prepare(
-            runner, model, settings, costs, sensitivity, asked, refused, alike
-        )
-        asked += [
-            _size_of(search, text, *pair) for text, pair in alike.items()
-        ]
-        results = [_solve(search, budget) for budget in asked]
+        with starting(runner):
+            load_float(model, checkpoint, trust)
+            images = calibration_images(runner, model)
+            found = find_space(model, settings, images.batch(0)[:1])
+            # Costs need no measurement, and what cannot be shows by them.
+            search = _search(found, settings, costs, Pairwise())
+            asked += [
+                _size_of(search, text, *pair) for text, pair in alike.items()
+            ]
+            asked, refused = _feasible(search, asked, runner)
+        loss = _measured(runner, model, settings, images, found, sensitivity)
+        search = _search(found, settings, costs, loss)
+        results = []
+        for budget in asked:
+            try:
+                results.append(_solve(search, budget))
+            except TimeoutError as error:
+                refused.append(f'{budget.text!r}: {error}')
+        if not results:
+            raise ValueError('; '.join(refused))
         if changed:
             source = _write_base(cfg)
         paths = [
-            _write(cfg, source, budget.text, result)
-            for budget, result in zip(asked, results)
+            _write(cfg, source, result['budget'], result) for result in results
         ]
-        _report(runner, search, asked, results)
+        _report(runner, search, results)
         for path in paths:
             runner.logger.info(
                 f'Quantize with tools/ptq.py {path} {checkpoint}'
@@ -142,62 +154,67 @@ def search_bits(
         return paths
 
 
-def _prepare(
-    runner: Runner,
-    model: BRECQ,
+def _search(
+    found: Space,
     settings: MixedPrecision,
     costs: Sequence[Any],
-    path: Optional[str],
-    asked: list[Budget],
-    refused: list[str],
-    alike: Mapping[str, Any],
+    loss: Pairwise,
 ) -> BitSearch:
-    """Measure what is not known, and set up the search.
+    return BitSearch(
+        settings,
+        found.shape,
+        found.bits,
+        found.choices,
+        loss,
+        costs,
+        settings.searcher,
+    )
 
-    Budgets that no bit widths keep to go from ``asked`` to ``refused``.
+
+def _feasible(
+    search: BitSearch, asked: Sequence[Budget], runner: Runner
+) -> tuple[list[Budget], list[str]]:
+    """Tell budgets that some bit widths keep to from those that none do.
+
+    Raises:
+        ValueError: If there is none of the former.
     """
-    images = calibration_images(runner, model)
+    feasible, refused = [], []
+    for budget in asked:
+        try:
+            search.check(budget)
+        except ValueError as error:
+            runner.logger.error(str(error))
+            refused.append(str(error))
+        else:
+            feasible.append(budget)
+    if not feasible:
+        raise ValueError('; '.join(refused))
+    return feasible, refused
+
+
+def _measured(
+    runner: RunOwner,
+    model: BRECQ,
+    settings: MixedPrecision,
+    images: Rows,
+    found: Space,
+    path: Optional[str],
+) -> Pairwise:
+    """Measure the loss, as far as it is not known."""
     path = path or osp.join(runner.work_dir, 'sensitivity.json')
     identity = settings.identity(model, runner.cfg, images, runner.seed)
-    floats = model.scheme.activation is None
-
-    def search(
-        prepared: BRECQ, choices: Sequence[Choice], loss: Pairwise
-    ) -> BitSearch:
-        bits = prepared.bits.items()
-        return BitSearch(
-            settings,
-            model_shape(prepared.architecture, images.batch(0)[:1]),
-            {n: (w, None if floats else a) for n, (w, a) in bits},
-            choices,
-            loss,
-            costs,
-            settings.searcher,
-        )
-
-    def refuse(prepared: BRECQ, choices: Sequence[Choice]) -> None:
-        nothing = {c.name: dict.fromkeys(settings.bits, 0.0) for c in choices}
-        trial = search(prepared, choices, Pairwise(alone=nothing))
-        for budget in asked[:]:
-            try:
-                trial.solve(budget, ExactSearch())
-            except ValueError as error:
-                asked.remove(budget)
-                refused.append(str(error))
-                runner.logger.error(str(error))
-        if not asked and not alike:
-            raise ValueError('; '.join(refused))
-
     os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
     with locked(
         f'{path}.lock', 'wait for it, or name another file with --sensitivity'
     ):
-        file = SensitivityFile(path, identity)
-        choices, prepared = sensitivities(
-            *(model, settings, images, file, runner.seed, runner.logger),
-            before=refuse,
+        with starting(runner):
+            file = SensitivityFile(path, identity)
+        runner.begin()
+        sensitivities(
+            model, settings, images, found, file, runner.seed, runner.logger
         )
-    return search(prepared, choices, file.loss)
+    return file.loss
 
 
 def _size_of(
@@ -270,12 +287,9 @@ def _uniform(search: BitSearch) -> list[dict[str, Any]]:
 
 
 def _report(
-    runner: Runner,
-    search: BitSearch,
-    budgets: Sequence[Budget],
-    results: Sequence[dict[str, Any]],
+    runner: Runner, search: BitSearch, results: Sequence[dict[str, Any]]
 ) -> None:
-    name = next(iter(budgets[0].limits))
+    name = next(iter(results[0]['limits']))
     content = dict(
         cost=name,
         layers=[

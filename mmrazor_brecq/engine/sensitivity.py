@@ -8,14 +8,14 @@ import json
 import logging
 import math
 import os.path as osp
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Optional
 
 import torch
 from mmengine.config import Config as MMEngineConfig
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from ..algorithms import BRECQ
 from ..checkpoint import (
@@ -31,11 +31,13 @@ from ..mixed_precision import (
     Choice,
     CostModel,
     FisherError,
+    ModelShape,
     Pairwise,
     SearcherConfig,
     SearchSpace,
     find_choices,
     measure,
+    model_shape,
     uniform,
 )
 from ..reconstruction import ReconstructorConfig, Rows
@@ -296,15 +298,59 @@ def _loss(value: Any, whose: str, least: float = -math.inf) -> float:
     return float(value)
 
 
+@dataclass
+class Space:
+    """What there is to search in a model; nothing of it is measured.
+
+    Attributes:
+        model (BRECQ): Prepared as its config says.
+        choices (list[Choice]): What there is to choose.
+        shape (ModelShape): What costs depend on.
+    """
+
+    model: BRECQ
+    choices: list[Choice]
+    shape: ModelShape
+
+    @property
+    def bits(self) -> dict[str, tuple[int, Optional[int]]]:
+        """Widths of the config, of weight and input of every layer."""
+        floats = self.model.scheme.activation is None
+        return {
+            name: (weight, None if floats else activation)
+            for name, (weight, activation) in self.model.bits.items()
+        }
+
+
+def find_space(
+    model: BRECQ, settings: MixedPrecision, example: Tensor
+) -> Space:
+    """Find what there is to search.
+
+    Args:
+        model (BRECQ): With float weights; it stays as it is.
+        settings (MixedPrecision): What may be chosen.
+        example (Tensor): One preprocessed image, 1 x C x H x W.
+    """
+    prepared = copy_network(model)
+    prepared.prepare(example)
+    ends = {b: uniform(model, b, settings.kinds) for b in settings.ends}
+    for end in ends.values():
+        end.prepare(example)
+    choices = find_choices(ends, settings.kinds)
+    shape = model_shape(prepared.architecture, example)
+    return Space(prepared, choices, shape)
+
+
 def sensitivities(
     model: BRECQ,
     settings: MixedPrecision,
     images: Rows,
+    found: Space,
     file: SensitivityFile,
     seed: int,
     logger: logging.Logger,
-    before: Optional[Callable[[BRECQ, Sequence[Choice]], None]] = None,
-) -> tuple[list[Choice], BRECQ]:
+) -> None:
     """Measure what is not in the file yet.
 
     First the model is reconstructed once for each width, then the units
@@ -315,30 +361,17 @@ def sensitivities(
         model (BRECQ): With float weights; it stays as it is.
         settings (MixedPrecision): What to measure.
         images (Rows): Preprocessed calibration images.
+        found (Space): What there is to choose in the model.
         file (SensitivityFile): Where the numbers go.
         seed (int): Of all randomness.
         logger (logging.Logger): Takes a line for every unit.
-        before (callable, optional): Gets the prepared model and the choices
-            before anything is measured, and raises what speaks against it.
-
-    Returns:
-        tuple[list[Choice], BRECQ]: What there is to choose, and the model
-        prepared as its config says.
     """
-    example = images.batch(0)[:1]
-    prepared = copy_network(model)
-    prepared.prepare(example)
-    ends = {b: uniform(model, b, settings.kinds) for b in settings.ends}
-    for end in ends.values():
-        end.prepare(example)
-    choices = find_choices(ends, settings.kinds)
-    if before is not None:
-        before(prepared, choices)
+    choices = found.choices
     units = list(dict.fromkeys(choice.unit for choice in choices))
     file.check(choices, settings.bits)
     if set(units) <= set(file.finished):
         file.forget(settings.bits)
-        return choices, prepared
+        return
     models, teacher = uniform_models(
         model, settings, images, file, seed, logger
     )
@@ -348,7 +381,7 @@ def sensitivities(
             show.advance(f'{unit or "network"}: was measured before')
         for unit, loss in measure(
             teacher,
-            prepared.units,
+            found.model.units,
             models,
             choices,
             _first(images, settings.num_images),
@@ -365,7 +398,6 @@ def sensitivities(
                 f'{unit or "network"}: at most {most:.3g} nats, by {name}'
             )
     file.forget(settings.bits)
-    return choices, prepared
 
 
 def uniform_models(
@@ -378,7 +410,7 @@ def uniform_models(
 ) -> tuple[dict[int, BRECQ], nn.Module]:
     """The model with all its layers at one width, for every width.
 
-    Takes what :func:`sensitivities` takes.
+    Takes what :func:`sensitivities` takes, but for ``found``.
 
     Returns:
         tuple[dict[int, BRECQ], nn.Module]: Frozen models by their width,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Optional
 
 from ..registry import TASK_UTILS
@@ -86,14 +87,34 @@ class BitSearch:
                 Problem(self.free_loss, self.widths, limits)
             )
         except Infeasible as error:
-            least = [
-                f'{name}<={self.smallest(name):.12g}' for name in budget.limits
-            ]
-            raise ValueError(
-                f'No widths keep to the budget {budget.text!r}: the smallest '
-                f'feasible one is {" or ".join(least)}. Raise it, or allow '
-                'narrower widths (`mixed_precision.bits`, `.allowed`)'
-            ) from error
+            raise ValueError(self._infeasible(budget)) from error
+
+    def check(self, budget: Budget) -> None:
+        """See that some widths keep to a budget: that needs costs alone.
+
+        Raises:
+            ValueError: If none do; it names what can be reached.
+        """
+        with suppress(TimeoutError):  # Then it shows in the search.
+            self.solve(budget, ExactSearch())
+
+    def _infeasible(self, budget: Budget) -> str:
+        """Say what can be reached."""
+        widest = self.costs_of(self.widest())
+        least = {name: self.smallest(name) for name in budget.limits}
+        words = (
+            f'No widths keep to the budget {budget.text!r}: the smallest '
+            'feasible one is '
+            + ' or '.join(f'{name}<={x:.12g}' for name, x in least.items())
+            + ', the largest model has '
+            + ' and '.join(f'{name} {widest[name]:.12g}' for name in least)
+        )
+        if all(x <= budget.limits[name] for name, x in least.items()):
+            words += ' (each limit can be kept, but not all of them together)'
+        return (
+            f'{words}. Raise it, or allow narrower widths '
+            '(`mixed_precision.bits`, `.allowed`)'
+        )
 
     def smallest(self, name: str) -> float:
         """The least that a cost can be."""

@@ -249,8 +249,18 @@ def test_what_cannot_be_kept_shows_before_anything_is_measured(
         raise AssertionError('It began to measure')
 
     monkeypatch.setattr(engine_sensitivity, 'uniform_models', measured)
-    with pytest.raises(ValueError, match='weight_bytes<=1kB.*smallest'):
-        search_bits(config(tmp_path), CONFIG, FLOAT, ['weight_bytes<=1kB'])
+    folder = tmp_path / 'some/run'
+    for budgets, alike, words in (
+        (['weight_bytes<=1kB'], [], 'weight_bytes<=1kB.*smallest.*largest'),
+        (['weight_bytes<=0.5MB,bops<=1k'], [], 'smallest.* or bops<='),
+        ([], ['w2'], 'equal to w2.*smallest'),
+        (['weight_bytes<=1kB'], ['w2'], '1kB.*; .*equal to w2'),
+        ([], ['w2a4'], 'add .activation. to `mixed_precision.kinds`'),
+    ):
+        cfg = config(folder, mixed_precision__bits=[3, 4, 8])
+        with pytest.raises(ValueError, match=words):
+            search_bits(cfg, CONFIG, FLOAT, budgets, alike)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_one_infeasible_budget_leaves_the_others(again, tmp_path):
@@ -259,6 +269,28 @@ def test_one_infeasible_budget_leaves_the_others(again, tmp_path):
     found = json.loads((tmp_path / 'run/search.json').read_text())['found']
     assert [result['budget'] for result in found] == ['weight_bytes<=0.5MB']
     assert (tmp_path / 'run/bits_weight_bytes_0.5MB.py').exists()
+
+
+def test_a_search_out_of_time_leaves_the_others(again, tmp_path, monkeypatch):
+    solve = bit_search.BitSearch.solve
+
+    def slow(self, budget, searcher=None):
+        if budget.text == 'weight_bytes<=0.6MB' and searcher is None:
+            raise TimeoutError('No solution within 60 s')
+        return solve(self, budget, searcher)
+
+    monkeypatch.setattr(bit_search.BitSearch, 'solve', slow)
+    with pytest.raises(ValueError, match='0.6MB.*60 s.*other budgets'):
+        again('weight_bytes<=0.6MB', 'weight_bytes<=0.5MB')
+    assert (tmp_path / 'run/bits_weight_bytes_0.5MB.py').exists()
+    with pytest.raises(ValueError, match='0.6MB.*60 s'):
+        again('weight_bytes<=0.6MB')
+
+
+def test_a_fresh_search_resumes_nothing(searched):
+    folder, _ = searched
+    (log,) = folder.glob('*/*.log')
+    assert 'Resumes after' not in log.read_text()
 
 
 @pytest.mark.slow
