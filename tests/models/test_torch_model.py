@@ -30,11 +30,13 @@ def resnet(**kwargs):
 
 @pytest.fixture
 def model():
+    torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmcls'):
         return MMENGINE_MODELS.build(resnet()).eval()
 
 
 def batch(count=4):
+    torch.manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     samples = [ClsDataSample().set_gt_label(i % 5) for i in range(count)]
     return dict(inputs=list(images), data_samples=samples)
