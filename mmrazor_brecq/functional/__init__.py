@@ -17,7 +17,7 @@ from .memory import (
     reuse_freed_memory,
     rows,
 )
-from .modes import in_grad_mode, make_ordinary, ordinary
+from .modes import in_grad_mode, make_ordinary, ordinary, own_draws
 from .nested import flatten, leaves, map_tensors, tensors
 from .packing import pack_bits, unpack_bits
 from .plain import is_extra, pack_extra, unpack_extra
@@ -48,6 +48,7 @@ __all__ = [
     'map_tensors',
     'memory_order',
     'ordinary',
+    'own_draws',
     'pack_bits',
     'pack_extra',
     'quantize',

@@ -1,6 +1,9 @@
-"""Work that comes to the same under any grad mode of the caller's."""
+"""Work that comes to the same in any state of the caller's, and leaves it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,3 +37,18 @@ def make_ordinary(network: nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = ordinary(buffer)
+
+
+@contextmanager
+def own_draws(device: torch.device) -> Iterator[None]:
+    """Within it numbers are drawn from a copy of the caller's random state.
+
+    Args:
+        device (torch.device): Where they are drawn, besides the CPU.
+    """
+    if device.type == 'cpu':
+        with torch.random.fork_rng(devices=[]):
+            yield
+    else:
+        with torch.random.fork_rng([device], device_type=device.type):
+            yield

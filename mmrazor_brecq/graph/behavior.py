@@ -7,16 +7,15 @@ way spoils that without a word, so it is looked for before anything is done.
 
 from __future__ import annotations
 
-import logging
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..functional import tensors
+from ..functional import own_draws, tensors
+from .check import warn
 from .compare import TOLERANCE, differences
-from .record import Trace, run_float
+from .record import Trace, run_float, watched
 
 #: A number of a tensor's content: sums of its elements, and their squares.
 Digest = tuple[float, float]
@@ -63,15 +62,11 @@ def check_behavior(model: nn.Module, inputs: Tensor, trace: Trace) -> None:
     pair = _pair(inputs)
     buffers = {name: (x, x.clone()) for name, x in model.named_buffers()}
     kept = pair.clone()
-    kind: dict[str, Any] = {}
-    if inputs.device.type != 'cpu':
-        kind.update(device_type=inputs.device.type)
-    devices = [] if inputs.device.type == 'cpu' else [inputs.device]
     try:
-        with torch.random.fork_rng(devices, **kind):
+        with own_draws(inputs.device):
             first = _run(model, pair)
             if not torch.equal(pair, kept):
-                _warn(
+                warn(
                     'The forward pass writes to the images that it is given: '
                     'it gets copies of them here, and changes those of whoever'
                     ' calls it elsewhere'
@@ -101,7 +96,7 @@ def _check_modes(model: nn.Module, trace: Trace) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
             statistics is None
         ):
-            _warn(
+            warn(
                 f'{name} has no running statistics and normalizes each batch '
                 'by its own: what an image gives depends on the images '
                 'beside it, so results hold for batches of the same kind'
@@ -129,17 +124,8 @@ def _run(model: nn.Module, images: Tensor) -> _Pass:
         drew = not torch.equal(torch.get_rng_state(), chance)
         calls.append(_Called(names[module], taken, _digests(out), drew))
 
-    hooks = []
-    for module in names:
-        hooks += [
-            module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave, with_kwargs=True),
-        ]
-    try:
+    with watched(names, enter, leave):
         outputs = tensors(run_float(model, images))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return _Pass([x.detach().clone() for x in outputs], calls)
 
 
@@ -220,13 +206,13 @@ def _tell_difference(model: nn.Module, images: Tensor, first: _Pass) -> None:
         None,
     )
     if random is None and _alike(first.outputs, again.outputs):
-        _warn(
+        warn(
             'What the network gives for an image depends on the images '
             'beside it, or on their order: what is learned from batches of '
             'calibration images need not hold for others'
         )
         return
-    _warn(
+    warn(
         f'{random or type(model).__name__} gives something else for the same '
         'input in each pass, such as dropout that never stops: what is '
         'learned from it is spoiled by chance. Let it be still in evaluation '
@@ -249,7 +235,7 @@ def _put_back(
         parent, _, child = name.rpartition('.')
         model.get_submodule(parent)._buffers[child] = buffer
     if changed:
-        _warn(
+        warn(
             f'{_listed(changed)} changes in each forward pass, in evaluation '
             'mode too: what the network says should not depend on how often '
             'it was called'
@@ -268,7 +254,3 @@ def _listed(names: Any) -> str:
     """Some names, as many as one reads."""
     some = sorted(names)[:5]
     return ', '.join(map(repr, some)) + ' ...' * (len(names) > 5)
-
-
-def _warn(message: str) -> None:
-    print_log(message, 'current', logging.WARNING)

@@ -62,7 +62,7 @@ def check_layers(model: nn.Module, trace: Trace) -> Account:
     for call in trace.calls:
         _check_numbers(call.name, call.module)
     for name in account.products:
-        _warn(f'{name} is {account.left_float[name]}: left in float')
+        warn(f'{name} is {account.left_float[name]}: left in float')
     return account
 
 
@@ -74,7 +74,7 @@ def _check_weight(name: str, layer: Any) -> None:
         )
     empty = int((layer.weight.flatten(1).abs().amax(1) == 0).sum())
     if empty:
-        _warn(
+        warn(
             f'{name} has {empty} output channels of zeros only; their step '
             'is set to 1'
         )
@@ -113,12 +113,13 @@ def _check_numbers(name: str, module: nn.Module) -> None:
             'expected variances of 0 or more: the checkpoint is broken'
         )
     if still := int((variance == 0).sum()):
-        _warn(
+        warn(
             f'The running_var of {name!r} is 0 in {still} channels, which '
             'multiplies what comes there a hundredfold and more: see whether '
             'the network was trained'
         )
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Log a warning."""
     print_log(message, 'current', logging.WARNING)

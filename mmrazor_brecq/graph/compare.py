@@ -14,7 +14,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from ..functional import map_tensors, tensors
+from ..functional import map_tensors, own_draws, tensors
 from .record import run_float
 
 #: Least difference, relative to the largest value, that tells a mistake
@@ -246,10 +246,7 @@ def relative_difference(
 @contextmanager
 def _same_draws(device: torch.device) -> Iterator[None]:
     """Within it a network that draws numbers draws the same every time."""
-    kind: dict[str, Any] = {}
-    if device.type != 'cpu':
-        kind.update(devices=[device], device_type=device.type)
-    with torch.random.fork_rng(**kind or dict(devices=[])):
+    with own_draws(device):
         torch.manual_seed(0)
         yield
 

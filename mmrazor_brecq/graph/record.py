@@ -6,6 +6,8 @@ Nothing is traced or rewritten, so any Python between the modules works.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -195,6 +197,32 @@ def run_float(model: nn.Module, inputs: Tensor) -> Any:
     return model(inputs)
 
 
+@contextmanager
+def watched(
+    modules: Iterable[nn.Module],
+    enter: Callable[..., None],
+    leave: Callable[..., None],
+) -> Iterator[None]:
+    """Within it, tell of each call of some modules.
+
+    Args:
+        modules (iterable): The modules.
+        enter (callable): Gets module, arguments and keyword arguments.
+        leave (callable): Gets the same, and the output.
+    """
+    hooks = []
+    for module in modules:
+        hooks += [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave, with_kwargs=True),
+        ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.no_grad()
 def record(model: nn.Module, inputs: Tensor) -> Trace:
     """Run the model once and note which tensor goes where.
@@ -221,18 +249,8 @@ def record(model: nn.Module, inputs: Tensor) -> Trace:
         call.outputs = trace.values(out)
         call.steps = (call.steps[0], len(trace.steps))
 
-    hooks = []
-    for module in names:
-        hooks += [
-            module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave, with_kwargs=True),
-        ]
-    try:
-        with _Operations(trace, stack):
-            run_float(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(names, enter, leave), _Operations(trace, stack):
+        run_float(model, inputs)
     for module in trace.by_module():
         if is_quantizable(module) and (what := _obstacle(module, trace)):
             trace.unfit[module] = what

@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.checkpoint import load_float
 from mmrazor_brecq.graph import record
 from mmrazor_brecq.models import TorchModel
 from mmrazor_brecq.registry import MODELS
@@ -127,6 +128,16 @@ def test_takes_weights_of_the_bare_network(model):
         other.load_state_dict(state)
         with torch.no_grad():
             assert torch.equal(model(x), other(x))
+
+
+def test_takes_a_file_of_the_bare_network(model, tmp_path):
+    path = str(tmp_path / 'bare.pth')
+    torch.save(model.network.state_dict(), path)
+    brecq = BRECQ(resnet()).eval()
+    load_float(brecq, path)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(brecq(x), model(x))
 
 
 def test_takes_a_function_of_the_users(model):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import signal
@@ -13,7 +12,6 @@ import sys
 import textwrap
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -34,10 +32,8 @@ from mmrazor_brecq.engine.launch import ptq
 from mmrazor_brecq.engine.progress import Progress
 from mmrazor_brecq.reconstruction import UnitReport
 
-ENGINE = Path(__file__).parents[1] / 'engine' / 'conftest.py'
-spec = importlib.util.spec_from_file_location('engine_conftest', ENGINE)
-demo_runs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(demo_runs)
+from ..engine import conftest as demo_runs
+
 demo, quick, FLOAT = demo_runs.demo, demo_runs.quick, demo_runs.FLOAT
 
 HOLDER = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import copy
 import hashlib
-import importlib.util
 import json
 import pickle
 import sys
@@ -36,10 +35,8 @@ from mmrazor_brecq.engine.progress import Progress
 from mmrazor_brecq.graph import BlockPartition
 from mmrazor_brecq.registry import TASK_UTILS
 
-ENGINE = Path(__file__).parents[1] / 'engine' / 'conftest.py'
-spec = importlib.util.spec_from_file_location('engine_conftest', ENGINE)
-demo_runs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(demo_runs)
+from ..engine import conftest as demo_runs
+
 demo = demo_runs.demo
 
 ENDINGS = pytest.mark.parametrize('ending', ['pth', 'safetensors'])
