@@ -80,9 +80,8 @@ class Kernel:
             out = self.function(*args)  # It raises what is its own fault.
             # A compiler that fails costs speed, never the run.
             reason = str(error).partition('\n')[0]
-            warnings.warn(
-                f'{self.function.__name__} runs uncompiled: {reason}',
-                stacklevel=3,
+            _warn_once(
+                reason, f'{self.function.__name__} runs uncompiled: {reason}'
             )
             self.plain = True
         else:
@@ -127,14 +126,25 @@ def _sizes(x: Any) -> Any:
     return type(x), x
 
 
+#: What was warned of in this process.
+_told: set[str] = set()
+
+
+def _warn_once(reason: str, message: str) -> None:
+    """Warn, unless another function has met the same."""
+    if reason not in _told:
+        _told.add(reason)
+        warnings.warn(message, stacklevel=4)
+
+
 def _compiler() -> bool:
     """Whether there is one."""
     compiler = os.environ.get('CXX', 'g++')
     if not (shutil.which(compiler) or torch.cuda.is_available()):
-        warnings.warn(
+        _warn_once(
+            compiler,
             f'There is no {compiler}: all runs uncompiled, and takes longer. '
             'Install it, or name another compiler in CXX',
-            stacklevel=5,
         )
         return False
     # It warns of a missing accelerator on every machine without one.

@@ -32,6 +32,7 @@ def x(generator):
 def folder(monkeypatch, tmp_path):
     """Where versions lie: none so far."""
     monkeypatch.setattr(kernel, '_folder', lambda threads: tmp_path / 'new')
+    monkeypatch.setattr(kernel, '_told', set())
     return tmp_path / 'new'
 
 
@@ -45,10 +46,13 @@ def test_without_a_compiler_the_plain_function_runs(folder, monkeypatch, x):
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(torch, 'compile', None)
-    plus_one = Kernel(lambda x: x + 1)
+    plus_one, twice = Kernel(lambda x: x + 1), Kernel(lambda x: 2 * x)
 
-    with pytest.warns(UserWarning, match='There is no g.*uncompiled'):
+    with pytest.warns(UserWarning, match='There is no g.*uncompiled') as told:
         assert torch.equal(plus_one(x), x + 1)
+        assert torch.equal(plus_one(x[0]), x[0] + 1)
+        assert torch.equal(twice(x), 2 * x)
+    assert len(told) == 1
 
 
 @pytest.fixture
@@ -73,6 +77,7 @@ def test_a_compiler_that_fails_is_told_once_and_done_without(x):
         for _ in range(3):
             assert torch.equal(plus_one(x), x + 1)
         assert torch.equal(plus_one(x[0]), x[0] + 1)
+        assert torch.equal(Kernel(lambda x: 2 * x)(x), 2 * x)
     assert len(told) == 1
 
 
