@@ -20,6 +20,7 @@ from mmrazor_brecq.recipe import Recipe, compose
 ROOT = Path(__file__).parents[2]
 MMCLS = get_installed_path('mmcls') + '/.mim/configs'
 REGNET = str(ROOT / 'configs/float/regnetx-600mf_in1k.py')
+TORCHVISION = str(ROOT / 'configs/torch_model/torchvision-resnet18_in1k.py')
 
 
 @pytest.fixture
@@ -80,8 +81,9 @@ def run_tool(folder, tool, config, *options, args=()):
     [
         (f'{MMCLS}/mobilenet_v2/mobilenet-v2_8xb32_in1k.py', 'w4a32'),
         (REGNET, 'w2a4'),
+        (TORCHVISION, 'w4a8'),
     ],
-    ids=['mobilenet-v2', 'regnetx-600mf'],
+    ids=['mobilenet-v2', 'regnetx-600mf', 'torchvision'],
 )
 def test_quantizes_a_float_config_with_one_command(imagenet, name, recipe):
     float_weights(name, imagenet)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 from mmcls.structures import ClsDataSample
@@ -140,18 +143,20 @@ def test_takes_a_file_of_the_bare_network(model, tmp_path):
         assert torch.equal(brecq(x), model(x))
 
 
-def test_takes_a_function_of_the_users(model):
-    network = dict(type='tests_maker.make', width=4)
-    import sys
-    import types
+class Maker:
+    @classmethod
+    def make(cls, width):
+        return nn.Linear(width, 2)
 
+
+@pytest.mark.parametrize(
+    'path', ['tests_maker.make', 'tests_maker.Maker.make']
+)
+def test_takes_a_function_or_a_class_method_of_the_users(path, monkeypatch):
     module = types.ModuleType('tests_maker')
-    module.make = lambda width: nn.Linear(width, 2)
-    sys.modules['tests_maker'] = module
-    try:
-        made = TorchModel(network)
-    finally:
-        del sys.modules['tests_maker']
+    module.Maker, module.make = Maker, Maker.make
+    monkeypatch.setitem(sys.modules, 'tests_maker', module)
+    made = TorchModel(dict(type=path, width=4))
     assert made(torch.zeros(1, 4)).shape == (1, 2)
 
 
