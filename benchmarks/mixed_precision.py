@@ -22,7 +22,13 @@ import statistics
 import torch
 from accuracy import FOLDERS, mean_and_spread
 from mmengine.config import Config
-from quantize import checkpoint_of, config_of, prepared, quantize, top1
+from quantize import (
+    checkpoint_of,
+    config_of,
+    prepared,
+    quantize,
+    top1,
+)
 from scipy.stats import spearmanr
 
 from mmrazor_brecq.checkpoint import save_json
@@ -113,7 +119,7 @@ class Bench:
         if not osp.exists(path):
             cfg = self.load()
             settings = MixedPrecision.of(cfg)
-            runner, model, images = prepared(cfg, self.model)
+            runner, model, images = prepared(cfg, checkpoint_of(self.model))
             seed = runner.seed
             file = SensitivityFile(
                 osp.join(self.folder, 'sensitivity.json'),

@@ -1,4 +1,4 @@
-"""Quantizes demo models for the other scripts; nothing to run by itself."""
+"""Quantizes models for the other scripts; nothing to run by itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from accuracy import FOLDERS, ROOT
 from mmengine.config import Config
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.checkpoint import load_float, save_json
@@ -40,14 +40,26 @@ def checkpoint_of(model: str) -> str:
     return f'{ROOT}/demo/{model}_fashion-mnist.pth'
 
 
-def prepared(cfg: Config, model: str) -> tuple[Runner, BRECQ, Rows]:
+def prepared(cfg: Config, checkpoint: str) -> tuple[Runner, BRECQ, Rows]:
     """Runner, model with float weights, and calibration images."""
     cfg.experiment_name = f'{time.time_ns()}'
     runner = build_runner(cfg)
     brecq = bare_model(runner)
-    load_float(brecq, checkpoint_of(model))
+    load_float(brecq, checkpoint)
     brecq.eval()
     return runner, brecq, calibration_images(runner, brecq)
+
+
+@torch.no_grad()
+def answers(runner: Runner, network: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a network says of all test images, N x C, and their labels."""
+    preprocess = bare_model(runner).data_preprocessor
+    said, labels = [], []
+    for data in runner.build_dataloader(runner.cfg.test_dataloader):
+        labels += [sample.gt_label.label for sample in data['data_samples']]
+        inputs = preprocess(data, False)['inputs']
+        said.append(run_float(network, inputs).cpu())
+    return torch.cat(said), torch.cat(labels)
 
 
 @torch.no_grad()
@@ -88,7 +100,7 @@ def quantize(
             'log_level': 'WARNING',
         }
         cfg = load_config(config, options, osp.dirname(path))
-        runner, brecq, images = prepared(cfg, model)
+        runner, brecq, images = prepared(cfg, checkpoint_of(model))
         start = time.perf_counter()
         teacher = brecq.prepare(images.batch(0)[:1])
         for _ in brecq.reconstruct(teacher, images, seed):

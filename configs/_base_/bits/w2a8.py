@@ -1,0 +1,1 @@
+bits = dict(weight=dict(bits=2), activation=dict(bits=8))

@@ -1,0 +1,1 @@
+bits = dict(weight=dict(bits=3), activation=dict(bits=8))
