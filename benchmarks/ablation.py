@@ -39,9 +39,6 @@ VARIANTS: dict[str, dict] = {
         f'{OBJECTIVE}.type': 'FisherDiag',
         f'{OBJECTIVE}.per_sample': True,
     },
-    'Fisher with all entries': {
-        OBJECTIVE: dict(type='FisherFull', _delete_=True)
-    },
     'weight steps fixed': {f'{WEIGHT}.learn_scale': False},
     'weight steps faster': {f'{BLOCKS}.weight_scale_lr': 0.1},
     'rounding at 0.1': {f'{BLOCKS}.rounding_lr': 0.1},

@@ -70,9 +70,9 @@ class Watched(BlockReconstructor):
             unit.name, f'{whole:.2f}', f'{bare:.2f}', f'{bare / whole:.0%}'
         )
 
-    def _press(self, *args: Any) -> None:
+    def _penalty(self, *args: Any) -> Any:
         self.times.append(time.perf_counter())
-        super()._press(*args)
+        return super()._penalty(*args)
 
 
 def bare_convolutions(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any, Optional, Union
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
@@ -73,14 +72,6 @@ MODELS = Registry(
 LOOPS = Registry(
     'loop',
     parent=MMENGINE_LOOPS,
-    scope=SCOPE,
-    locations=['mmrazor_brecq.engine'],
-)
-
-#: Hooks of the runner.
-HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
     scope=SCOPE,
     locations=['mmrazor_brecq.engine'],
 )

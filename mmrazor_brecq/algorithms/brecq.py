@@ -17,6 +17,7 @@ from ..functional import (
     in_grad_mode,
     make_ordinary,
     reuse_freed_memory,
+    tensors,
     unpack_extra,
 )
 from ..graph import (
@@ -35,16 +36,19 @@ from ..graph import (
     make_plain,
     prepare,
     record,
+    run_float,
     unwrap_parts,
 )
 from ..reconstruction import (
+    AND_BACK,
     WHOLE,
-    NearestRounding,
+    Reconstructor,
     ReconstructorConfig,
     Rows,
     Stream,
     UnitData,
     UnitReport,
+    at_once,
     own_generator,
 )
 from ..registry import MODELS, TASK_UTILS
@@ -192,7 +196,7 @@ class BRECQ(BaseModel):
         teacher: nn.Module,
         images: Union[Rows, Sequence[Tensor]],
         seed: int = 0,
-        reconstructor: Optional[NearestRounding] = None,
+        reconstructor: Optional[Reconstructor] = None,
         done: Optional[Mapping[str, dict[str, Tensor]]] = None,
     ) -> Iterator[UnitReport]:
         """Reconstruct unit by unit, in the order of execution.
@@ -204,7 +208,7 @@ class BRECQ(BaseModel):
                 In several processes, those of this one.
             seed (int): Each unit draws from a generator of its own, so
                 that a run can go on after any unit.
-            reconstructor (NearestRounding, optional): In place of the
+            reconstructor (Reconstructor, optional): In place of the
                 configured one.
             done (dict, optional): Frozen state of units that an earlier
                 run has finished, by name.
@@ -229,7 +233,14 @@ class BRECQ(BaseModel):
         reconstructor.objective.watch(
             teacher, to_come, images, own_generator(seed)
         )
-        reconstructor.autocast.measure(teacher, images)
+        some = torch.arange(
+            min(len(images), at_once(images.elements, 16, AND_BACK))
+        )
+        reconstructor.autocast.measure(
+            lambda x: tensors(run_float(teacher, x)),
+            teacher.parameters(),
+            images.take(some),
+        )
         holder = nn.ModuleDict(dict(teacher=teacher))
         finished: set[str] = set()
         with (

@@ -18,17 +18,20 @@ from .memory import (
     rows,
 )
 from .modes import in_grad_mode, make_ordinary, ordinary, own_draws
-from .nested import flatten, leaves, map_tensors, tensors
+from .nested import flatten, leaves, map_tensors, tensors, widened
 from .packing import pack_bits, unpack_bits
 from .plain import is_extra, pack_extra, unpack_extra
 from .relaxation import (
+    FusedPenalty,
     annealed_beta,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
     relaxed_rows,
+    rounding_penalty,
 )
 
 __all__ = [
+    'FusedPenalty',
     'Kernel',
     'annealed_beta',
     'dequantize',
@@ -56,9 +59,11 @@ __all__ = [
     'relaxed_rows',
     'reuse_freed_memory',
     'rounding_error',
+    'rounding_penalty',
     'rows',
     'tensors',
     'unpack_bits',
     'unpack_extra',
     'weighted_squared_error',
+    'widened',
 ]

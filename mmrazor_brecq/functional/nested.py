@@ -15,6 +15,7 @@ from itertools import islice
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Optional
 
+import torch
 from torch import Generator, Tensor, device, dtype, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -57,6 +58,21 @@ def map_tensors(function: Callable[[Tensor], Any], nested: Any) -> Any:
     return rebuild(
         [function(x) if isinstance(x, Tensor) else x for x in found]
     )
+
+
+def widened(nested: Any) -> Any:
+    """Return the same structure, its real tensors in float32 or more.
+
+    Args:
+        nested (Any): Tensors in any structure.
+    """
+    return map_tensors(_wide, nested)
+
+
+def _wide(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return x
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _flatten(nested: Any, above: tuple[int, ...]) -> tuple[list, Rebuild]:

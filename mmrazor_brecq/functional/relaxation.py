@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class _RelaxedRows(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        pressure: Optional[Callable],
+        penalty: Optional[FusedPenalty],
         alpha: Tensor,
         base: Tensor,
         step: Tensor,
@@ -46,7 +46,7 @@ class _RelaxedRows(torch.autograd.Function):
             alpha, base, *grid, type_of_layers(alpha)
         )
         ctx.save_for_backward(chance, base, step, zero_point)
-        ctx.range, ctx.pressure = range_, pressure
+        ctx.range, ctx.penalty = range_, penalty
         return values
 
     @staticmethod
@@ -54,10 +54,10 @@ class _RelaxedRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         chance, base, step, zero_point = ctx.saved_tensors
         operands = grad, chance, base, step, zero_point, *ctx.range
-        pressure = ctx.pressure and ctx.pressure()
-        if pressure is None:
-            pressure = chance.new_zeros(2)
-        grad_alpha, grad_step = _relaxed_rows_backward(pressure, *operands)
+        penalty = ctx.penalty.take() if ctx.penalty else None
+        if penalty is None:
+            penalty = chance.new_zeros(2)
+        grad_alpha, grad_step = _relaxed_rows_backward(penalty, *operands)
         grad_step = grad_step.sum_to_size(step.shape)
         return None, grad_alpha, None, grad_step, None, None, None
 
@@ -73,12 +73,12 @@ def _relaxed_rows(
 
 @Kernel
 def _relaxed_rows_backward(
-    pressure: Tensor, grad: Tensor, chance: Tensor, base: Tensor, *grid: Any
+    penalty: Tensor, grad: Tensor, chance: Tensor, base: Tensor, *grid: Any
 ) -> tuple[Tensor, Tensor]:
     h, slope = _slope(chance)
     grad_h, grad_step = slopes_on_grid(grad, base + h, *grid)
-    push = pressure[0] * _penalty_slope(h, pressure[1])
-    return (grad_h + push) * slope, grad_step
+    grad_penalty = penalty[0] * _penalty_slope(h, penalty[1])
+    return (grad_h + grad_penalty) * slope, grad_step
 
 
 def _slope(chance: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,15 +107,12 @@ def relaxed_rows(
     zero_point: Tensor,
     qmin: int,
     qmax: int,
-    pressure: Optional[Callable[[], Optional[Tensor]]] = None,
+    penalty: Optional[FusedPenalty] = None,
 ) -> Tensor:
-    """Real values of the relaxed integers ``base + h(alpha)``.
+    """Return the real values of the relaxed integers ``base + h(alpha)``.
 
     What :func:`mmrazor_brecq.functional.dequantize_rows` makes of them, in
-    one kernel. So that it stays one, the penalty of what is not yet rounded,
-    ``weight * sum(1 - |2 h - 1|^beta)`` (AdaRound, eq. 24), never becomes a
-    number: its gradient is added to that of the values as the latter comes
-    back.
+    one kernel.
 
     Args:
         alpha (Tensor): C x K, with the rectified sigmoid ``h``.
@@ -124,16 +121,79 @@ def relaxed_rows(
         zero_point (Tensor): Likewise.
         qmin (int): Smallest integer.
         qmax (int): Largest integer.
-        pressure (callable, optional): Gives, when the gradient comes back,
-            the penalty's weight and its exponent ``beta``, two numbers in a
-            tensor, or None for no penalty.
+        penalty (FusedPenalty, optional): Has the gradient of a penalty that
+            is to be added to that of the values.
 
     Returns:
         Tensor: C x K, in the type that layers compute in.
     """
     return _RelaxedRows.apply(
-        pressure, alpha, base, step, zero_point, qmin, qmax
+        penalty, alpha, base, step, zero_point, qmin, qmax
     )
+
+
+def rounding_penalty(alpha: Tensor, beta: float) -> Tensor:
+    """Return ``sum(1 - |2 h(alpha) - 1|^beta)`` (AdaRound, eq. 24).
+
+    It is 0 where every weight is rounded up or down, and pushes those in
+    between to the nearer end. This is the plain form;
+    :class:`FusedPenalty` has the same gradient.
+
+    Args:
+        alpha (Tensor): Of any shape, with the rectified sigmoid ``h``.
+        beta (float): Exponent, more than 1.
+
+    Returns:
+        Tensor: A scalar.
+    """
+    return (1 - (2 * rectified_sigmoid(alpha) - 1).abs().pow(beta)).sum()
+
+
+class FusedPenalty:
+    """The rounding penalty, its gradient computed with that of the weights.
+
+    The gradient of :func:`rounding_penalty` needs the same numbers as that
+    of :func:`relaxed_rows`, so one kernel computes both: the penalty only
+    leaves its weight and ``beta`` here when its own gradient is asked for.
+    Gradients come in the reverse order of computation, so call it after
+    :func:`relaxed_rows`.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: Optional[Tensor] = None
+
+    def __call__(self, alpha: Tensor, beta: float) -> Tensor:
+        """Return a scalar with the gradient of :func:`rounding_penalty`.
+
+        Its value is not computed, and is 0.
+
+        Args:
+            alpha (Tensor): That of :func:`relaxed_rows`.
+            beta (float): Exponent, more than 1.
+        """
+        return _Postponed.apply(alpha, beta, self)
+
+    def take(self) -> Optional[Tensor]:
+        """Return weight and ``beta``, once: not for every part of a batch."""
+        waiting, self.waiting = self.waiting, None
+        return waiting
+
+
+class _Postponed(torch.autograd.Function):
+    """Leaves its gradient to :func:`relaxed_rows`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, alpha: Tensor, beta: float, penalty: FusedPenalty
+    ) -> Tensor:
+        ctx.beta, ctx.penalty = beta, penalty
+        return alpha.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        ctx.penalty.waiting = torch.stack([grad, grad.new_tensor(ctx.beta)])
+        return None, None, None
 
 
 def annealed_beta(

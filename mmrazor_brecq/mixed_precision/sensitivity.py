@@ -19,7 +19,7 @@ from torch import nn
 from ..algorithms import BRECQ
 from ..graph import Door, Unit, copy_network
 from ..reconstruction import (
-    NearestRounding,
+    Reconstructor,
     Rows,
     Stream,
     UnitData,
@@ -64,28 +64,32 @@ def uniform(
     return model
 
 
-class Alone:
+class Alone(Reconstructor):
     """A reconstructor of units whose inputs are those of the float network.
 
     In a model that is to be used a unit makes up for the error of those
     before it; what is swapped into the float network alone must not.
 
     Args:
-        reconstructor (NearestRounding): Any.
+        reconstructor (Reconstructor): Any.
     """
 
     #: A pass over the whole network would have layers make up for others.
     refiner = None
 
-    def __init__(self, reconstructor: NearestRounding) -> None:
-        self.reconstructor = reconstructor
-        self.objective = reconstructor.objective
+    def __init__(self, reconstructor: Reconstructor) -> None:
+        super().__init__(
+            reconstructor.objective,
+            reconstructor.batch_size,
+            reconstructor.fit_images,
+        )
         self.autocast = reconstructor.autocast
+        self.reconstructor = reconstructor
 
     def __call__(
         self, unit: Unit, data: UnitData, generator: torch.Generator
     ) -> UnitReport:
-        """Reconstruct one unit; see :class:`NearestRounding`."""
+        """Reconstruct one unit; see :class:`Reconstructor`."""
         data = replace(data, inputs=data.float_inputs)
         return self.reconstructor(unit, data, generator)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import (
+    FusedPenalty,
     dequantize_rows,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
@@ -46,16 +47,19 @@ class Rounding(nn.Module):
         """
         return dequantize_rows(self(), step, zero_point, qmin, qmax)
 
-    def press(self, pressure: Tensor) -> None:
-        """Push the undecided to their nearer ends, once.
+    def penalty(self, beta: float) -> Optional[Tensor]:
+        """Return how far the weights are from being rounded, to be minimized.
 
-        Does nothing, unless a rounding leaves anything undecided.
+        None, unless a rounding leaves anything between two integers.
 
         Args:
-            pressure (Tensor): Weight and exponent of the penalty, whose
-                gradient comes with the next gradient of the values: see
-                :func:`mmrazor_brecq.functional.relaxed_rows`.
+            beta (float): Exponent, more than 1: see
+                :func:`mmrazor_brecq.functional.rounding_penalty`.
+
+        Returns:
+            Tensor, optional: A scalar, the sum over all weights.
         """
+        return None
 
 
 #: How a parameter says that it takes a rounding.
@@ -86,7 +90,10 @@ class AdaRound(Rounding):
 
     alpha: nn.Parameter
     base: Tensor
-    pressure: Optional[Tensor] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused_penalty = FusedPenalty()
 
     def start(self, position: Tensor) -> None:
         """Begin where nothing has been rounded yet."""
@@ -108,17 +115,12 @@ class AdaRound(Rounding):
             return super().values(step, zero_point, qmin, qmax)
         return relaxed_rows(
             *(self.alpha, self.base, step, zero_point, qmin, qmax),
-            pressure=self._pressed,
+            penalty=self.fused_penalty,
         )
 
-    def press(self, pressure: Tensor) -> None:
-        """Let the penalty's gradient come with the values' next one."""
-        self.pressure = pressure
-
-    def _pressed(self) -> Optional[Tensor]:
-        """The pressure, once: not for every part of a batch, or call."""
-        pressure, self.pressure = self.pressure, None
-        return pressure
+    def penalty(self, beta: float) -> Optional[Tensor]:
+        """Return :class:`mmrazor_brecq.functional.FusedPenalty`'s scalar."""
+        return self.fused_penalty(self.alpha, beta)
 
 
 class _Round(torch.autograd.Function):

@@ -1,5 +1,6 @@
 from .augment import CutMix, Flip, MixUp, Shift
-from .autocast import Autocast, takes_short, widened
+from .autocast import Autocast
+from .base import Reconstructor, ReconstructorConfig
 from .from_output import FromOutput
 from .likelihoods import (
     Bernoulli,
@@ -9,19 +10,20 @@ from .likelihoods import (
     Likelihood,
 )
 from .low_rank import FisherLowRank
-from .nearest import NearestRounding, ReconstructorConfig
-from .objectives import MSE, FisherDiag, FisherFull
+from .nearest import NearestRounding
+from .objectives import MSE, FisherDiag, Objective, takes_low_precision
 from .official import OfficialFisher
 from .processes import CannotLearn, NonFinite, own_generator, share
 from .reconstructor import BlockReconstructor
 from .refiner import WHOLE, NetworkRefiner
-from .rows import FORWARD, Rows, at_once
+from .rows import AND_BACK, FORWARD, Rows, at_once
 from .stopping import WhenSettled
 from .store import Store
 from .stream import Stream
 from .unit_data import UnitData, UnitReport
 
 __all__ = [
+    'AND_BACK',
     'Autocast',
     'Bernoulli',
     'BlockReconstructor',
@@ -31,7 +33,6 @@ __all__ = [
     'CutMix',
     'FORWARD',
     'FisherDiag',
-    'FisherFull',
     'FisherLowRank',
     'Flip',
     'FromOutput',
@@ -42,7 +43,9 @@ __all__ = [
     'NearestRounding',
     'NetworkRefiner',
     'NonFinite',
+    'Reconstructor',
     'ReconstructorConfig',
+    'Objective',
     'OfficialFisher',
     'Rows',
     'Shift',
@@ -55,6 +58,5 @@ __all__ = [
     'at_once',
     'own_generator',
     'share',
-    'takes_short',
-    'widened',
+    'takes_low_precision',
 ]

@@ -1,27 +1,26 @@
-"""Shorter numbers while something learns, where they are quicker."""
+"""Low precision during learning, where it is faster on the device."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, Optional
+from collections.abc import Iterable, Sequence
+from typing import Callable, Literal, Optional
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..functional import map_tensors, tensors
-from ..graph import run_float
 from ..validation import validated
 from .processes import total
-from .rows import AND_BACK, Rows, at_once
 
 #: What a type may be called, and the type.
 TYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
 FASTEST = 'fastest'
 AutocastName = Optional[Literal['fastest', 'bfloat16', 'float16']]
+#: A forward pass, from inputs to outputs.
+Run = Callable[[Tensor], Sequence[Tensor]]
 
 
 @validated
@@ -60,22 +59,30 @@ class Autocast:
         if begun and self.open:
             self.chosen = next(filter(None, begun), None)
 
-    def measure(self, network: nn.Module, images: Rows) -> None:
-        """Choose, if that is wanted; all processes choose the same.
+    def measure(
+        self,
+        run: Run,
+        parameters: Iterable[nn.Parameter],
+        inputs: Tensor,
+    ) -> None:
+        """Choose by a measurement, if the name asks for one.
+
+        All processes choose the same.
 
         Args:
-            network (nn.Module): The float network.
-            images (Rows): Preprocessed inputs.
+            run (callable): A forward pass, from inputs to outputs.
+            parameters (iterable): Parameters that the way back reaches.
+                None of them requires a gradient afterwards.
+            inputs (Tensor): N x ... preprocessed inputs, 2 or more.
         """
         if not self.open:
             return
-        size = at_once(images.elements, most=16, room=AND_BACK)
-        inputs = images.take(torch.arange(min(size, len(images))))
+        parameters = [p for p in parameters if p.is_floating_point()]
         # A CPU that has no instructions for the type takes eight times as
         # long, which two images tell.
-        least = _least(network, inputs[:2], turns=2)
+        least = _least(run, parameters, inputs[:2], turns=2)
         if least[1] < 2 * least[0]:
-            least = _least(network, inputs, turns=3)
+            least = _least(run, parameters, inputs, turns=3)
         usual, short = total(torch.tensor(least))
         share = float(short / usual)
         self.chosen = 'bfloat16' if share <= self.quicker else None
@@ -104,90 +111,57 @@ class Autocast:
         return self.chosen in TYPES
 
 
-def widened(nested: Any) -> Any:
-    """The same structure, its real numbers of four bytes or more.
-
-    What autocast leaves behind is short, and errors are computed without
-    it: not every loss takes two types.
-
-    Args:
-        nested (Any): Tensors in any structure.
-    """
-    return map_tensors(_wide, nested)
-
-
-def takes_short(method: Callable) -> Callable:
-    """Marks a method of an objective that takes outputs as layers give them.
-
-    Under autocast they are of shorter numbers than the target. To lengthen
-    them costs a twentieth of an iteration of ResNet-18, and not every loss
-    takes two types: :func:`as_taken` does it for whoever is not marked.
-    """
-    method.takes_short = True  # type: ignore[attr-defined]
-    return method
-
-
-def as_taken(method: Callable, output: Any) -> Any:
-    """A unit's output in numbers that a method of an objective takes.
-
-    Args:
-        method (Callable): ``loss`` or ``error``, the objective's own.
-        output (Any): Tensors in any structure.
-    """
-    return output if hasattr(method, 'takes_short') else widened(output)
-
-
-def _wide(x: Tensor) -> Tensor:
-    if not x.is_floating_point():
-        return x
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _least(network: nn.Module, inputs: Tensor, turns: int) -> list[float]:
-    """The least seconds in the usual type, and in the short one."""
+def _least(
+    run: Run, parameters: list[nn.Parameter], inputs: Tensor, turns: int
+) -> list[float]:
+    """Return the least seconds in the usual type, and in bfloat16."""
     least = [math.inf, math.inf]
     # In turns, so that whatever else runs slows both; the first loads code.
     for _ in range(turns):
         for i, dtype in enumerate((None, torch.bfloat16)):
-            least[i] = min(least[i], _seconds(network, inputs, dtype))
+            seconds = _seconds(run, parameters, inputs, dtype)
+            least[i] = min(least[i], seconds)
     return least
 
 
 def _seconds(
-    network: nn.Module, inputs: Tensor, dtype: Optional[torch.dtype]
+    run: Run,
+    parameters: list[nn.Parameter],
+    inputs: Tensor,
+    dtype: Optional[torch.dtype],
 ) -> float:
-    """How long a pass forward and back takes.
+    """Time a forward and backward pass.
 
     It takes forever in a type that the device or an operator lacks. On a
-    CPU it is the time of this process that counts, for others come and go.
+    CPU the time of this process counts, since other processes come and go.
     """
     on_cpu = inputs.device.type == 'cpu'
     clock = time.process_time if on_cpu else time.perf_counter
-    parameters = [p for p in network.parameters() if p.is_floating_point()]
     try:
         for parameter in parameters:
             parameter.requires_grad_()
         start = clock()
-        _pass(network, inputs, parameters, dtype)
+        _pass(run, parameters, inputs, dtype)
         return clock() - start
     except RuntimeError:
         if dtype is None:
             raise
         return math.inf
     finally:
-        network.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
 
 
 @torch.enable_grad()
 def _pass(
-    network: nn.Module,
+    run: Run,
+    parameters: list[nn.Parameter],
     inputs: Tensor,
-    parameters: Any,
     dtype: Optional[torch.dtype],
 ) -> None:
-    """Forward, back, and wait for the end of it."""
+    """Run forward and backward, and wait for the end of it."""
     with torch.autocast(inputs.device.type, dtype, enabled=dtype is not None):
-        outputs = tensors(run_float(network, inputs))
+        outputs = run(inputs)
     losses = [x.float().square().mean() for x in outputs if x.requires_grad]
     if losses:
         grads = torch.autograd.grad(losses, parameters, allow_unused=True)

@@ -13,10 +13,9 @@ from ..functional import tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from ..validation import Amount, Count, Exponent
-from .autocast import takes_short
 from .gradients import Place
 from .likelihoods import LikelihoodConfig
-from .objectives import Fisher
+from .objectives import Fisher, takes_low_precision
 from .processes import gathered, share, total
 from .rows import Rows
 from .store import Column, Store
@@ -207,7 +206,7 @@ class FisherLowRank(Fisher):
             self.weights[place] = (1 - matrix) * self.weights[place]
             self.directions[place] *= (matrix * ratio) ** 0.5
 
-    @takes_short
+    @takes_low_precision
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:

@@ -14,20 +14,40 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..functional import tensors, weighted_squared_error
+from ..functional import tensors, weighted_squared_error, widened
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from ..validation import Config, Count, Exponent
-from .autocast import as_taken, takes_short
 from .gradients import Place, teacher_gradients
 from .likelihoods import LikelihoodConfig
 from .processes import share, total
 from .rows import Rows
 
 
-@TASK_UTILS.register_module()
-class MSE:
-    """Every element of the output counts the same."""
+def takes_low_precision(method: Callable) -> Callable:
+    """Mark an ``error`` or ``loss`` that takes outputs as layers give them.
+
+    Under autocast they are in bfloat16 or float16, while targets are not.
+    To convert them costs a twentieth of an iteration of ResNet-18, and not
+    every loss takes two types: :class:`Objective` converts for methods that
+    are not marked.
+    """
+    method.low_precision = True  # type: ignore[attr-defined]
+    return method
+
+
+class Objective:
+    """How far a unit's output is from that of the float network.
+
+    A subclass overrides :meth:`error`, and what it needs of the other
+    methods.
+
+    Example:
+        >>> @TASK_UTILS.register_module()
+        ... class Huber(Objective):
+        ...     def error(self, unit, i, output, target, index):
+        ...         return torch.nn.functional.huber_loss(output, target)
+    """
 
     def watch(
         self,
@@ -36,19 +56,19 @@ class MSE:
         images: Rows,
         generator: torch.Generator,
     ) -> None:
-        """See the float network before the first unit is reconstructed.
+        """Examine the float network before the first unit is reconstructed.
 
         Args:
             teacher (nn.Module): The float network.
             units (list[Unit]): The units to come.
-            images (Rows): Preprocessed inputs, the share of this process.
+            images (Rows): Preprocessed inputs, those of this process.
             generator (torch.Generator): Source of randomness.
         """
 
     def begin(
         self, unit: Unit, outputs: Iterable[Any], targets: Iterable[Any]
     ) -> None:
-        """See a unit's outputs under nearest rounding before it learns.
+        """Examine a unit's outputs under nearest rounding before it learns.
 
         Args:
             unit (Unit): The unit.
@@ -58,7 +78,7 @@ class MSE:
         """
 
     def end(self, unit: Unit) -> None:
-        """Let go of what was held for a unit, which is done.
+        """Free what was cached for a unit, which is done.
 
         Args:
             unit (Unit): The unit; it may never have begun.
@@ -72,59 +92,91 @@ class MSE:
         """
         return type(self).__name__
 
-    @takes_short
-    def loss(
+    def __call__(
         self, unit: Unit, output: Any, target: Any, index: Tensor
     ) -> Tensor:
-        """The error to make small.
+        """Return :meth:`loss`, in the precision that it takes.
 
         Args:
             unit (Unit): The unit.
-            output (Any): Its output on some images. A method of one's own
-                sees it in the target's type, but with
-                :func:`takes_short`.
+            output (Any): Its output on N images, a structure of tensors, in
+                low precision under autocast.
             target (Any): The float network's, of the same form.
-            index (Tensor): Which calibration images they are.
+            index (Tensor): Indices of the N calibration images.
 
         Returns:
-            Tensor: A scalar, 0 where both are the same and never less. Only
-            real tensors count that are not empty and of some size.
+            Tensor: A scalar.
+        """
+        return self.loss(unit, _as_taken(self.loss, output), target, index)
+
+    @takes_low_precision
+    def loss(
+        self, unit: Unit, output: Any, target: Any, index: Tensor
+    ) -> Tensor:
+        """Return the error to minimize: the sum over the unit's outputs.
+
+        Args:
+            unit (Unit): The unit.
+            output (Any): As in :meth:`__call__`; in float32 or more unless
+                the method is marked by :func:`takes_low_precision`.
+            target (Any): The float network's, of the same form.
+            index (Tensor): Indices of the N calibration images.
+
+        Returns:
+            Tensor: A scalar of 0 or more, 0 where both are the same. Only
+            real tensors count that are not empty and have a dimension.
         """
         pairs = zip(tensors(output), tensors(target))
         return sum(
             (
-                self.error(unit, i, as_taken(self.error, out), goal, index)
+                self.error(unit, i, _as_taken(self.error, out), goal, index)
                 for i, (out, goal) in enumerate(pairs)
                 if goal.is_floating_point() and goal.dim() and goal.numel()
             ),
             start=torch.zeros((), device=index.device),
         )
 
-    @takes_short
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
-        """The error of the unit's ``i``-th output tensor.
-
-        What an objective of one's own overrides.
+        """Return the error of the unit's ``i``-th output tensor.
 
         Args:
             unit (Unit): The unit.
             i (int): Which of its outputs.
-            output (Tensor): N x ..., in four bytes or more unless the method
-                is marked by :func:`takes_short`.
+            output (Tensor): N x ..., in float32 or more unless the method
+                is marked by :func:`takes_low_precision`.
             target (Tensor): That of the float network, N x ...
-            index (Tensor): The numbers of the N images.
+            index (Tensor): Indices of the N calibration images.
 
         Returns:
-            Tensor: A scalar, the mean over images: 0 where both are the
-            same, and never below.
+            Tensor: A scalar of 0 or more, the mean over images: 0 where
+            both are the same.
         """
+        raise NotImplementedError(
+            f'{type(self).__name__} has no `error`: define it, or `loss`'
+        )
+
+
+def _as_taken(method: Callable, output: Any) -> Any:
+    """Return a unit's output in the precision that a method takes."""
+    return output if hasattr(method, 'low_precision') else widened(output)
+
+
+@TASK_UTILS.register_module()
+class MSE(Objective):
+    """Squared error: every element of the output counts the same."""
+
+    @takes_low_precision
+    def error(
+        self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
+    ) -> Tensor:
+        """Return :func:`mmrazor_brecq.functional.weighted_squared_error`."""
         return weighted_squared_error(output, target)
 
 
 #: How a parameter says that it takes an objective.
-ObjectiveConfig = Annotated[dict, Config(MSE, TASK_UTILS)]
+ObjectiveConfig = Annotated[dict, Config(Objective, TASK_UTILS)]
 
 
 class PerImage:
@@ -157,7 +209,7 @@ class PerImage:
         return self.column.take(index) * self.factor
 
 
-class Fisher(MSE):
+class Fisher(Objective):
     """Shared by the objectives that weigh by the teacher's gradient.
 
     Args:
@@ -279,65 +331,10 @@ class FisherDiag(Fisher):
                     weight = weight / mean
                 self.weights[place] = weight
 
-    @takes_short
+    @takes_low_precision
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
         """See :func:`mmrazor_brecq.functional.weighted_squared_error`."""
         weight = self._weight((unit.name, i), index)
         return weighted_squared_error(output, target, weight)
-
-
-@TASK_UTILS.register_module()
-class FisherFull(Fisher):
-    """The squared change of the teacher's loss to first order.
-
-    ``(g . (z - z*))^2`` for each image's own gradient ``g``: the Fisher
-    matrix with all its off-diagonal entries, one sample an image. The
-    scale is that of :class:`FisherDiag`.
-
-    Args:
-        likelihood (dict): The teacher's loss.
-    """
-
-    def watch(
-        self,
-        teacher: nn.Module,
-        units: Sequence[Unit],
-        images: Rows,
-        generator: torch.Generator,
-    ) -> None:
-        """Gather each image's gradient at all units in one pass."""
-        found: dict[Place, PerImage] = {}
-        norms: dict[Place, Tensor] = {}
-
-        def collect(place: Place, which: slice, grad: Tensor) -> None:
-            count = which.stop - which.start
-            if len(grad) % count:  # of no image: counts evenly
-                return
-            grad = grad.reshape(count, -1)
-            if place not in found:
-                found[place] = PerImage(images, grad, len(grad))
-            found[place].write(which.start, grad)
-            squared = grad.square().sum()
-            norms[place] = norms.get(place, 0) + squared
-
-        self._gradients(teacher, units, images, generator, collect)
-        count = float(total(torch.tensor(float(len(images)))))
-        self.weights = {}
-        for place, grads in found.items():
-            norm = float(total(norms[place]) / count) ** 0.5
-            if norm > 0:
-                grads.factor = 1 / norm
-                self.weights[place] = grads
-
-    @takes_short
-    def error(
-        self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
-    ) -> Tensor:
-        """Mean over images of the squared inner product."""
-        grad = self._weight((unit.name, i), index)
-        if grad is None:
-            return weighted_squared_error(output, target)
-        change = (output - target).reshape(len(index), -1)
-        return (grad * change).sum(1).square().mean()

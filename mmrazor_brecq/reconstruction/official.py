@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from ..functional import flatten, tensors, weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
-from .autocast import takes_short
 from .gradients import said
-from .objectives import MSE
+from .objectives import Objective, takes_low_precision
 from .rows import Rows
 
 
 @TASK_UTILS.register_module()
-class OfficialFisher(MSE):
+class OfficialFisher(Objective):
     """The weighting of the authors' published code, for comparison.
 
     Its weight is ``(|g| + 1)^2``, each image's gradient of the divergence
@@ -83,7 +82,7 @@ class OfficialFisher(MSE):
                 for x in tensors(leaves)
             ]
 
-    @takes_short
+    @takes_low_precision
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:

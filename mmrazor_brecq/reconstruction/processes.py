@@ -8,8 +8,8 @@ end with the same integers. In a single process nothing here does anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Callable, Optional
+from collections.abc import Iterable, Iterator
+from typing import Optional
 
 import torch
 from mmengine.dist import (
@@ -77,90 +77,95 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         grad.copy_(part.view_as(grad))
 
 
-def adam(
-    learned: Iterable[tuple[list[nn.Parameter], float]],
-) -> Optional[torch.optim.Optimizer]:
-    """An optimiser of parameters that learn at rates of their own.
+class Descent:
+    """Steps of Adam, the same in all processes.
 
-    It forgets sooner than Adam usually does (0.9 and 0.999): the latter
-    averages over more iterations than a unit has.
-
-    Args:
-        learned (iterable): Parameters and their learning rate.
-
-    Returns:
-        Optimizer, optional: None if there is no parameter.
-    """
-    rates: dict[float, list[nn.Parameter]] = {}
-    for parameters, rate in learned:
-        rates.setdefault(rate, []).extend(parameters)
-    # As few groups as there are rates: each costs a call.
-    groups = [dict(params=ps, lr=rate) for rate, ps in rates.items() if ps]
-    if not groups:
-        return None
-    return torch.optim.Adam(groups, betas=BETAS, fused=True)
-
-
-def minimise(
-    errors: Callable[[int], Iterable[Tensor]],
-    optimizer: torch.optim.Optimizer,
-    iterations: int,
-    curve: list[tuple[int, float]],
-    scale: float = 1.0,
-    settled: Optional[Callable[[int], bool]] = None,
-) -> int:
-    """Let an optimiser take its steps, the same in all processes.
-
-    Its learning rates fall to nothing, like a cosine.
+    Learning rates fall to zero like a cosine. Adam forgets sooner than it
+    usually does (0.9 and 0.999), which averages over more iterations than a
+    unit has.
 
     Args:
-        errors (callable): Gives the errors of an iteration, given its
-            number: scalars whose sum is to fall, of this process' images.
-            Each is asked for when the one before it has left its gradient,
-            so that only one of them holds memory.
-        optimizer (Optimizer): Holds what is learned.
+        learned (iterable): Pairs of parameters and their learning rate.
         iterations (int): How many steps, at the most.
         curve (list): Takes number and error of every tenth iteration.
-        scale (float): What errors are divided by, but in the curve.
-        settled (callable, optional): Whether an iteration is to be the
-            last, given its number.
-
-    Returns:
-        int: How many steps were taken.
 
     Raises:
-        CannotLearn: If no error has a gradient.
-        NonFinite: If an error is no finite number.
+        CannotLearn: If there is no parameter.
+
+    Example:
+        >>> for i in descent:
+        ...     descent.backward(error())
+        ...     descent.step()
     """
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, iterations
-    )
-    learned = [p for group in optimizer.param_groups for p in group['params']]
-    for i in range(iterations):
-        optimizer.zero_grad()
-        seen, learns = [], False
-        for error in errors(i):
-            if error.requires_grad:
-                (error / scale).backward()
-                learns = True
-            seen.append(error.detach())
-        if not learns:
+
+    def __init__(
+        self,
+        learned: Iterable[tuple[list[nn.Parameter], float]],
+        iterations: int,
+        curve: list[tuple[int, float]],
+    ) -> None:
+        rates: dict[float, list[nn.Parameter]] = {}
+        for parameters, rate in learned:
+            rates.setdefault(rate, []).extend(parameters)
+        # As few groups as there are rates: each costs a call.
+        groups = [dict(params=ps, lr=rate) for rate, ps in rates.items() if ps]
+        if not groups:
+            raise CannotLearn('there is nothing to learn')
+        self.parameters = [p for ps in rates.values() for p in ps]
+        self.optimizer = torch.optim.Adam(groups, betas=BETAS, fused=True)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, iterations
+        )
+        self.iterations = iterations
+        self.curve = curve
+        self.taken = 0
+        self._errors: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the number of each iteration."""
+        for i in range(self.iterations):
+            self.optimizer.zero_grad()
+            self._errors = []
+            self._learns = False
+            yield i
+
+    def backward(self, error: Tensor, loss: Optional[Tensor] = None) -> None:
+        """Compute the gradients of a batch, or of a part of it.
+
+        Args:
+            error (Tensor): A scalar for the curve; it says whether a
+                gradient comes back at all.
+            loss (Tensor, optional): The scalar to minimize, by default the
+                error.
+        """
+        if error.requires_grad:
+            (error if loss is None else loss).backward()
+            self._learns = True
+        self._errors.append(error.detach())
+
+    def step(self) -> None:
+        """Change the parameters by the gradients of all processes.
+
+        Raises:
+            CannotLearn: If no error had a gradient.
+            NonFinite: If an error is no finite number.
+        """
+        if not self._learns:
             raise CannotLearn(
                 'no gradient comes back, as under `torch.no_grad`, after '
                 '`detach`, or where outputs are no real numbers'
             )
-        average_gradients(learned)
-        optimizer.step()
-        schedule.step()
-        if i % 10 == 0:
-            curve.append((i, _finite(torch.stack(seen).sum(), i)))
-        if settled and settled(i):
-            return i + 1
-    return iterations
+        average_gradients(self.parameters)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.taken % 10 == 0:
+            error = torch.stack(self._errors).sum()
+            self.curve.append((self.taken, _finite(error, self.taken)))
+        self.taken += 1
 
 
 def _finite(error: Tensor, i: int) -> float:
-    """The error of an iteration, the mean of all processes."""
+    """Return the error of an iteration, the mean of all processes."""
     value = float(total(error)) / get_world_size()
     if not math.isfinite(value):
         raise NonFinite(f'NaN or infinity in iteration {i}')

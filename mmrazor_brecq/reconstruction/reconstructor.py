@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, Callable, Optional, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional import annealed_beta
 from ..graph import Unit
@@ -14,22 +13,18 @@ from ..layers import QuantLayer, activation_quantizers
 from ..quantizers.activation import MaskPool
 from ..registry import TASK_UTILS
 from ..validation import Amount, Count, Positive, Rate, Share
-from .autocast import Autocast, AutocastName, as_taken
-from .nearest import (
-    NearestRounding,
-    open_layers,
-    open_quantizers,
-    open_steps,
-)
+from .autocast import Autocast, AutocastName
+from .base import Reconstructor
 from .objectives import ObjectiveConfig
-from .processes import adam, minimise, share
+from .open_parts import open_activations, open_layers, open_quantizers
+from .processes import Descent, share
 from .refiner import RefinerConfig
 from .stopping import StoppingConfig, WhenSettled
 from .unit_data import UnitData, UnitReport
 
 
 @TASK_UTILS.register_module()
-class BlockReconstructor(NearestRounding):
+class BlockReconstructor(Reconstructor):
     """Learns rounding and steps of one unit together (BRECQ, alg. 1).
 
     Args:
@@ -81,7 +76,9 @@ class BlockReconstructor(NearestRounding):
         refiner: Optional[RefinerConfig] = None,
     ) -> None:
         super().__init__(
-            batch_size, fit_images, objective or dict(type='FisherDiag')
+            TASK_UTILS.build(objective or dict(type='FisherDiag')),
+            batch_size,
+            fit_images,
         )
         self.iterations = iterations
         self.rounding_lr = rounding_lr
@@ -122,114 +119,110 @@ class BlockReconstructor(NearestRounding):
             layer.weight_quantizer.learn(layer.stored_weight)
         device = next(unit.module.parameters()).device
         masks = MaskPool(generator, device)
-        for quantizer in open_steps(unit.module):
+        for quantizer in open_activations(unit.module):
             quantizer.learn(masks)
-        optimizer = self._optimizer(unit, layers)
-        if optimizer is None:
-            report.note = 'there is nothing to learn: nearest kept'
-            return
-        _train(unit)
-        self._optimise(unit, optimizer, data, masks, generator, report)
-        report.after = self.judge(unit, data)
+        self._minimize(unit, data, generator, masks, report)
+        report.after = self.validate(unit, data)
         report.accepted = report.after < report.before
         if not report.accepted:
             report.note = 'held-out error did not fall: nearest kept'
 
-    def _optimise(
+    def _minimize(
         self,
         unit: Unit,
-        optimizer: torch.optim.Optimizer,
         data: UnitData,
-        masks: MaskPool,
         generator: torch.Generator,
+        masks: MaskPool,
         report: UnitReport,
     ) -> None:
+        """Minimize the error and the rounding penalty (BRECQ, alg. 1)."""
         layers = open_layers(unit.module)
-        iterations = self.iterations * max(1, min(unit.depth, len(layers)))
-        quantizers = activation_quantizers(unit.module)
-        drop = quantizers[0].drop_prob if quantizers else 0.0
         batch = share(self.batch_size)
-
-        def errors(i: int) -> Iterator[Tensor]:
+        scale = max(report.before, 1e-12)  # The error of nearest rounding.
+        descent = Descent(
+            self._learned(unit, layers),
+            self.iterations * max(1, min(unit.depth, len(layers))),
+            report.losses,
+        )
+        settled = self._settled(unit, data, layers)
+        _train(unit)
+        for i in descent:
             index = torch.randint(data.trained, (batch,), generator=generator)
-            self._press(layers, i / iterations)
-            return self._errors(unit, data, index, drop, masks)
+            for k, part in enumerate(data.parts(index, batch)):
+                error = self._error(unit, data, part, masks)
+                error = error * (len(part) / batch)
+                loss = error / scale
+                if not k:  # It counts once, whatever the parts.
+                    loss = loss + self._penalty(layers, i / descent.iterations)
+                descent.backward(error, loss)
+            descent.step()
+            if settled(i):
+                break
+        report.iterations = descent.taken
 
-        def judge() -> float:
-            error = self.judge(unit, data)
+    def _error(
+        self, unit: Unit, data: UnitData, index: Tensor, masks: MaskPool
+    ) -> Tensor:
+        """Return the error of the unit's output on some images."""
+        args, kwargs = self._mixed_inputs(unit, data, index, masks)
+        with self.autocast(masks.device):
+            output = unit.module(*args, **kwargs)
+        return self.objective(unit, output, data.targets.take(index), index)
+
+    def _penalty(
+        self, layers: list[QuantLayer], progress: float
+    ) -> Union[Tensor, float]:
+        """Return the rounding penalty, the mean over weights (eq. 24 of
+        AdaRound), once the warmup is over.
+        """
+        if progress < self.warmup:
+            return 0.0
+        beta = annealed_beta(progress, self.warmup, *self.beta)
+        weights = sum(layer.stored_weight.numel() for layer in layers)
+        found = [
+            layer.weight_quantizer.rounding.penalty(beta) for layer in layers
+        ]
+        return sum(self.penalty / weights * x for x in found if x is not None)
+
+    def _settled(
+        self, unit: Unit, data: UnitData, layers: list[QuantLayer]
+    ) -> Callable[[int], bool]:
+        """Return what says whether an iteration is to be the last."""
+        if self.stopping is None:
+            return lambda i: False
+
+        def validate() -> float:
+            error = self.validate(unit, data)
             _train(unit)
             return error
 
-        settled = None
-        if self.stopping is not None:
-            settled = self.stopping.watch(layers, judge)
-        report.iterations = minimise(
-            errors,
-            optimizer,
-            iterations,
-            report.losses,
-            max(report.before, 1e-12),  # The error of nearest rounding.
-            settled,
-        )
+        return self.stopping.watch(layers, validate)
 
-    def _press(self, layers: list[QuantLayer], progress: float) -> None:
-        """Push what is undecided, once the warmup is over."""
-        if progress < self.warmup or not layers:
-            return
-        weights = sum(layer.stored_weight.numel() for layer in layers)
-        pressure = torch.tensor(
-            [
-                self.penalty / weights,
-                annealed_beta(progress, self.warmup, *self.beta),
-            ],
-            device=layers[0].stored_weight.device,
-        )
-        for layer in layers:
-            layer.weight_quantizer.rounding.press(pressure)
-
-    def _errors(
-        self,
-        unit: Unit,
-        data: UnitData,
-        index: Tensor,
-        drop: float,
-        masks: MaskPool,
-    ) -> Iterator[Tensor]:
-        """The error of a batch, part by part."""
-        for part in data.parts(index, len(index)):
-            args, kwargs = self._mixed_inputs(data, part, drop, masks)
-            with self.autocast(masks.device):
-                output = unit.module(*args, **kwargs)
-            target = data.targets.take(part)
-            loss = self.objective.loss
-            error = loss(unit, as_taken(loss, output), target, part)
-            yield error * (len(part) / len(index))
-
-    def _optimizer(
+    def _learned(
         self, unit: Unit, layers: list[QuantLayer]
-    ) -> Optional[torch.optim.Optimizer]:
+    ) -> list[tuple[list[nn.Parameter], float]]:
+        """Return what is learned, and at which rate."""
         weights = [layer.weight_quantizer for layer in layers]
         inputs = activation_quantizers(unit.module)
         steps = [q.log_step for q in weights if q.log_step is not None]
-        return adam(
-            [
-                (
-                    [p for q in weights for p in q.trainable()],
-                    self.rounding_lr,
-                ),
-                (steps, self.weight_scale_lr),
-                (
-                    [p for q in inputs for p in q.trainable()],
-                    self.activation_scale_lr,
-                ),
-            ]
-        )
+        return [
+            ([p for q in weights for p in q.trainable()], self.rounding_lr),
+            (steps, self.weight_scale_lr),
+            (
+                [p for q in inputs for p in q.trainable()],
+                self.activation_scale_lr,
+            ),
+        ]
 
     @staticmethod
     def _mixed_inputs(
-        data: UnitData, index: Tensor, drop: float, masks: MaskPool
+        unit: Unit, data: UnitData, index: Tensor, masks: MaskPool
     ) -> Any:
-        """Inputs of which some elements come from the float network."""
+        """Return inputs of which some elements are the float network's
+        (QDrop).
+        """
+        quantizers = activation_quantizers(unit.module)
+        drop = quantizers[0].drop_prob if quantizers else 0.0
         if not drop:
             return data.inputs.take(index)
         return data.inputs.mixed(

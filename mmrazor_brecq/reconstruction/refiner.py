@@ -10,20 +10,19 @@ from typing import Annotated, Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import ordinary
+from ..functional import ordinary, widened
 from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
 from ..registry import TASK_UTILS
 from ..validation import Config, Count, Rate
 from .augment import AugmentationConfig
-from .autocast import Autocast, widened
+from .autocast import Autocast
 from .gradients import said
 from .likelihoods import Likelihood, LikelihoodConfig
 from .processes import (
     CannotLearn,
-    adam,
+    Descent,
     mean_error,
-    minimise,
     own_generator,
     share,
     take_from_first,
@@ -145,14 +144,10 @@ class NetworkRefiner:
             report.before = report.after = 0.0
             report.note = 'the network gives no real numbers: left as it was'
             return report
-        report.before = self._judge(network, examined(), goals)
+        report.before = self._validate(network, examined(), goals)
         report.after = report.before
-        optimizer = adam(self._reopen(network, teacher))
-        assert optimizer is not None
         try:
-            self._optimise(
-                optimizer, network, teacher, images, trained, seed, report
-            )
+            self._minimize(network, teacher, images, trained, seed, report)
         except CannotLearn as error:
             report.note = f'{error}: left as it was'
         for quantizer in activation_quantizers(network):
@@ -162,7 +157,7 @@ class NetworkRefiner:
         network.requires_grad_(False)
         take_from_first(network.state_dict().values())
         if not report.note:
-            report.after = self._judge(network, examined(), goals)
+            report.after = self._validate(network, examined(), goals)
             report.accepted = report.after < report.before
             if not report.accepted:
                 report.note = 'held-out error did not fall: left as it was'
@@ -207,9 +202,8 @@ class NetworkRefiner:
             (biases, self.bias_lr),
         ]
 
-    def _optimise(
+    def _minimize(
         self,
-        optimizer: torch.optim.Optimizer,
         network: nn.Module,
         teacher: nn.Module,
         images: Rows,
@@ -217,20 +211,33 @@ class NetworkRefiner:
         seed: int,
         report: UnitReport,
     ) -> None:
+        """Minimize the divergence from the float network's outputs."""
         generator = own_generator(seed)
-        size = share(self.batch_size)
+        batch = share(self.batch_size)
         # Parts of half a batch would take a sixth longer.
         room = 3 * AND_BACK if self.autocast.short else 3 * AND_BACK // 2
-        together = at_once(images.elements, most=size, room=room)
-
-        def errors(i: int) -> Iterator[Tensor]:
-            index = torch.randint(trained, (size,), generator=generator)
-            batch = self._varied(images, index, generator)
-            return self._errors(network, teacher, batch.split(together))
-
-        report.iterations = minimise(
-            errors, optimizer, self.iterations, report.losses
+        together = at_once(images.elements, most=batch, room=room)
+        descent = Descent(
+            self._reopen(network, teacher), self.iterations, report.losses
         )
+        for _ in descent:
+            index = torch.randint(trained, (batch,), generator=generator)
+            varied = self._varied(images, index, generator)
+            for part in varied.split(together):
+                error = self._error(network, teacher, part)
+                descent.backward(error * (len(part) / batch))
+            descent.step()
+        report.iterations = descent.taken
+
+    def _error(
+        self, network: nn.Module, teacher: nn.Module, images: Tensor
+    ) -> Tensor:
+        """Return the divergence on some images."""
+        with self.autocast(images.device):
+            with torch.no_grad():
+                goals = _answers(teacher, images)
+            outputs = _answers(network, images)
+        return self.likelihood.divergence(outputs, goals)
 
     def _examined(
         self, images: Rows, first: int, seed: int
@@ -248,7 +255,7 @@ class NetworkRefiner:
             yield self._varied(images, part, generator)
 
     @torch.no_grad()
-    def _judge(
+    def _validate(
         self,
         network: nn.Module,
         examined: Iterable[Tensor],
@@ -269,22 +276,6 @@ class NetworkRefiner:
         for augment in self.augment:
             batch = augment(batch, generator)
         return batch
-
-    def _errors(
-        self,
-        network: nn.Module,
-        teacher: nn.Module,
-        parts: Sequence[Tensor],
-    ) -> Iterator[Tensor]:
-        """The error of a batch, part by part."""
-        images = sum(map(len, parts))
-        for part in parts:
-            with self.autocast(part.device):
-                with torch.no_grad():
-                    goals = _answers(teacher, part)
-                outputs = _answers(network, part)
-            error = self.likelihood.divergence(outputs, goals)
-            yield error * (len(part) / images)
 
 
 #: How a parameter says that it takes a refiner.

@@ -42,8 +42,8 @@ class UnitData:
         elements = self.inputs.elements + self.targets.elements
         return index.split(at_once(elements, most=size))
 
-    def judges(self, size: int) -> tuple[Tensor, ...]:
-        """Indices of the images that judge, ``size`` or fewer at a time."""
+    def held_out_parts(self, size: int) -> tuple[Tensor, ...]:
+        """Return indices of held-out images, ``size`` or fewer at a time."""
         return self.parts(torch.arange(self.trained, len(self.inputs)), size)
 
 

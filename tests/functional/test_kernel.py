@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmrazor_brecq.functional import (
+    FusedPenalty,
     Kernel,
     dequantize_rows,
     fake_quantize,
@@ -173,14 +174,17 @@ def results(x, keep):
     step = torch.tensor([[0.1], [0.2]], requires_grad=True)
     base = alpha.detach().floor()
     grid = step, torch.tensor([[3.0], [0.0]]), -2, 1
-    pressure = torch.tensor([2.0, 3.0])
+    fused = FusedPenalty()
     relaxed = relaxed_rows(alpha, base, *grid)
-    pressed = relaxed_rows(alpha, base, *grid, lambda: pressure)
+    pushed = relaxed_rows(alpha, base, *grid, fused)
     moved = dequantize_rows(base + alpha, *grid)
     b = x.detach().requires_grad_()
     error = weighted_squared_error(b, 0.5 * x, x[:1].abs())
-    outputs = relaxed, pressed, moved
-    sum([error, *(output.square().sum() for output in outputs)]).backward()
+    outputs = relaxed, pushed, moved
+    penalty = 2.0 * fused(alpha, 3.0)
+    sum(
+        [error, penalty, *(output.square().sum() for output in outputs)]
+    ).backward()
     return [
         t.detach()
         for t in (

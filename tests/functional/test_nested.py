@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmrazor_brecq.functional import flatten, leaves, map_tensors, tensors
+from mmrazor_brecq.functional import (
+    flatten,
+    leaves,
+    map_tensors,
+    tensors,
+    widened,
+)
 
 ONE, TWO = torch.tensor([1.0]), torch.tensor([2.0])
 
@@ -151,3 +157,13 @@ def test_what_rebuilds_holds_no_tensor():
 def test_order_is_that_of_torch():
     nested = dict(b=ONE, a=[TWO, dict(c=1)])
     assert leaves(nested) == [ONE, TWO, 1]
+
+
+def test_short_numbers_become_wide_and_others_stay():
+    exact = torch.ones(2, dtype=torch.float64)
+    whole = torch.ones(2, dtype=torch.int64)
+    short = torch.ones(2, dtype=torch.bfloat16)
+    wide = widened((short, [whole, dict(x=exact)], None))
+
+    assert wide[0].dtype == torch.float32 and wide[2] is None
+    assert wide[1][0] is whole and wide[1][1]['x'] is exact

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from mmrazor_brecq.functional import (
+    FusedPenalty,
     annealed_beta,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
     relaxed_rows,
+    rounding_penalty,
 )
 
 
@@ -26,42 +28,64 @@ def test_the_rectified_sigmoid_reaches_both_ends_and_only_rises():
     assert (h.diff() >= 0).all()
 
 
-def pushed(alpha, beta):
+def penalty_gradient(alpha, beta):
     """The gradient of the penalty alone."""
     alpha = torch.tensor([alpha], requires_grad=True)
-    rows = relaxed_rows(
-        *(alpha, torch.zeros(1, alpha.numel()), torch.ones(1, 1)),
-        *(torch.zeros(1, 1), -8, 7),
-        lambda: torch.tensor([1.0, beta]),
-    )
-    rows.backward(torch.zeros_like(rows))
+    rounding_penalty(alpha, beta).backward()
     return alpha.grad[0]
 
 
 @pytest.mark.parametrize('beta', [2.0, 7.5, 20.0])
-def test_pressure_is_the_gradient_of_the_penalty(beta, generator):
+def test_the_fused_penalty_has_the_gradient_of_the_plain_one(beta, generator):
     alpha = torch.randn(3, 50, generator=generator) * 4
     base = torch.randint(-6, 6, (3, 50), generator=generator).float()
     grid = torch.rand(3, 1, generator=generator) + 0.1, torch.ones(3, 1), -4, 3
     grad = torch.randn(3, 50, generator=generator)
     a, b = (alpha.clone().requires_grad_() for _ in range(2))
-    pressure = torch.tensor([0.3, beta])
+    fused = FusedPenalty()
 
-    relaxed_rows(a, base, *grid, lambda: pressure).backward(grad)
-    penalty = 1 - (2 * rectified_sigmoid(b) - 1).abs().pow(beta)
-    rows = relaxed_rows(b, base, *grid)
-    torch.autograd.backward([rows, 0.3 * penalty.sum()], [grad, None])
+    for rows, penalty in [
+        (relaxed_rows(a, base, *grid, fused), fused(a, beta)),
+        (relaxed_rows(b, base, *grid), rounding_penalty(b, beta)),
+    ]:
+        torch.autograd.backward([rows, 0.3 * penalty], [grad, None])
 
+    assert a.grad.any()
     torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.parametrize('beta', [1.0, 2.0, 20.0])
-def test_pressure_is_nought_in_the_middle_and_where_all_is_rounded(beta):
-    assert (pushed([-9.0, 0.0, 9.0], beta) == 0).all()
+def test_a_fused_penalty_counts_once(generator):
+    alpha = torch.randn(3, 50, generator=generator).requires_grad_()
+    base, grid = torch.zeros(3, 50), (torch.ones(3, 1), torch.zeros(3, 1))
+    fused = FusedPenalty()
+    found = []
+    for calls in 1, 2:
+        alpha.grad = None
+        rows = sum(
+            relaxed_rows(alpha, base, *grid, -8, 7, fused)
+            for _ in range(calls)
+        )
+        (0 * rows.sum() + fused(alpha, 2.0)).backward()
+        found.append(alpha.grad)
+
+    assert torch.equal(*found)
+    assert fused.take() is None
 
 
-def test_pressure_pushes_to_the_nearer_end():
-    down, up = pushed([-1.0, 1.0], 2.0)
+@pytest.mark.parametrize('beta', [2.0, 20.0])
+def test_the_penalty_is_zero_where_all_is_rounded(beta):
+    settled = torch.tensor([-9.0, 9.0, 7.0])
+    assert rounding_penalty(settled, beta) == 0
+    assert rounding_penalty(torch.zeros(3), beta) == 3
+
+
+@pytest.mark.parametrize('beta', [1.5, 2.0, 20.0])
+def test_the_penalty_is_flat_in_the_middle_and_where_all_is_rounded(beta):
+    assert (penalty_gradient([-9.0, 0.0, 9.0], beta) == 0).all()
+
+
+def test_the_penalty_pushes_to_the_nearer_end():
+    down, up = penalty_gradient([-1.0, 1.0], 2.0)
 
     assert down > 0 > up
 
@@ -90,16 +114,18 @@ def test_relaxed_rows_are_the_dequantized_relaxed_integers(generator):
 
 def test_relaxed_rows_are_of_the_type_that_layers_compute_in(generator):
     alpha, grad = torch.randn(2, 3, 50, generator=generator)
-    base, pressure = torch.zeros(3, 50), torch.tensor([0.3, 3.0])
+    base, fused = torch.zeros(3, 50), FusedPenalty()
     grid = torch.ones(3, 1), torch.zeros(3, 1), -4, 3
     a, b = (alpha.clone().requires_grad_() for _ in range(2))
     with torch.autocast('cpu', torch.bfloat16):
-        short = relaxed_rows(a, base, *grid, lambda: pressure)
-    usual = relaxed_rows(b, base, *grid, lambda: pressure)
+        short = relaxed_rows(a, base, *grid, fused)
+    usual = relaxed_rows(b, base, *grid, fused)
     assert torch.equal(short, usual.bfloat16())
 
-    short.backward(grad.bfloat16())
-    usual.backward(grad.bfloat16().float())
+    for x, rows in (a, short), (b, usual):
+        penalty = 0.3 * fused(x, 3.0)
+        given = grad.bfloat16().to(rows.dtype)
+        torch.autograd.backward([rows, penalty], [given, None])
     assert a.grad.dtype == torch.float32
     torch.testing.assert_close(a.grad, b.grad)
 

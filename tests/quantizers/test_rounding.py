@@ -7,15 +7,13 @@ from torch.utils.checkpoint import checkpoint
 from mmrazor_brecq.quantizers import AdaRound, Nearest
 from mmrazor_brecq.quantizers.rounding import StraightThrough
 
-#: Of a penalty: weight and exponent.
-PRESSURE = torch.tensor([1.0, 2.0])
+GRID = torch.ones(10, 1), torch.zeros(10, 1), -128, 127
 
 
-def gradient(rounding, weight=0.0):
-    """What comes back of some values times ``weight``."""
-    one = torch.ones(10, 1)
-    values = rounding.values(one, torch.zeros(10, 1), -128, 127)
-    values.backward(torch.full_like(values, weight))
+def gradient(rounding, weight=0.0, penalty=0.0):
+    """What comes back of some values and of the penalty, times weights."""
+    values = rounding.values(*GRID).sum()
+    (weight * values + penalty * rounding.penalty(2.0)).backward()
     return rounding.alpha.grad
 
 
@@ -56,9 +54,7 @@ def test_adaround_gives_a_neighbouring_integer_in_evaluation(
 def test_adaround_has_decided_once_the_sigmoid_is_saturated(rounding):
     with torch.no_grad():
         rounding.alpha.copy_(torch.where(rounding.alpha > 0, 9.0, -9.0))
-    rounding.press(PRESSURE)
-
-    assert (gradient(rounding, weight=1.0) == 0).all()
+    assert (gradient(rounding, weight=1.0, penalty=1.0) == 0).all()
     soft = rounding.train()()
     assert torch.equal(soft, rounding.eval()())
 
@@ -69,50 +65,44 @@ def test_adaround_learns_upwards_where_the_loss_asks_for_it(rounding):
     assert (rounding.alpha.grad > 0).all()
 
 
-def test_pressure_moves_the_undecided_once(rounding):
-    rounding.press(PRESSURE)
-    towards = -gradient(rounding).sign()
+def test_the_penalty_moves_the_undecided_to_the_nearer_end(rounding):
+    towards = -gradient(rounding, penalty=1.0).sign()
 
     assert torch.equal(towards, rounding.alpha.detach().sign())
+
+
+def test_a_penalty_is_gone_with_its_iteration(rounding):
+    gradient(rounding, penalty=1.0)
     rounding.alpha.grad = None
-    assert (gradient(rounding) == 0).all()
+    values = rounding.values(*GRID)
+    values.backward(torch.zeros_like(values))
 
-
-def test_a_layer_that_is_called_twice_is_pressed_once(rounding):
-    grid = torch.ones(10, 1), torch.zeros(10, 1), -128, 127
-    rounding.press(PRESSURE)
-    once = gradient(rounding).clone()
-    rounding.alpha.grad = None
-    rounding.press(PRESSURE)
-    twice = rounding.values(*grid) + rounding.values(*grid)
-    twice.backward(torch.zeros_like(twice))
-
-    assert torch.equal(rounding.alpha.grad, once) and once.any()
+    assert (rounding.alpha.grad == 0).all()
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
-def test_pressure_waits_for_a_gradient(rounding, reentrant):
-    """What is computed again for its gradient has not used it up."""
-    grid = torch.ones(10, 1), torch.zeros(10, 1), -128, 127
+def test_the_penalty_counts_once_where_values_are_computed_again(
+    rounding, reentrant
+):
+    """As with gradient checkpointing."""
     found = []
     for again in False, True:
-        rounding.press(PRESSURE)
         rounding.alpha.grad = None
         with torch.no_grad():
-            rounding.values(*grid)
+            rounding.values(*GRID)
         if again:
             values = checkpoint(
-                lambda one: one * rounding.values(*grid),
+                lambda one: one * rounding.values(*GRID),
                 torch.ones((), requires_grad=True),
                 use_reentrant=reentrant,
             )
         else:
-            values = rounding.values(*grid)
-        values.square().sum().backward()
+            values = rounding.values(*GRID)
+        (values.square().sum() + rounding.penalty(2.0)).backward()
         found.append(rounding.alpha.grad)
 
     assert torch.equal(*found)
-    assert rounding.pressure is None
+    assert rounding.fused_penalty.take() is None
 
 
 def test_nearest_rounds_and_learns_nothing(position):
@@ -135,11 +125,10 @@ def test_what_is_zero_stays_zero(kind, position):
     optimizer = torch.optim.Adam(rounding.parameters(), lr=0.5)
     for _ in range(5):
         optimizer.zero_grad()
-        rounding.train().press(PRESSURE)
-        one = torch.ones(10, 1)
-        values = rounding.values(one, torch.zeros(10, 1), -128, 127)
+        values = rounding.train().values(*GRID)
         assert (values[zero] == 0).all()
-        (-values.sum()).backward()
+        penalty = rounding.penalty(2.0)
+        (-values.sum() + (0 if penalty is None else penalty)).backward()
         optimizer.step()
 
     assert (rounding.eval()()[zero] == 0).all()

@@ -3,17 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmrazor_brecq.functional import tensors
 from mmrazor_brecq.graph import run_float
-from mmrazor_brecq.reconstruction import (
-    Autocast,
-    Rows,
-    autocast,
-    widened,
-)
+from mmrazor_brecq.reconstruction import Autocast, autocast
 
 
-def rows(batches):
-    return Rows(batches, [len(batch) for batch in batches])
+def measure(fastest, network, batches):
+    fastest.measure(
+        lambda x: tensors(run_float(network, x)),
+        network.parameters(),
+        torch.cat(batches),
+    )
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def takes(monkeypatch):
     def set_seconds(usual, short):
         asked = []
 
-        def seconds(network, inputs, dtype):
+        def seconds(run, parameters, inputs, dtype):
             asked.append(len(inputs))
             time = short if dtype else usual
             return time * len(inputs)
@@ -41,7 +41,7 @@ def test_it_takes_what_is_much_quicker(short, chosen, takes, toy, batches):
     takes(1.0, short)
     fastest = Autocast('fastest')
     assert fastest.open
-    fastest.measure(toy('residual'), rows(batches))
+    measure(fastest, toy('residual'), batches)
     assert fastest.chosen == chosen and not fastest.open
 
 
@@ -49,7 +49,7 @@ def test_it_takes_what_is_much_quicker(short, chosen, takes, toy, batches):
 def test_what_is_named_is_not_measured(name, takes, toy, batches):
     asked = takes(1.0, 0.1)
     named = Autocast(name)
-    named.measure(toy('residual'), rows(batches))
+    measure(named, toy('residual'), batches)
     assert named.chosen == name and not asked
 
 
@@ -57,13 +57,13 @@ def test_it_is_measured_once(takes, toy, batches):
     asked = takes(1.0, 0.1)
     fastest = Autocast('fastest')
     for _ in range(2):
-        fastest.measure(toy('residual'), rows(batches))
+        measure(fastest, toy('residual'), batches)
     assert len(asked) == 10
 
 
 def test_two_images_tell_what_is_hopeless(takes, toy, batches):
     asked = takes(1.0, 8.0)
-    Autocast('fastest').measure(toy('residual'), rows(batches))
+    measure(Autocast('fastest'), toy('residual'), batches)
     assert asked == [2] * 4
 
 
@@ -71,7 +71,7 @@ def test_measuring_leaves_the_network_as_it_was(each_toy, batches):
     network = each_toy.eval().requires_grad_(False)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     fastest = Autocast('fastest')
-    fastest.measure(network, rows(batches))
+    measure(fastest, network, batches)
     assert fastest.chosen in (None, 'bfloat16')
     after = network.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -90,7 +90,7 @@ class Exact(torch.nn.Module):
 def test_a_type_that_an_operator_lacks_is_not_taken(batches):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Exact())
     fastest = Autocast('fastest')
-    fastest.measure(network, rows(batches))
+    measure(fastest, network, batches)
     assert fastest.chosen is None and not fastest.open
 
 
@@ -127,13 +127,3 @@ def test_what_is_named_outweighs_what_was_begun():
 def test_a_type_that_is_none_says_which_there_are():
     with pytest.raises(ValueError, match='int3.*bfloat16'):
         Autocast('int3')
-
-
-def test_short_numbers_become_wide_and_others_stay():
-    exact = torch.ones(2, dtype=torch.float64)
-    whole = torch.ones(2, dtype=torch.int64)
-    short = torch.ones(2, dtype=torch.bfloat16)
-    wide = widened((short, [whole, dict(x=exact)], None))
-
-    assert wide[0].dtype == torch.float32 and wide[2] is None
-    assert wide[1][0] is whole and wide[1][1]['x'] is exact
