@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mmrazor_brecq.activations import FORWARD, Rows, at_once
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.engine.calibration import activation_store
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
-from mmrazor_brecq.reconstruction import FORWARD, Rows, at_once
 
 MB = 2**20
 

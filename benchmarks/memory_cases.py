@@ -22,9 +22,9 @@ from torch import nn
 
 import mmrazor_brecq
 from mmrazor_brecq import api
+from mmrazor_brecq.activations import Store
 from mmrazor_brecq.engine.calibration import DEFAULT_MEMORY
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
-from mmrazor_brecq.reconstruction import Store
 
 MB = 2**20
 

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmrazor_brecq.activations import Rows
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.checkpoint import load_float, save_json
 from mmrazor_brecq.engine.launch import (
@@ -22,7 +23,6 @@ from mmrazor_brecq.engine.launch import (
     load_config,
 )
 from mmrazor_brecq.graph import run_float
-from mmrazor_brecq.reconstruction import Rows
 from mmrazor_brecq.report import weight_bytes
 
 #: Test images and labels, for all runs.

@@ -18,6 +18,7 @@ from mmengine.logging import MMLogger
 from pydantic import Field
 from torch import nn
 
+from .activations import FORWARD, Rows, at_once
 from .algorithms import BRECQ
 from .checkpoint import build_quantized, load_quantized, save_quantized
 from .engine.calibration import (
@@ -38,7 +39,7 @@ from .graph import (
     copy_network,
     unwrap,
 )
-from .reconstruction import FORWARD, ReconstructorConfig, Rows, at_once
+from .reconstruction import ReconstructorConfig
 from .report import UnitProgress, weight_bytes
 from .validation import Batch, Bits, Count, Seed, validated
 

@@ -87,6 +87,7 @@ TASK_UTILS = Registry(
         'mmrazor_brecq.quantizers',
         'mmrazor_brecq.graph',
         'mmrazor_brecq.models',
+        'mmrazor_brecq.objectives',
         'mmrazor_brecq.reconstruction',
         'mmrazor_brecq.mixed_precision',
     ],

@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from mmrazor_brecq.algorithms import BRECQ
-from mmrazor_brecq.functional import Kernel
+from mmrazor_brecq.runtime.kernels import Kernel
 
 #: Channels and sizes are so small that a network runs in a millisecond.
 WIDTH = 8

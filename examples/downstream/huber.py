@@ -2,12 +2,12 @@
 
 from torch.nn import functional as F
 
-from mmrazor_brecq.reconstruction import MSE
+from mmrazor_brecq.objectives import MSE
 from mmrazor_brecq.registry import TASK_UTILS
 
 
 @TASK_UTILS.register_module()
-class Huber(MSE):
+class Huber(Objective):
     """Errors beyond 1 count linearly, not squared."""
 
     def error(self, unit, i, output, target, index):

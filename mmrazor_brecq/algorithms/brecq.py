@@ -13,13 +13,8 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..functional import (
-    in_grad_mode,
-    make_ordinary,
-    reuse_freed_memory,
-    tensors,
-    unpack_extra,
-)
+from ..activations import AND_BACK, Rows, Stream, at_once
+from ..functional import in_grad_mode, make_ordinary, tensors, unpack_extra
 from ..graph import (
     Account,
     Network,
@@ -40,18 +35,15 @@ from ..graph import (
     unwrap_parts,
 )
 from ..reconstruction import (
-    AND_BACK,
     WHOLE,
     Reconstructor,
     ReconstructorConfig,
-    Rows,
-    Stream,
     UnitData,
     UnitReport,
-    at_once,
-    own_generator,
 )
 from ..registry import MODELS, TASK_UTILS
+from ..runtime.allocator import reuse_freed_memory
+from ..runtime.distributed import own_generator
 from ..validation import Place, judge
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ..activations import Rows
 from ..algorithms import BRECQ
 from ..checkpoint import (
     keep_older,
@@ -30,7 +31,6 @@ from ..mixed_precision import (
     parse_uniform,
 )
 from ..mixed_precision.cost import Unmeasured
-from ..reconstruction import Rows
 from ..registry import TASK_UTILS
 from ..report import bits_figures, bits_table
 from .launch import bare_model, build_runner, calibration_images

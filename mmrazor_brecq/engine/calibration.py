@@ -18,8 +18,9 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..activations import FORWARD, Rows, Store, at_once
 from ..algorithms import BRECQ
-from ..reconstruction import FORWARD, Rows, Store, at_once, share
+from ..runtime.distributed import share
 from ..validation import Config, Count, ImageCount, Natural, Place, judge
 from .outliers import leave_out
 

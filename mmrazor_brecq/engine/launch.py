@@ -13,10 +13,10 @@ from mmengine.registry import HOOKS, init_default_scope
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.runner import Runner
 
+from ..activations import Rows
 from ..algorithms import BRECQ
 from ..checkpoint import load_float, load_quantized
 from ..configs import load_config, read_config
-from ..reconstruction import Rows
 from .calibration import ImageSet, hold_images
 from .mistakes import construction
 from .results import one_run

@@ -16,8 +16,8 @@ from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from torch import Tensor
 
+from ..activations import Rows
 from ..graph import LARGEST
-from ..reconstruction import Rows
 
 #: How many times the largest value of all others that of an image is at the
 #: least: photographs are within a factor of 2 or 3 of each other.

@@ -25,6 +25,7 @@ from mmengine.runner import Runner, TestLoop
 from torch.utils.data import DataLoader
 
 from .._requirements import installed_versions
+from ..activations import Rows, Store
 from ..algorithms import BRECQ
 from ..checkpoint import (
     check_container,
@@ -37,7 +38,7 @@ from ..checkpoint import (
 )
 from ..functional import in_grad_mode
 from ..graph import copy_network
-from ..reconstruction import NearestRounding, Rows, Store, UnitReport
+from ..reconstruction import NearestRounding, UnitReport
 from ..registry import LOOPS
 from ..report import UnitProgress, closing_table, setback, weight_bytes
 from ..version import __version__

@@ -17,6 +17,7 @@ from mmengine.config import Config as MMEngineConfig
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..activations import Rows
 from ..algorithms import BRECQ
 from ..checkpoint import (
     checksum_of,
@@ -40,7 +41,7 @@ from ..mixed_precision import (
     model_shape,
     uniform,
 )
-from ..reconstruction import ReconstructorConfig, Rows
+from ..reconstruction import ReconstructorConfig
 from ..registry import TASK_UTILS
 from ..report import UnitProgress
 from ..validation import Config, Count, Place, judge, validated

@@ -6,17 +6,8 @@ from .affine import (
     quantize,
     rounding_error,
 )
-from .kernel import Kernel
+from .layout import flat, from_rows, like, memory_order, rows
 from .losses import weighted_squared_error
-from .memory import (
-    flat,
-    from_rows,
-    give_back_freed_memory,
-    like,
-    memory_order,
-    reuse_freed_memory,
-    rows,
-)
 from .modes import in_grad_mode, make_ordinary, ordinary, own_draws
 from .nested import flatten, leaves, map_tensors, tensors, widened
 from .packing import pack_bits, unpack_bits
@@ -32,7 +23,6 @@ from .relaxation import (
 
 __all__ = [
     'FusedPenalty',
-    'Kernel',
     'annealed_beta',
     'dequantize',
     'dequantize_rows',
@@ -40,7 +30,6 @@ __all__ = [
     'flat',
     'flatten',
     'from_rows',
-    'give_back_freed_memory',
     'in_grad_mode',
     'integer_range',
     'is_extra',
@@ -57,7 +46,6 @@ __all__ = [
     'quantize',
     'rectified_sigmoid',
     'relaxed_rows',
-    'reuse_freed_memory',
     'rounding_error',
     'rounding_penalty',
     'rows',

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .kernel import Kernel, is_traced
-from .memory import flat, like
+from ..runtime.kernels import Kernel, is_traced
+from .layout import flat, like
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:

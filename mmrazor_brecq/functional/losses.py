@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .kernel import Kernel
-from .memory import from_rows, rows
+from ..runtime.kernels import Kernel
+from .layout import from_rows, rows
 
 
 class _SquaredError(torch.autograd.Function):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..runtime.kernels import Kernel
 from .affine import slopes_on_grid, type_of_layers, values_on_grid
-from .kernel import Kernel
 
 
 def rectified_sigmoid(alpha: Tensor) -> Tensor:

@@ -13,11 +13,10 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..activations import Rows
 from ..functional import tensors
 from ..graph import Unit
-from ..reconstruction import Rows
-from ..reconstruction.gradients import teacher_gradients
-from ..reconstruction.likelihoods import LikelihoodConfig
+from ..objectives import LikelihoodConfig, teacher_gradients
 from ..registry import TASK_UTILS
 from ..validation import Count
 

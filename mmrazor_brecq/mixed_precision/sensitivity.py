@@ -16,15 +16,10 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
+from ..activations import Rows, Stream
 from ..algorithms import BRECQ
 from ..graph import Door, Unit, copy_network
-from ..reconstruction import (
-    Reconstructor,
-    Rows,
-    Stream,
-    UnitData,
-    UnitReport,
-)
+from ..reconstruction import Reconstructor, UnitData, UnitReport
 from ..registry import TASK_UTILS
 from .choices import Choice
 from .errors import FisherError

@@ -1,4 +1,4 @@
-from .activation import ActivationQuantizer
+from .activation import ActivationQuantizer, MaskPool
 from .observers import LpObserver, MinMaxObserver, Observer
 from .rounding import AdaRound, Nearest, Rounding
 from .weight import WeightQuantizer
@@ -7,6 +7,7 @@ __all__ = [
     'ActivationQuantizer',
     'AdaRound',
     'LpObserver',
+    'MaskPool',
     'MinMaxObserver',
     'Nearest',
     'Observer',

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from ..functional import map_tensors
 from ..graph import Unit
+from ..objectives import Objective
 from ..registry import TASK_UTILS
+from ..runtime.autocast import Autocast
+from ..runtime.distributed import mean_error, take_from_first
 from ..validation import Config
-from .autocast import Autocast
-from .objectives import Objective
+from .network import NetworkRefiner
 from .open_parts import open_activations, open_layers, open_quantizers
-from .processes import CannotLearn, NonFinite, mean_error, take_from_first
+from .optimize import CannotLearn, NonFinite
 from .ranges import fit_scales
-from .refiner import NetworkRefiner
-from .unit_data import UnitData, UnitReport
+from .unit import UnitData, UnitReport
 
 
 class Reconstructor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Optional
 
+from ..objectives import ObjectiveConfig
 from ..registry import TASK_UTILS
 from ..validation import Count
 from .base import Reconstructor
-from .objectives import ObjectiveConfig
 
 
 @TASK_UTILS.register_module()

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..graph import Unit
 from ..quantizers import ActivationQuantizer
+from ..runtime.distributed import share, take_from_first, total
 from .open_parts import open_layers
-from .processes import NonFinite, share, take_from_first, total
-from .unit_data import UnitData
+from .optimize import NonFinite
+from .unit import UnitData
 
 
 class _Seen(BaseException):

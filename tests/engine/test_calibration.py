@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from mmrazor_brecq.activations import Store
 from mmrazor_brecq.engine.calibration import (
     ImageSet,
     collect_images,
     memory_budget,
 )
-from mmrazor_brecq.reconstruction import BlockReconstructor, Store
+from mmrazor_brecq.reconstruction import BlockReconstructor
 
 CPU = torch.device('cpu')
 
@@ -127,12 +128,12 @@ def test_processes_take_each_image_once(monkeypatch, count):
     """Though their samplers repeat one where they would not be even."""
     found = []
     for rank in range(2):
-        for name in ('reconstruction.processes', 'engine.calibration'):
+        for name in ('runtime.distributed', 'engine.calibration'):
             monkeypatch.setattr(
                 f'mmrazor_brecq.{name}.get_world_size', lambda: 2
             )
         monkeypatch.setattr(
-            'mmrazor_brecq.reconstruction.processes.get_rank',
+            'mmrazor_brecq.runtime.distributed.get_rank',
             lambda rank=rank: rank,
         )
         monkeypatch.setattr(

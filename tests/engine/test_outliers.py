@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mmrazor_brecq
+from mmrazor_brecq.activations import Rows
 from mmrazor_brecq.engine.outliers import leave_out
-from mmrazor_brecq.reconstruction import Rows
 
 MEAN, STD = 0.45, 0.225
 

@@ -15,7 +15,7 @@ from mmrazor_brecq.checkpoint import read_checkpoint
 from mmrazor_brecq.engine.launch import ptq, test
 from mmrazor_brecq.engine.progress import Progress
 from mmrazor_brecq.functional import integer_range
-from mmrazor_brecq.reconstruction import autocast
+from mmrazor_brecq.runtime import autocast
 
 from .conftest import CONFIG, FLOAT, QUICK, ROOT, quick_config
 

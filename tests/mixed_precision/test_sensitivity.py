@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmrazor_brecq.activations import Rows
 from mmrazor_brecq.graph import Unit
 from mmrazor_brecq.mixed_precision import (
     FisherDiagError,
@@ -16,11 +17,7 @@ from mmrazor_brecq.mixed_precision import (
     uniform,
 )
 from mmrazor_brecq.mixed_precision.sensitivity import quantized_choices
-from mmrazor_brecq.reconstruction import Rows
-from mmrazor_brecq.reconstruction.likelihoods import (
-    Categorical,
-    CategoricalSketch,
-)
+from mmrazor_brecq.objectives.likelihood import Categorical, CategoricalSketch
 
 
 def kl(logits, other):

@@ -14,13 +14,17 @@ PACKAGE = 'mmrazor_brecq'
 #: From the bottom up; a part may import from lower lines, never from others
 #: of its own line. Every module of the package has its place here.
 LINES = [
-    ['version', '_requirements', '_interrupt', 'validation', 'functional'],
+    ['version', '_requirements', '_interrupt', 'validation'],
+    ['runtime'],
+    ['functional'],
     ['registry', 'plain_files'],
     ['config_files'],
     ['quantizers', 'datasets', 'models', 'recipe'],
     ['configs'],
     ['layers'],
     ['graph'],
+    ['activations'],
+    ['objectives'],
     ['reconstruction'],
     ['algorithms'],
     ['checkpoint', 'export', 'report'],
@@ -75,6 +79,7 @@ def violations(module: str, source: str, is_package: bool = False) -> list:
         if own == 'functional' and not (
             root in {'torch'} | set(sys.stdlib_module_names)
             or f'{name}.'.startswith(f'{PACKAGE}.functional.')
+            or f'{name}.'.startswith(f'{PACKAGE}.runtime.kernels.')
         ):
             found.append(f'{module} imports {name}: torch alone')
         if root == PACKAGE and own != 'tools':

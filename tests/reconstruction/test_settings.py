@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from mmrazor_brecq.objectives import FisherDiag, FisherLowRank
 from mmrazor_brecq.reconstruction import (
     BlockReconstructor,
-    FisherDiag,
-    FisherLowRank,
     NearestRounding,
     NetworkRefiner,
 )

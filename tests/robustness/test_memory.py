@@ -13,7 +13,7 @@ from torch import nn
 
 import mmrazor_brecq
 from mmrazor_brecq import api
-from mmrazor_brecq.reconstruction import Rows, at_once
+from mmrazor_brecq.activations import Rows, at_once
 
 CASES = Path(__file__).parents[2] / 'benchmarks' / 'memory_cases.py'
 

@@ -12,13 +12,9 @@ import numpy as np
 import pytest
 from pydantic import AfterValidator, Field
 
+from mmrazor_brecq.objectives import MSE, FisherLowRank
 from mmrazor_brecq.quantizers import LpObserver, WeightQuantizer
-from mmrazor_brecq.reconstruction import (
-    MSE,
-    BlockReconstructor,
-    FisherLowRank,
-    NetworkRefiner,
-)
+from mmrazor_brecq.reconstruction import BlockReconstructor, NetworkRefiner
 from mmrazor_brecq.registry import MODELS, TASK_UTILS
 from mmrazor_brecq.validation import (
     Config,

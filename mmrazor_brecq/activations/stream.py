@@ -19,9 +19,9 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from ..functional import give_back_freed_memory
 from ..graph import Unit, run_float
-from .rows import Rows
+from ..runtime.allocator import give_back_freed_memory
+from .batched import Rows
 from .store import Column, Loan
 
 Arguments = tuple[tuple, dict]

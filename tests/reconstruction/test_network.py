@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
+from mmrazor_brecq.activations import Rows
 from mmrazor_brecq.layers import activation_quantizers, quant_layers
 from mmrazor_brecq.reconstruction import (
     WHOLE,
     BlockReconstructor,
     NearestRounding,
     NetworkRefiner,
-    Rows,
 )
 
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..activations import Rows
 from ..functional import flatten, tensors, weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
+from .base import Objective, takes_low_precision
 from .gradients import said
-from .objectives import Objective, takes_low_precision
-from .rows import Rows
 
 
 @TASK_UTILS.register_module()

@@ -90,7 +90,7 @@ class Kernel:
 
     def _version(self, args: tuple, key: tuple) -> Callable:
         threads, *_ = key
-        folder = _folder(threads)
+        folder = _folder(threads, self.function.__code__.co_filename)
         if threads not in self.versions:
             self.versions[threads] = list(_loaded(folder, self.function))
         versions = self.versions[threads]
@@ -153,13 +153,13 @@ def _compiler() -> bool:
 
 
 @functools.cache
-def _folder(threads: int) -> Path:
-    """Where versions lie that run here, with so many threads."""
+def _folder(threads: int, source: str) -> Path:
+    """Where versions of a file's functions lie, with so many threads."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     cpu = torch.backends.cpu.get_cpu_capability()
     versions = torch.__version__, platform.python_version(), cpu, threads
-    sources = sorted(Path(__file__).parent.glob('*.py'))
+    sources = sorted(Path(source).parent.glob('*.py'))
     state = _digest(repr(versions), *(path.read_text() for path in sources))
     return Path(cache_dir(), 'mmrazor_brecq', state)
 

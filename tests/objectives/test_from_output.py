@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmrazor_brecq.reconstruction import (
+from mmrazor_brecq.objectives import (
     Bernoulli,
     Categorical,
     CategoricalSketch,
@@ -12,7 +12,7 @@ from mmrazor_brecq.reconstruction import (
     FromOutput,
     Gaussian,
 )
-from mmrazor_brecq.reconstruction.gradients import said
+from mmrazor_brecq.objectives.gradients import said
 from mmrazor_brecq.registry import TASK_UTILS
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(3))

@@ -9,24 +9,21 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from mmrazor_brecq.activations import Rows, Stream, at_once
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.functional import annealed_beta, rounding_penalty
 from mmrazor_brecq.graph import run_float
 from mmrazor_brecq.layers import activation_quantizers, quant_layers
+from mmrazor_brecq.objectives import MSE, takes_low_precision
 from mmrazor_brecq.quantizers import ActivationQuantizer, AdaRound
 from mmrazor_brecq.reconstruction import (
-    MSE,
     BlockReconstructor,
     NearestRounding,
-    Rows,
-    Stream,
     UnitData,
     UnitReport,
-    at_once,
-    autocast,
-    takes_low_precision,
 )
 from mmrazor_brecq.reconstruction.ranges import fit_scales
+from mmrazor_brecq.runtime import autocast
 
 #: Rates at which nothing of use is learned.
 RUIN = dict(rounding_lr=1e3, weight_scale_lr=3.0, activation_scale_lr=3.0)

@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from ..functional import annealed_beta
 from ..graph import Unit
 from ..layers import QuantLayer, activation_quantizers
-from ..quantizers.activation import MaskPool
+from ..objectives import ObjectiveConfig
+from ..quantizers import MaskPool
 from ..registry import TASK_UTILS
+from ..runtime.autocast import Autocast, AutocastName
+from ..runtime.distributed import share
 from ..validation import Amount, Count, Positive, Rate, Share
-from .autocast import Autocast, AutocastName
 from .base import Reconstructor
-from .objectives import ObjectiveConfig
+from .network import RefinerConfig
 from .open_parts import open_activations, open_layers, open_quantizers
-from .processes import Descent, share
-from .refiner import RefinerConfig
+from .optimize import Descent
 from .stopping import StoppingConfig, WhenSettled
-from .unit_data import UnitData, UnitReport
+from .unit import UnitData, UnitReport
 
 
 @TASK_UTILS.register_module()

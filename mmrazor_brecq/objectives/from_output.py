@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..graph import Trace, record
 from ..registry import TASK_UTILS
 from .gradients import said
-from .likelihoods import Bernoulli, Gaussian, Likelihood
+from .likelihood import Bernoulli, Gaussian, Likelihood
 
 #: Odds that no network gives for half of its images, as a logarithm: what
 #: is further apart is no logit but a value.

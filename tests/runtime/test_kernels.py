@@ -8,14 +8,14 @@ import torch
 
 from mmrazor_brecq.functional import (
     FusedPenalty,
-    Kernel,
     dequantize_rows,
     fake_quantize,
     flat,
-    kernel,
     relaxed_rows,
     weighted_squared_error,
 )
+from mmrazor_brecq.runtime import kernels
+from mmrazor_brecq.runtime.kernels import Kernel
 
 LAYOUTS = dict(
     contiguous=lambda x: x,
@@ -32,8 +32,8 @@ def x(generator):
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
     """Where versions lie: none so far."""
-    monkeypatch.setattr(kernel, '_folder', lambda threads: tmp_path / 'new')
-    monkeypatch.setattr(kernel, '_told', set())
+    monkeypatch.setattr(kernels, '_folder', lambda *_: tmp_path / 'new')
+    monkeypatch.setattr(kernels, '_told', set())
     return tmp_path / 'new'
 
 
@@ -159,7 +159,7 @@ def test_a_damaged_file_is_compiled_anew(folder, recwarn, x):
 
 @pytest.mark.slow
 def test_versions_are_apart_by_the_number_of_threads():
-    folders = {kernel._folder(threads) for threads in (1, 2)}
+    folders = {kernels._folder(threads, __file__) for threads in (1, 2)}
 
     assert len(folders) == 2
 

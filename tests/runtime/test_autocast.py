@@ -5,7 +5,8 @@ import torch
 
 from mmrazor_brecq.functional import tensors
 from mmrazor_brecq.graph import run_float
-from mmrazor_brecq.reconstruction import Autocast, autocast
+from mmrazor_brecq.runtime import autocast
+from mmrazor_brecq.runtime.autocast import Autocast
 
 
 def measure(fastest, network, batches):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from mmrazor_brecq.activations import Rows, Store, Stream
+from mmrazor_brecq.activations import store as store_module
+from mmrazor_brecq.activations.store import Loan
 from mmrazor_brecq.graph import BlockPartition, record
-from mmrazor_brecq.reconstruction import Rows, Store, Stream
-from mmrazor_brecq.reconstruction import store as store_module
-from mmrazor_brecq.reconstruction.store import Loan
 
 LAYOUTS = dict(
     plain=lambda x: x,

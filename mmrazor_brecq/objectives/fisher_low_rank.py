@@ -9,16 +9,16 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
+from ..activations import Column, Rows, Store
 from ..functional import tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
+from ..runtime.distributed import gathered, share, total
 from ..validation import Amount, Count, Exponent
+from .base import takes_low_precision
+from .fisher import Fisher
 from .gradients import Place
-from .likelihoods import LikelihoodConfig
-from .objectives import Fisher, takes_low_precision
-from .processes import gathered, share, total
-from .rows import Rows
-from .store import Column, Store
+from .likelihood import LikelihoodConfig
 
 
 @TASK_UTILS.register_module()

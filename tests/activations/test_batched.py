@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_flatten
 
+from mmrazor_brecq.activations import Rows, at_once
 from mmrazor_brecq.functional import tensors
-from mmrazor_brecq.reconstruction import Rows, at_once
 
 SIZES = [4, 3, 5]
 

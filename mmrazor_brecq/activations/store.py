@@ -15,7 +15,8 @@ from typing import IO, Any, Optional
 import torch
 from torch import Tensor
 
-from ..functional import give_back_freed_memory, memory_order
+from ..functional import memory_order
+from ..runtime.allocator import give_back_freed_memory
 
 #: Rows of one image that a unit which learns from it has in memory at once:
 #: its input and output, both networks', their gradients, and what is between.

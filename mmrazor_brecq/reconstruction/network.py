@@ -10,25 +10,23 @@ from typing import Annotated, Any, Optional
 import torch
 from torch import Tensor, nn
 
+from ..activations import AND_BACK, FORWARD, Rows, at_once
 from ..functional import ordinary, widened
 from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
+from ..objectives import Likelihood, LikelihoodConfig, said
 from ..registry import TASK_UTILS
-from ..validation import Config, Count, Rate
-from .augment import AugmentationConfig
-from .autocast import Autocast
-from .gradients import said
-from .likelihoods import Likelihood, LikelihoodConfig
-from .processes import (
-    CannotLearn,
-    Descent,
+from ..runtime.autocast import Autocast
+from ..runtime.distributed import (
     mean_error,
     own_generator,
     share,
     take_from_first,
 )
-from .rows import AND_BACK, FORWARD, Rows, at_once
-from .unit_data import UnitReport
+from ..validation import Config, Count, Rate
+from .augment import AugmentationConfig
+from .optimize import CannotLearn, Descent
+from .unit import UnitReport
 
 #: What a report calls the whole network.
 WHOLE = 'all units together'

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from mmrazor_brecq.activations import Rows, Store, Stream
+from mmrazor_brecq.activations import stream as stream_module
 from mmrazor_brecq.graph import (
     BlockPartition,
     LayerPartition,
@@ -15,8 +17,6 @@ from mmrazor_brecq.graph import (
     record,
     run_float,
 )
-from mmrazor_brecq.reconstruction import Rows, Store, Stream
-from mmrazor_brecq.reconstruction import stream as stream_module
 
 PARTITIONS = [
     LayerPartition(),

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..validation import validated
-from .processes import total
+from .distributed import total
 
 #: What a type may be called, and the type.
 TYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)

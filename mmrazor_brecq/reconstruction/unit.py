@@ -8,7 +8,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from .rows import Rows, at_once
+from ..activations import Rows, at_once
 
 
 @dataclass

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mmrazor_brecq.activations import Rows, Store
 from mmrazor_brecq.algorithms import BRECQ
-from mmrazor_brecq.reconstruction import FisherLowRank, Rows, Store
+from mmrazor_brecq.objectives import FisherLowRank
 
 
 def network():

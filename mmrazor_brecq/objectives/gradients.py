@@ -8,10 +8,10 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor, nn
 
+from ..activations import AND_BACK, Rows, at_once
 from ..functional import from_rows, map_tensors, rows, tensors
 from ..graph import Unit, run_float
-from .likelihoods import Likelihood
-from .rows import AND_BACK, Rows, at_once
+from .likelihood import Likelihood
 
 #: A unit's name, and which of its output tensors.
 Place = tuple[str, int]

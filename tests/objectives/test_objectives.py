@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from mmrazor_brecq.activations import Rows
 from mmrazor_brecq.functional import tensors
 from mmrazor_brecq.graph import (
     BlockPartition,
@@ -14,14 +15,13 @@ from mmrazor_brecq.graph import (
     record,
     run_float,
 )
-from mmrazor_brecq.reconstruction import (
+from mmrazor_brecq.objectives import (
     MSE,
     FisherDiag,
     FisherLowRank,
     OfficialFisher,
-    Rows,
 )
-from mmrazor_brecq.reconstruction.likelihoods import (
+from mmrazor_brecq.objectives.likelihood import (
     Categorical,
     CategoricalSketch,
     Gaussian,
