@@ -37,8 +37,9 @@ from torch import Tensor, nn
 
 import mmrazor_brecq
 from mmrazor_brecq.checkpoint import load_float
+from mmrazor_brecq.config.load import read_config
 from mmrazor_brecq.engine.deploy import Request, export, load_images
-from mmrazor_brecq.engine.launch import build_model, read_config
+from mmrazor_brecq.engine.launch import build_model
 from mmrazor_brecq.export.session import fusion, open_session, run
 from mmrazor_brecq.export.trace import trace
 

@@ -32,9 +32,9 @@ from quantize import (
 from scipy.stats import spearmanr
 
 from mmrazor_brecq.checkpoint import save_json
-from mmrazor_brecq.engine.bit_search import search_bits
-from mmrazor_brecq.engine.launch import load_config
-from mmrazor_brecq.engine.sensitivity import (
+from mmrazor_brecq.config.load import load_config
+from mmrazor_brecq.engine.search_run import search_bits
+from mmrazor_brecq.engine.sensitivity_run import (
     MixedPrecision,
     SensitivityFile,
     find_space,

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from mmrazor_brecq.activations import Rows
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.checkpoint import load_float, save_json
+from mmrazor_brecq.config.load import load_config
 from mmrazor_brecq.engine.launch import (
     bare_model,
     build_runner,
     calibration_images,
-    load_config,
 )
 from mmrazor_brecq.graph import run_float
 from mmrazor_brecq.report import weight_bytes

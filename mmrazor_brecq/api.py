@@ -21,6 +21,7 @@ from torch import nn
 from .activations import FORWARD, Rows, at_once
 from .algorithms import BRECQ
 from .checkpoint import build_quantized, load_quantized, save_quantized
+from .config.load import read_config
 from .engine.calibration import (
     DEFAULT_MEMORY,
     Memory,
@@ -28,7 +29,7 @@ from .engine.calibration import (
     check_count,
 )
 from .engine.deploy import Request, write
-from .engine.launch import build_model, read_config
+from .engine.launch import build_model
 from .engine.outliers import leave_out
 from .functional import in_grad_mode, ordinary
 from .graph import (

@@ -20,9 +20,9 @@ from typing import Any, Callable, Optional
 from mmengine.config import Config, DictAction
 
 from . import _interrupt
-from .config_files import is_told
-from .configs import check_data, load_config
-from .recipe import Recipe
+from .config.load import check_data, load_config
+from .config.read import is_told
+from .config.recipe import Recipe
 from .validation import ImageCount, Natural, option
 from .version import __version__
 

@@ -34,7 +34,7 @@ def main() -> int:
 
     def action() -> None:
         cfg = config_of(args, 'test_cfg.calibration.dataloader')
-        from mmrazor_brecq.engine.latency import write_latency_table
+        from mmrazor_brecq.engine.latency_run import write_latency_table
 
         write_latency_table(
             cfg, args.out, args.repeats, args.threads, not args.template

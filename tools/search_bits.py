@@ -48,7 +48,7 @@ def main() -> int:
 
     def action() -> None:
         cfg = config_of(args, 'test_cfg.calibration.dataloader')
-        from mmrazor_brecq.engine.bit_search import search_bits
+        from mmrazor_brecq.engine.search_run import search_bits
 
         search_bits(
             cfg,

@@ -16,8 +16,8 @@ from typing import Any
 from mmengine.config import Config
 
 from mmrazor_brecq.cli import run_tool, tool_parser
-from mmrazor_brecq.config_files import read_file
-from mmrazor_brecq.configs import check_data, check_writable
+from mmrazor_brecq.config.load import check_data, check_writable
+from mmrazor_brecq.config.read import read_file
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 from torch.nn import functional as F
 
-from mmrazor_brecq.objectives import MSE
+from mmrazor_brecq.objectives import Objective
 from mmrazor_brecq.registry import TASK_UTILS
 
 

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from ..activations import Rows
 from ..algorithms import BRECQ
 from ..checkpoint import load_float, load_quantized
-from ..configs import load_config, read_config
+from ..config.load import load_config, read_config
 from .calibration import ImageSet, hold_images
 from .mistakes import construction
 from .results import one_run

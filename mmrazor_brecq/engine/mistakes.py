@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..configs import asks_for
+from ..config.load import asks_for
 from ..validation import nearest
 
 UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")

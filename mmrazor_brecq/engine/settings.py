@@ -13,7 +13,7 @@ from ..registry import LOOPS, MODELS
 from ..validation import Config, Place, Seed, judge
 from .calibration import Loader
 from .ptq_loop import PTQLoop
-from .sensitivity import MixedPrecision
+from .sensitivity_run import MixedPrecision
 
 
 @dataclass

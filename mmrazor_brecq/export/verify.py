@@ -11,8 +11,8 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from .._requirements import require
-from .compare import LayerMatch, compare_layers
 from .constants import compare_constants
+from .match import LayerMatch, compare_layers
 from .nodes import only_user
 from .noise import joined, output_noise, torch_outputs
 from .session import fusion, open_session, run, to_bytes

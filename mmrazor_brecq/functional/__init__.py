@@ -6,12 +6,12 @@ from .affine import (
     quantize,
     rounding_error,
 )
+from .extra_state import is_extra, pack_extra, unpack_extra
 from .layout import flat, from_rows, like, memory_order, rows
 from .losses import weighted_squared_error
 from .modes import in_grad_mode, make_ordinary, ordinary, own_draws
 from .nested import flatten, leaves, map_tensors, tensors, widened
 from .packing import pack_bits, unpack_bits
-from .plain import is_extra, pack_extra, unpack_extra
 from .relaxation import (
     FusedPenalty,
     annealed_beta,

@@ -1,4 +1,5 @@
 from .account import Account
+from .bake import copy_network, make_plain
 from .behavior import check_behavior
 from .check import LARGEST, check_layers
 from .compare import (
@@ -18,7 +19,6 @@ from .partition import (
     StagePartition,
     Unit,
 )
-from .plain import copy_network, make_plain
 from .prepare import (
     Door,
     Override,

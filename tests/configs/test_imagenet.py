@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import get_installed_path
 from PIL import Image
 
-from mmrazor_brecq.recipe import Recipe, compose
+from mmrazor_brecq.config.recipe import Recipe, compose
 
 ROOT = Path(__file__).parents[2]
 MMCLS = get_installed_path('mmcls') + '/.mim/configs'

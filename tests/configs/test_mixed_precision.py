@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmrazor_brecq.engine.sensitivity import MixedPrecision
+from mmrazor_brecq.engine.sensitivity_run import MixedPrecision
 from mmrazor_brecq.mixed_precision import find_choices, uniform
 
 ROOT = Path(__file__).parents[2]

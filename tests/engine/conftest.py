@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrazor_brecq.engine.launch import load_config
+from mmrazor_brecq.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(

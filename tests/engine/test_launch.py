@@ -6,7 +6,8 @@ import pytest
 from mmengine.registry import DATASETS
 
 from mmrazor_brecq.cli import tool_parser
-from mmrazor_brecq.engine.launch import build_model, load_config, ptq
+from mmrazor_brecq.config.load import load_config
+from mmrazor_brecq.engine.launch import build_model, ptq
 
 from .conftest import CONFIG, FLOAT, ROOT
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmrazor_brecq.engine.launch import build_runner, load_config
+from mmrazor_brecq.config.load import load_config
+from mmrazor_brecq.engine.launch import build_runner
 from mmrazor_brecq.engine.runners import RunOwner, RunVisitor
 
 from .conftest import CONFIG, quick_config

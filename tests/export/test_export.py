@@ -14,11 +14,8 @@ from mmrazor_brecq.quantizers import ActivationQuantizer
 
 onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
-from mmrazor_brecq.export.verify import (  # noqa: E402
-    LayerMatch,
-    Match,
-    Verification,
-)
+from mmrazor_brecq.export.match import LayerMatch  # noqa: E402
+from mmrazor_brecq.export.verify import Match, Verification  # noqa: E402
 
 ANY_CLASS = dict(least_agreement=0.0)
 

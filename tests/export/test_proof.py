@@ -16,7 +16,7 @@ ort = pytest.importorskip('onnxruntime')
 import onnx_ir as ir  # noqa: E402
 
 from mmrazor_brecq.export import build, nodes  # noqa: E402
-from mmrazor_brecq.export.compare import _Calls, compare_layers  # noqa: E402
+from mmrazor_brecq.export.match import _Calls, compare_layers  # noqa: E402
 from mmrazor_brecq.export.verify import (  # noqa: E402
     Match,
     Verification,

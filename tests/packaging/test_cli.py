@@ -7,7 +7,7 @@ import pytest
 
 import mmrazor_brecq
 from mmrazor_brecq import cli
-from mmrazor_brecq.engine.launch import read_config
+from mmrazor_brecq.config.load import read_config
 from mmrazor_brecq.reconstruction import BlockReconstructor
 
 

@@ -19,8 +19,9 @@ from torch import nn
 
 import mmrazor_brecq
 from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.config.load import load_config
 from mmrazor_brecq.engine.deploy import Request
-from mmrazor_brecq.engine.launch import build_model, load_config, ptq
+from mmrazor_brecq.engine.launch import build_model, ptq
 from mmrazor_brecq.registry import MODELS, TASK_UTILS
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrazor_brecq.config_files import read_file
+from mmrazor_brecq.config.read import read_file
 
 ROOT = Path(__file__).parents[2]
 TOOLS = [

@@ -14,7 +14,7 @@ import mmrazor_brecq
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.checkpoint import checksum_of, decode, encode
 from mmrazor_brecq.engine.progress import Progress
-from mmrazor_brecq.engine.sensitivity import SensitivityFile
+from mmrazor_brecq.engine.sensitivity_run import SensitivityFile
 from mmrazor_brecq.mixed_precision import LatencyTable
 from mmrazor_brecq.mixed_precision.choices import Choice
 from mmrazor_brecq.mixed_precision.pairwise import Pairwise

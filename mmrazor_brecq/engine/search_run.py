@@ -14,13 +14,7 @@ from mmengine.runner import Runner
 
 from ..activations import Rows
 from ..algorithms import BRECQ
-from ..checkpoint import (
-    keep_older,
-    load_float,
-    locked,
-    save_json,
-    write_whole,
-)
+from ..checkpoint import keep_older, load_float, locked, save_json, write_whole
 from ..functional import in_grad_mode
 from ..mixed_precision import (
     BitSearch,
@@ -36,7 +30,7 @@ from ..report import bits_figures, bits_table
 from .launch import bare_model, build_runner, calibration_images
 from .results import one_run
 from .runners import RunOwner, starting
-from .sensitivity import (
+from .sensitivity_run import (
     MixedPrecision,
     SensitivityFile,
     Space,

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from mmengine.config import Config
 
-from .config_files import read_file
+from .read import read_file
 from .recipe import Recipe, compose
 
 #: What the configs of `_base_` define for others to compose `model` from.

@@ -7,9 +7,9 @@ import os
 import pytest
 from mmengine.config import Config
 
-from mmrazor_brecq.config_files import find_config, read_file
-from mmrazor_brecq.configs import TAKEN, check_data, check_writable
-from mmrazor_brecq.plain_files import MOST_BYTES, read_yaml
+from mmrazor_brecq.config.load import TAKEN, check_data, check_writable
+from mmrazor_brecq.config.read import find_config, read_file
+from mmrazor_brecq.config.safe import MOST_BYTES, read_yaml
 
 
 def test_a_config_of_a_package():

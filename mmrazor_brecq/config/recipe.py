@@ -11,11 +11,11 @@ from typing import Any, Optional
 
 from mmengine.config import Config, ConfigDict
 
-from .config_files import read_file
-from .registry import SCOPE
-from .validation import ImageCount, validated
+from ..registry import SCOPE
+from ..validation import ImageCount, validated
+from .read import read_file
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 #: What only trains, in a config of OpenMMLab.
 OF_TRAINING = (
     'auto_scale_lr',

@@ -9,12 +9,13 @@ import re
 import pytest
 from mmengine.config import Config
 
-from mmrazor_brecq.engine import bit_search
-from mmrazor_brecq.engine import sensitivity as engine_sensitivity
-from mmrazor_brecq.engine.bit_search import search_bits
-from mmrazor_brecq.engine.latency import write_latency_table
-from mmrazor_brecq.engine.launch import load_config, ptq
-from mmrazor_brecq.engine.sensitivity import MixedPrecision
+from mmrazor_brecq.config.load import load_config
+from mmrazor_brecq.engine import search_run as bit_search
+from mmrazor_brecq.engine import sensitivity_run as engine_sensitivity
+from mmrazor_brecq.engine.latency_run import write_latency_table
+from mmrazor_brecq.engine.launch import ptq
+from mmrazor_brecq.engine.search_run import search_bits
+from mmrazor_brecq.engine.sensitivity_run import MixedPrecision
 
 from .conftest import CONFIG, FLOAT, QUICK, quick_config
 

@@ -15,7 +15,7 @@ from ..mixed_precision.latency import Row, format_rows, measure_latency
 from ..validation import Count, validated
 from .launch import bare_model, build_runner, calibration_images
 from .runners import starting
-from .sensitivity import MixedPrecision
+from .sensitivity_run import MixedPrecision
 
 
 @validated

@@ -7,7 +7,7 @@ import copy
 import pytest
 from mmengine.config import Config
 
-from mmrazor_brecq.recipe import Recipe, compose
+from mmrazor_brecq.config.recipe import Recipe, compose
 
 TEST_PIPELINE = [
     dict(type='LoadImageFromFile'),

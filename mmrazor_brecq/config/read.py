@@ -14,9 +14,9 @@ from typing import Optional
 
 from mmengine.config import Config
 
-from .plain_files import PLAIN, check_file, plain_handlers
+from .safe import PLAIN, check_file, plain_handlers
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 #: What the names of configs end with.
 CONFIGS = '.py', *PLAIN
 #: Configs that one may inherit, all generations together.

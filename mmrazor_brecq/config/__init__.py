@@ -1,0 +1,1 @@
+"""Configs: read without running them, composed from recipes, checked."""
