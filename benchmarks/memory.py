@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mmrazor_brecq.activations import FORWARD, Rows, at_once
+from mmrazor_brecq.activations import FORWARD, CachedBatches, at_once
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.engine.calibration import activation_store
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
@@ -75,7 +75,7 @@ def main() -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir='.') as folder:
         store = activation_store(args.memory, torch.device(device), folder)
-        rows = Rows(images(sizes, device), sizes, store)
+        rows = CachedBatches(images(sizes, device), sizes, store)
         teacher = model.prepare(rows.batch(0)[:1])
         for report in model.reconstruct(teacher, rows):
             seconds = time.perf_counter() - start

@@ -48,7 +48,7 @@ SETTINGS = {
     'a32': ('w4a32', ['weight']),
     'a4': ('w4a4', ['weight', 'activation']),
 }
-WIDTHS = [2, 3, 4, 6, 8]
+BIT_WIDTHS = [2, 3, 4, 6, 8]
 EQUAL = {'a32': ['w3', 'w4'], 'a4': ['w3a4', 'w4a4']}
 
 
@@ -77,7 +77,7 @@ class Bench:
         self.config = config_of(model, bits)
         self.folder = osp.join(out, f'{model}_{setting}')
         self.options = {
-            'mixed_precision.bits': WIDTHS,
+            'mixed_precision.bits': BIT_WIDTHS,
             'mixed_precision.kinds': self.kinds,
             'model.reconstructor.iterations': iterations,
         }
@@ -138,7 +138,7 @@ class Bench:
             rng = random.Random(0)
             rows = []
             for _ in range(count):
-                bits = {choice: rng.choice(WIDTHS) for choice in choices}
+                bits = {choice: rng.choice(BIT_WIDTHS) for choice in choices}
                 names = {choice.name: width for choice, width in bits.items()}
                 with quantized_choices(parts, models, bits):
                     reached = top1(runner, teacher)

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmrazor_brecq.activations import Rows
+from mmrazor_brecq.activations import CachedBatches
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.checkpoint import load_float, save_json
 from mmrazor_brecq.config.load import load_config
@@ -40,7 +40,9 @@ def checkpoint_of(model: str) -> str:
     return f'{ROOT}/demo/{model}_fashion-mnist.pth'
 
 
-def prepared(cfg: Config, checkpoint: str) -> tuple[Runner, BRECQ, Rows]:
+def prepared(
+    cfg: Config, checkpoint: str
+) -> tuple[Runner, BRECQ, CachedBatches]:
     """Runner, model with float weights, and calibration images."""
     cfg.experiment_name = f'{time.time_ns()}'
     runner = build_runner(cfg)

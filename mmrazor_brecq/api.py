@@ -18,7 +18,7 @@ from mmengine.logging import MMLogger
 from pydantic import Field
 from torch import nn
 
-from .activations import FORWARD, Rows, at_once
+from .activations import FORWARD, CachedBatches, at_once
 from .algorithms import BRECQ
 from .checkpoint import build_quantized, load_quantized, save_quantized
 from .config.load import read_config
@@ -91,7 +91,7 @@ def quantize(
             symmetric, as runtimes want them.
         activation_bits (int, optional): Width of activations, 2 to 8; None
             leaves them in float.
-        bit_overrides (dict, optional): Widths by layer name or pattern.
+        bit_overrides (dict, optional): Bit widths by layer name or pattern.
         reconstructor (dict, optional): Config of the reconstructor, such as
             ``dict(type='BlockReconstructor', iterations=200)``; by default
             that of the default schedule.
@@ -155,7 +155,7 @@ def quantize(
     images = ordinary(images)
     batches = images.to(parameter.device, parameter.dtype).split(batch_size)
     store = activation_store(memory, parameter.device, tempfile.gettempdir())
-    rows = Rows(batches, [len(batch) for batch in batches], store)
+    rows = CachedBatches(batches, [len(batch) for batch in batches], store)
     left_out = leave_out(rows)
     teacher = brecq.prepare(rows.batch(0)[:1])
     units = []

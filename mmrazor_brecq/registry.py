@@ -16,7 +16,7 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry as MMEngineRegistry
 from mmengine.registry import build_from_cfg
 
-from .validation import Config, Place, validated
+from .validation import Config, KeyPath, validated
 
 SCOPE = 'mmrazor_brecq'
 
@@ -51,7 +51,7 @@ def build_in_scope(
     cfg = dict(cfg)
     cfg.setdefault('_scope_', SCOPE)
     kind = cfg.get('type', (kwargs.get('default_args') or {}).get('type'))
-    Config(object, registry).part(kind, cfg['_scope_'], Place())
+    Config(object, registry).part(kind, cfg['_scope_'], KeyPath())
     return build_from_cfg(cfg, registry, *args, **kwargs)
 
 

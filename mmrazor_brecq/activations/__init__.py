@@ -1,4 +1,4 @@
-from .batched import AND_BACK, FORWARD, Rows, at_once
+from .batched import AND_BACK, FORWARD, CachedBatches, at_once
 from .store import Column, Loan, Store
 from .stream import Stream
 
@@ -7,7 +7,7 @@ __all__ = [
     'Column',
     'FORWARD',
     'Loan',
-    'Rows',
+    'CachedBatches',
     'Store',
     'Stream',
     'at_once',

@@ -28,7 +28,7 @@ def at_once(elements: int, most: int, room: int = 3 * 2**20) -> int:
     return max(1, min(most, room // max(1, elements)))
 
 
-class Rows:
+class CachedBatches:
     """Structures of tensors whose first dimension runs over images.
 
     A tensor belongs to the images if its first dimension is, in the first
@@ -142,14 +142,14 @@ class Rows:
 
     def mixed(
         self,
-        other: Rows,
+        other: CachedBatches,
         index: Tensor,
         mix: Callable[[Tensor, Tensor], Tensor],
     ) -> Any:
         """The structure of some images, its real tensors mixed with others.
 
         Args:
-            other (Rows): Of the same form.
+            other (CachedBatches): Of the same form.
             index (Tensor): Whole numbers below ``len(self)``.
             mix (callable): From two tensors of images to one.
         """

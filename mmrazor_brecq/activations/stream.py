@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..graph import Unit, run_float
 from ..runtime.allocator import give_back_freed_memory
-from .batched import Rows
+from .batched import CachedBatches
 from .store import Column, Loan
 
 Arguments = tuple[tuple, dict]
@@ -66,8 +66,8 @@ class Stream:
             the network itself can be a unit.
         child (str): Name of that child.
         units (list[Unit]): Units of the network.
-        images (Rows): Preprocessed inputs; what waits is held where they
-            are.
+        images (CachedBatches): Preprocessed inputs; what waits is cached in
+            the same store.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Stream:
         holder: nn.Module,
         child: str,
         units: Sequence[Unit],
-        images: Rows,
+        images: CachedBatches,
     ) -> None:
         self.holder = holder
         self.child = child
@@ -122,7 +122,7 @@ class Stream:
 
     def advance(
         self, outputs: Optional[Iterable[Any]] = None
-    ) -> Optional[tuple[str, Rows]]:
+    ) -> Optional[tuple[str, CachedBatches]]:
         """Let all passes run on to their next unit, one after the other.
 
         Args:
@@ -142,7 +142,7 @@ class Stream:
         if first is None:
             return None
         images = self.images
-        return str(names[0]), Rows(
+        return str(names[0]), CachedBatches(
             chain([first], arrivals), images.sizes, images.store, self._lend
         )
 

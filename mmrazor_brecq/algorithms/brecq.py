@@ -13,7 +13,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..activations import AND_BACK, Rows, Stream, at_once
+from ..activations import AND_BACK, CachedBatches, Stream, at_once
 from ..functional import in_grad_mode, make_ordinary, tensors, unpack_extra
 from ..graph import (
     Account,
@@ -21,7 +21,7 @@ from ..graph import (
     PartitionConfig,
     QuantizationConfig,
     QuantizationScheme,
-    Trace,
+    Recording,
     Unit,
     check_behavior,
     check_layers,
@@ -44,7 +44,7 @@ from ..reconstruction import (
 from ..registry import MODELS, TASK_UTILS
 from ..runtime.allocator import reuse_freed_memory
 from ..runtime.distributed import own_generator
-from ..validation import Place, judge
+from ..validation import KeyPath, validate
 
 
 @MODELS.register_module()
@@ -88,8 +88,8 @@ class BRECQ(BaseModel):
                     dict(data_preprocessor=data_preprocessor), **architecture
                 )
             built = MMENGINE_MODELS.build(architecture)
-            place = Place('architecture', type(self).__name__)
-            architecture = judge(built, Network, place)
+            place = KeyPath('architecture', type(self).__name__)
+            architecture = validate(built, Network, place)
         network: Any = architecture
         network = unwrap_parts(network)
         super().__init__(init_cfg=init_cfg)
@@ -160,22 +160,25 @@ class BRECQ(BaseModel):
         # It reads the weights of nn.TransformerEncoderLayer past the layers.
         torch.backends.mha.set_fastpath_enabled(False)
         make_plain(network, example)
-        trace = _record_in_fast_order(network, example)
+        recording = _record_in_fast_order(network, example)
         if state is None:
             staying = None
         else:
             staying = _holders(state, 'running_mean')
             quantized = _holders(state, 'weight_quantizer.scale')
-            for call in trace.calls:
-                if trace.is_layer(call.module) and call.name not in quantized:
-                    trace.unfit[call.module] = 'in float in the checkpoint'
-        self.account = check_layers(network, trace)
+            for call in recording.calls:
+                if (
+                    recording.is_layer(call.module)
+                    and call.name not in quantized
+                ):
+                    recording.unfit[call.module] = 'in float in the checkpoint'
+        self.account = check_layers(network, recording)
         if state is None:
-            check_behavior(network, example, trace)
-        fold_batch_norm(network, trace, staying)
+            check_behavior(network, example, recording)
+        fold_batch_norm(network, recording, staying)
         teacher = copy_network(network).requires_grad_(False)
-        units = self.partition(network, trace)
-        self.bits = prepare(network, trace, units, self.scheme)
+        units = self.partition(network, recording)
+        self.bits = prepare(network, recording, units, self.scheme)
         self.units = units
         shape = torch.tensor(example.shape[1:], device=example.device)
         self.register_buffer('input_shape', shape)
@@ -186,7 +189,7 @@ class BRECQ(BaseModel):
     def reconstruct(
         self,
         teacher: nn.Module,
-        images: Union[Rows, Sequence[Tensor]],
+        images: Union[CachedBatches, Sequence[Tensor]],
         seed: int = 0,
         reconstructor: Optional[Reconstructor] = None,
         done: Optional[Mapping[str, dict[str, Tensor]]] = None,
@@ -195,9 +198,10 @@ class BRECQ(BaseModel):
 
         Args:
             teacher (nn.Module): What :meth:`prepare` returned.
-            images (Rows | list[Tensor]): Preprocessed calibration images,
-                batch by batch; activations are held where ``Rows`` are.
-                In several processes, those of this one.
+            images (CachedBatches | list[Tensor]): Preprocessed calibration
+                images, batch by batch; activations are cached in the store
+                of ``CachedBatches``. In several processes, those of this
+                one.
             seed (int): Each unit draws from a generator of its own, so
                 that a run can go on after any unit.
             reconstructor (Reconstructor, optional): In place of the
@@ -217,8 +221,8 @@ class BRECQ(BaseModel):
             name: replace(unit, module=teacher.get_submodule(name))
             for name, unit in order.items()
         }
-        if not isinstance(images, Rows):
-            images = Rows(images, [len(batch) for batch in images])
+        if not isinstance(images, CachedBatches):
+            images = CachedBatches(images, [len(batch) for batch in images])
         held_out = round(len(images) * self.held_out)
         held_out = max(1, min(held_out, len(images) - 1))
         to_come = [unit for unit in self.units if unit.name not in done]
@@ -250,7 +254,7 @@ class BRECQ(BaseModel):
                     inputs = float_inputs
                 del here, there
                 unit = order[name]
-                targets = Rows(
+                targets = CachedBatches(
                     original.run(apart[name].module),
                     images.sizes,
                     images.store,
@@ -328,7 +332,7 @@ def _holders(state: Mapping[str, Tensor], key: str) -> set[str]:
     }
 
 
-def _record_in_fast_order(network: nn.Module, example: Tensor) -> Trace:
+def _record_in_fast_order(network: nn.Module, example: Tensor) -> Recording:
     """Record, with channels last in memory where the network can take it.
 
     That is the faster order, but code such as ``x.view(len(x), -1)`` only

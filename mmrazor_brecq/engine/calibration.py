@@ -18,10 +18,10 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..activations import FORWARD, Rows, Store, at_once
+from ..activations import FORWARD, CachedBatches, Store, at_once
 from ..algorithms import BRECQ
-from ..runtime.distributed import share
-from ..validation import Config, Count, ImageCount, Natural, Place, judge
+from ..runtime.distributed import local_share
+from ..validation import Config, Count, ImageCount, KeyPath, Natural, validate
 from .outliers import leave_out
 
 UNITS = {
@@ -88,8 +88,8 @@ def memory_budget(
     Raises:
         ValueError: If it is neither.
     """
-    place = Place('test_cfg.calibration.memory', 'the calibration')
-    judge(memory, Memory, place)
+    place = KeyPath('test_cfg.calibration.memory', 'the calibration')
+    validate(memory, Memory, place)
     if memory is None:
         return None
     if memory == DEFAULT_MEMORY:
@@ -216,13 +216,13 @@ def check_count(count: int, batch: int, given: str) -> None:
         )
 
 
-def hold_images(
+def cache_images(
     model: BRECQ,
     loader: DataLoader,
     calibration: Mapping[str, Any],
     folder: str,
     images: ImageSet,
-) -> Rows:
+) -> CachedBatches:
     """The calibration images that a config names, held as it says.
 
     Args:
@@ -249,7 +249,7 @@ def collect_images(
     num_images: int,
     images: ImageSet,
     store: Store,
-) -> Rows:
+) -> CachedBatches:
     """The first images of a loader, preprocessed.
 
     Args:
@@ -282,7 +282,7 @@ def collect_images(
             'current',
             logging.WARNING,
         )
-    count = share(num_images)
+    count = local_share(num_images)
     batches = _batches(model, loader, count, images)
     first = next(batches)
     # What waits between two units is that of one part of a batch.
@@ -297,7 +297,7 @@ def collect_images(
     parts = (
         part for batch in chain([first], batches) for part in batch.split(size)
     )
-    rows = Rows(parts, sizes, store)
+    rows = CachedBatches(parts, sizes, store)
     images.left_out = leave_out(rows, images.names)
     return rows
 
@@ -363,7 +363,7 @@ def _preprocess(model: BRECQ, data: dict) -> Tensor:
     return inputs.to(next(model.parameters()).device)
 
 
-def fingerprint_images(images: Rows) -> str:
+def fingerprint_images(images: CachedBatches) -> str:
     """Hash of all images in all processes, as hexadecimal digits."""
     digest = hashlib.sha256()
     for batch in images.split():

@@ -13,15 +13,15 @@ from mmengine.registry import HOOKS, init_default_scope
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.runner import Runner
 
-from ..activations import Rows
+from ..activations import CachedBatches
 from ..algorithms import BRECQ
 from ..checkpoint import load_float, load_quantized
 from ..config.load import load_config, read_config
-from .calibration import ImageSet, hold_images
+from .calibration import ImageSet, cache_images
 from .mistakes import construction
 from .results import one_run
 from .runners import RunOwner, RunVisitor, starting
-from .settings import judge_settings
+from .settings import check_settings
 
 __all__ = [
     'bare_model',
@@ -56,7 +56,7 @@ def ptq(
             "'mmrazor_brecq.PTQLoop': inherit one of configs/brecq, or write "
             '`test_cfg` as docs/tutorials/classifier.md has it'
         )
-    judge_settings(cfg)
+    check_settings(cfg)
     # It is of this call, and no part of the config that stays.
     cfg.test_cfg.pop('resume', None)
     with one_run(
@@ -92,7 +92,7 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
 
 def build_model(cfg: Config) -> BRECQ:
     """The model of a config, without a runner and without weights."""
-    judge_settings(cfg)
+    check_settings(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = dict(cfg.model)
     if cfg.get('data_preprocessor') is not None:
@@ -118,7 +118,7 @@ def build_runner(cfg: Config, kind: type[RunOwner] = RunVisitor) -> RunOwner:
     Raises:
         ValueError: If the config has a key that nothing takes.
     """
-    judge_settings(cfg)
+    check_settings(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         # mmengine's own launcher takes an accelerator for granted.
@@ -155,7 +155,7 @@ def bare_model(runner: Runner) -> BRECQ:
 
 def calibration_images(
     runner: Runner, model: BRECQ, num_images: Optional[int] = None
-) -> Rows:
+) -> CachedBatches:
     """The calibration images that a config names.
 
     Args:
@@ -167,7 +167,7 @@ def calibration_images(
     if num_images is not None:
         calibration['num_images'] = num_images
     loader = calibration['dataloader']
-    return hold_images(
+    return cache_images(
         model,
         runner.build_dataloader(loader, runner.seed),
         calibration,

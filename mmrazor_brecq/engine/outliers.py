@@ -16,7 +16,7 @@ from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from torch import Tensor
 
-from ..activations import Rows
+from ..activations import CachedBatches
 from ..graph import LARGEST
 
 #: How many times the largest value of all others that of an image is at the
@@ -45,13 +45,15 @@ class Outlier(NamedTuple):
     times: float
 
 
-def leave_out(images: Rows, names: Sequence[Any] = ()) -> list[dict[str, Any]]:
+def leave_out(
+    images: CachedBatches, names: Sequence[Any] = ()
+) -> list[dict[str, Any]]:
     """Put images in line in the place of those that are not, and say so.
 
     Nothing is changed where all are in line.
 
     Args:
-        images (Rows): Calibration images, N x C x H x W, finite.
+        images (CachedBatches): Calibration images, N x C x H x W, finite.
         names (list, optional): Where each image comes from, if known.
 
     Returns:

@@ -25,7 +25,7 @@ from mmengine.runner import Runner, TestLoop
 from torch.utils.data import DataLoader
 
 from .._requirements import installed_versions
-from ..activations import Rows, Store
+from ..activations import CachedBatches, Store
 from ..algorithms import BRECQ
 from ..checkpoint import (
     check_container,
@@ -45,8 +45,8 @@ from ..version import __version__
 from .calibration import (
     CalibrationConfig,
     ImageSet,
+    cache_images,
     fingerprint_images,
-    hold_images,
     warn_of_overlap,
 )
 from .progress import Progress, in_first
@@ -113,7 +113,7 @@ class PTQLoop(TestLoop):
         check_describable(model)
         calibration = ImageSet()
         with starting(self.runner), clock('prepare'):
-            images = hold_images(
+            images = cache_images(
                 model,
                 self.calibration_dataloader,
                 self.calibration,
@@ -228,7 +228,7 @@ class PTQLoop(TestLoop):
                 f'loss/{report.name}', loss, step
             )
 
-    def _identity(self, images: Rows) -> dict[str, str]:
+    def _identity(self, images: CachedBatches) -> dict[str, str]:
         """What has to be the same for a run to go on."""
         cfg = self.runner.cfg
         parts = ('model', 'test_dataloader', 'test_evaluator')

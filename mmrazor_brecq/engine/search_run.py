@@ -12,7 +12,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..activations import Rows
+from ..activations import CachedBatches
 from ..algorithms import BRECQ
 from ..checkpoint import keep_older, load_float, locked, save_json, write_whole
 from ..functional import in_grad_mode
@@ -191,7 +191,7 @@ def _measured(
     runner: RunOwner,
     model: BRECQ,
     settings: MixedPrecision,
-    images: Rows,
+    images: CachedBatches,
     found: Space,
     path: Optional[str],
 ) -> Pairwise:

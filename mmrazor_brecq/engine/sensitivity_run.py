@@ -17,7 +17,7 @@ from mmengine.config import Config as MMEngineConfig
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..activations import Rows
+from ..activations import CachedBatches
 from ..algorithms import BRECQ
 from ..checkpoint import (
     checksum_of,
@@ -44,7 +44,7 @@ from ..mixed_precision import (
 from ..reconstruction import ReconstructorConfig
 from ..registry import TASK_UTILS
 from ..report import UnitProgress
-from ..validation import Config, Count, Place, judge, validated
+from ..validation import Config, Count, KeyPath, validate, validated
 from .calibration import fingerprint_images
 from .progress import Progress
 
@@ -94,7 +94,9 @@ class MixedPrecision(SearchSpace):
             ValueError: If it has a key too many, or a wrong value.
         """
         given = cfg.get('mixed_precision') or {}
-        judge(given, Annotated[dict, Config(cls)], Place('mixed_precision'))
+        validate(
+            given, Annotated[dict, Config(cls)], KeyPath('mixed_precision')
+        )
         return cls(**given)
 
     @property
@@ -103,14 +105,14 @@ class MixedPrecision(SearchSpace):
         return self.bits[0], self.bits[-1]
 
     def identity(
-        self, model: BRECQ, cfg: Any, images: Rows, seed: int
+        self, model: BRECQ, cfg: Any, images: CachedBatches, seed: int
     ) -> dict[str, str]:
         """What sensitivities depend on; how widths are searched is not.
 
         Args:
             model (BRECQ): With float weights, not yet prepared.
             cfg (Config): Of the run.
-            images (Rows): Calibration images.
+            images (CachedBatches): Calibration images.
             seed (int): Of the run.
         """
         parts = [
@@ -315,7 +317,7 @@ class Space:
 
     @property
     def bits(self) -> dict[str, tuple[int, Optional[int]]]:
-        """Widths of the config, of weight and input of every layer."""
+        """Bit widths of the config, of weight and input of every layer."""
         floats = self.model.scheme.activation is None
         return {
             name: (weight, None if floats else activation)
@@ -346,7 +348,7 @@ def find_space(
 def sensitivities(
     model: BRECQ,
     settings: MixedPrecision,
-    images: Rows,
+    images: CachedBatches,
     found: Space,
     file: SensitivityFile,
     seed: int,
@@ -361,7 +363,7 @@ def sensitivities(
     Args:
         model (BRECQ): With float weights; it stays as it is.
         settings (MixedPrecision): What to measure.
-        images (Rows): Preprocessed calibration images.
+        images (CachedBatches): Preprocessed calibration images.
         found (Space): What there is to choose in the model.
         file (SensitivityFile): Where the numbers go.
         seed (int): Of all randomness.
@@ -404,7 +406,7 @@ def sensitivities(
 def uniform_models(
     model: BRECQ,
     settings: MixedPrecision,
-    images: Rows,
+    images: CachedBatches,
     file: SensitivityFile,
     seed: int,
     logger: logging.Logger,
@@ -458,9 +460,9 @@ def _reconstruct(
             show(report)
 
 
-def _first(images: Rows, count: int) -> Rows:
+def _first(images: CachedBatches, count: int) -> CachedBatches:
     """The first images."""
     index = torch.arange(min(count, len(images)))
     sizes = [len(part) for part in index.split(images.sizes[0])]
     batches = (images.take(part) for part in index.split(images.sizes[0]))
-    return Rows(batches, sizes, images.store)
+    return CachedBatches(batches, sizes, images.store)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ..algorithms import BRECQ
 from ..registry import LOOPS, MODELS
-from ..validation import Config, Place, Seed, judge
+from ..validation import Config, KeyPath, Seed, validate
 from .calibration import Loader
 from .ptq_loop import PTQLoop
 from .sensitivity_run import MixedPrecision
@@ -53,7 +53,7 @@ class Settings:
     custom_hooks: Optional[list[Any]] = None
 
 
-def judge_settings(cfg: MMEngineConfig) -> None:
+def check_settings(cfg: MMEngineConfig) -> None:
     """Judge a config.
 
     Args:
@@ -68,4 +68,4 @@ def judge_settings(cfg: MMEngineConfig) -> None:
     loop = given.get('test_cfg') or {}
     if not str(loop.get('type')).endswith(PTQLoop.__name__):
         given.pop('test_cfg', None)  # Another loop: it is not for ours.
-    judge(given, Annotated[dict, Config(Settings)], Place())
+    validate(given, Annotated[dict, Config(Settings)], KeyPath())

@@ -27,7 +27,7 @@ class Target:
         opset (int): Version of ONNX's operators; those that a packed type
             needs are in :data:`PACKED`.
         zero_points (bool): Whether weights and activations may have some.
-        packed (tuple[int]): Widths that weights can be packed to, the
+        packed (tuple[int]): Bit widths that weights can be packed to, the
             smaller ones first.
         step_after (tuple[str]): Operators that only run in integers if
             their output is quantized; it gets a step of its own where the

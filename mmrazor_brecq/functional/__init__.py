@@ -10,7 +10,7 @@ from .extra_state import is_extra, pack_extra, unpack_extra
 from .layout import flat, from_rows, like, memory_order, rows
 from .losses import weighted_squared_error
 from .modes import in_grad_mode, make_ordinary, ordinary, own_draws
-from .nested import flatten, leaves, map_tensors, tensors, widened
+from .nested import at_least_float32, flatten, leaves, map_tensors, tensors
 from .packing import pack_bits, unpack_bits
 from .relaxation import (
     FusedPenalty,
@@ -53,5 +53,5 @@ __all__ = [
     'unpack_bits',
     'unpack_extra',
     'weighted_squared_error',
-    'widened',
+    'at_least_float32',
 ]

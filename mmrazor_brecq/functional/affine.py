@@ -208,14 +208,14 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        log_step: Tensor,
+        log_scale: Tensor,
         scale: Tensor,
         zero_point: Tensor,
         qmin: int,
         qmax: int,
         keep: Optional[Tensor],
     ) -> Tensor:
-        step = scale * log_step.exp()
+        step = scale * log_scale.exp()
         zero_point = zero_point.to(step.dtype)  # one type: one fast kernel
         ctx.save_for_backward(x, step, zero_point, keep)
         ctx.range = qmin, qmax
@@ -227,11 +227,11 @@ class _FakeQuantize(torch.autograd.Function):
         x, step, zero_point, keep = ctx.saved_tensors
         operands = flat(grad, x), flat(x), step, zero_point, *ctx.range, keep
         if ctx.needs_input_grad[0]:
-            grad_x, grad_log_step = _mixed_backward(*operands)
+            grad_x, grad_log_scale = _mixed_backward(*operands)
             grad_x = like(grad_x, x)
         else:
-            grad_x, grad_log_step = None, _step_backward(*operands)
-        return grad_x, grad_log_step, None, None, None, None, None
+            grad_x, grad_log_scale = None, _scale_backward(*operands)
+        return grad_x, grad_log_scale, None, None, None, None, None
 
 
 @Kernel
@@ -273,16 +273,16 @@ def _mixed_slopes(
     inside = (grid >= qmin) & (grid <= qmax)
     out = dequantize(grid.clamp(qmin, qmax), step, zero_point)
     through = grad if keep is None else grad * keep
-    grad_log_step = (through * (out - torch.where(inside, x, 0))).sum()
+    grad_log_scale = (through * (out - torch.where(inside, x, 0))).sum()
     grad_x = torch.where(inside, grad, grad - through)
-    return grad_x.to(dtype), grad_log_step
+    return grad_x.to(dtype), grad_log_scale
 
 
 _mixed_backward = Kernel(_mixed_slopes)
 
 
 @Kernel
-def _step_backward(*operands: Any) -> Tensor:
+def _scale_backward(*operands: Any) -> Tensor:
     return _mixed_slopes(*operands)[1]
 
 
@@ -296,7 +296,7 @@ def type_of_layers(x: Tensor) -> torch.dtype:
 
 def fake_quantize(
     x: Tensor,
-    log_step: Tensor,
+    log_scale: Tensor,
     scale: Tensor,
     zero_point: Tensor,
     qmin: int,
@@ -305,14 +305,14 @@ def fake_quantize(
 ) -> Tensor:
     """Fake quantization with a step that is learned in the log domain.
 
-    The step is ``scale * exp(log_step)``. Rounding passes gradients
+    The step is ``scale * exp(log_scale)``. Rounding passes gradients
     straight through; the step's gradient is that of LSQ (Esser et al.,
     ICLR 2020, eq. 3) times the step, since it is taken for its logarithm:
     ``sum(g * out) - sum(g * inside * x)``.
 
     Args:
         x (Tensor): Activations of any shape.
-        log_step (Tensor): Learned, a scalar; 0 leaves ``scale`` as it is.
+        log_scale (Tensor): Learned, a scalar; 0 leaves ``scale`` as it is.
         scale (Tensor): Positive scalar.
         zero_point (Tensor): Scalar in ``[qmin, qmax]``.
         qmin (int): Smallest integer.
@@ -325,10 +325,10 @@ def fake_quantize(
         Tensor: In the shape of ``x``, in the type that layers compute in.
     """
     if is_traced():
-        step = scale * log_step.exp()
+        step = scale * log_scale.exp()
         return _mixed_like(
             x, step, zero_point.to(step.dtype), qmin, qmax, keep
         )
     return _FakeQuantize.apply(
-        x, log_step, scale, zero_point, qmin, qmax, keep
+        x, log_scale, scale, zero_point, qmin, qmax, keep
     )

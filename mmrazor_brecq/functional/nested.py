@@ -60,7 +60,7 @@ def map_tensors(function: Callable[[Tensor], Any], nested: Any) -> Any:
     )
 
 
-def widened(nested: Any) -> Any:
+def at_least_float32(nested: Any) -> Any:
     """Return the same structure, its real tensors in float32 or more.
 
     Args:

@@ -27,7 +27,7 @@ from .prepare import (
     check_overrides,
     prepare,
 )
-from .record import Call, Trace, record, run_float
+from .record import Call, Recording, record, run_float
 from .unwrap import unwrap, unwrap_parts
 
 __all__ = [
@@ -48,7 +48,7 @@ __all__ = [
     'Reference',
     'Rewrite',
     'StagePartition',
-    'Trace',
+    'Recording',
     'Unit',
     'apply_checked',
     'check_behavior',

@@ -9,7 +9,7 @@ from typing import Any, Optional
 from torch import Tensor, nn
 
 from ..layers import is_quantizable
-from .record import Trace, memory_of
+from .record import Recording, memory_of
 
 #: Operations, by their names in ATen, that layers are made of.
 PRODUCTS = re.compile(r'conv|mm|mv|dot|linear|lstm|gru|rnn|attention|embed')
@@ -62,20 +62,20 @@ class Account:
             self.products.append(name)
 
 
-def take_account(model: nn.Module, trace: Trace) -> Account:
+def take_account(model: nn.Module, recording: Recording) -> Account:
     """See which weights the operations of a pass take.
 
     Args:
         model (nn.Module): The float network.
-        trace (Trace): A recorded pass of it.
+        recording (Recording): A recorded pass of it.
     """
-    calls = trace.by_module()
+    calls = recording.by_module()
     layers = [m for m in model.modules() if is_quantizable(m)]
-    quantized = [m for m in calls if trace.is_layer(m)]
+    quantized = [m for m in calls if recording.is_layer(m)]
     account = Account([calls[m][0].name for m in quantized], len(layers))
-    for module, what in trace.unfit.items():
+    for module, what in recording.unfit.items():
         account._add(calls[module][0].name, what, True)
-    uses = _uses(model, trace)
+    uses = _uses(model, recording)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         path, _, key = name.rpartition('.')
         module = model.get_submodule(path)
@@ -126,7 +126,7 @@ def _kind(module: nn.Module) -> Optional[type]:
     return None
 
 
-def _uses(model: nn.Module, trace: Trace) -> Uses:
+def _uses(model: nn.Module, recording: Recording) -> Uses:
     """The operations that take weights together with activations.
 
     What is computed from weights alone counts as these weights.
@@ -144,7 +144,7 @@ def _uses(model: nn.Module, trace: Trace) -> Uses:
     }
     parameters = {name for name, _ in model.named_parameters()}
     uses: Uses = {}
-    for step in trace.steps:
+    for step in recording.steps:
         before = [constant.get(value.storage) for value in step.taken]
         sources = set().union(*(names or () for names in before))
         sources = sources & parameters or sources

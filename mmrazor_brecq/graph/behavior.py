@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..functional import own_draws, tensors
 from .check import warn
 from .compare import TOLERANCE, differences
-from .record import Trace, run_float, watched
+from .record import Recording, run_float, watched
 
 #: A number of a tensor's content: sums of its elements, and their squares.
 Digest = tuple[float, float]
@@ -40,7 +40,9 @@ class _Pass(NamedTuple):
 
 
 @torch.no_grad()
-def check_behavior(model: nn.Module, inputs: Tensor, trace: Trace) -> None:
+def check_behavior(
+    model: nn.Module, inputs: Tensor, recording: Recording
+) -> None:
     """Look for what makes a network say one thing now and another then.
 
     Two more passes, of two images each, the second in the other order. What
@@ -50,7 +52,7 @@ def check_behavior(model: nn.Module, inputs: Tensor, trace: Trace) -> None:
     Args:
         model (nn.Module): In evaluation mode.
         inputs (Tensor): N x ... preprocessed inputs.
-        trace (Trace): A recorded pass of them.
+        recording (Recording): A recorded pass of them.
 
     Raises:
         ValueError: If modules stay in training mode, or others are called
@@ -58,7 +60,7 @@ def check_behavior(model: nn.Module, inputs: Tensor, trace: Trace) -> None:
             or depend on the other images of a batch, or a buffer changes, or
             the images are written to, that is told in a warning.
     """
-    _check_modes(model, trace)
+    _check_modes(model, recording)
     pair = _pair(inputs)
     buffers = {name: (x, x.clone()) for name, x in model.named_buffers()}
     kept = pair.clone()
@@ -73,7 +75,7 @@ def check_behavior(model: nn.Module, inputs: Tensor, trace: Trace) -> None:
                 )
             _check_finite(model, first)
             second = _run(model, kept.flip(0))
-            _check_way(trace, first, second)
+            _check_way(recording, first, second)
             if any(call.drew for call in first.calls) or not _alike(
                 first.outputs, second.outputs, swapped=True
             ):
@@ -82,9 +84,9 @@ def check_behavior(model: nn.Module, inputs: Tensor, trace: Trace) -> None:
         _put_back(model, buffers)
 
 
-def _check_modes(model: nn.Module, trace: Trace) -> None:
+def _check_modes(model: nn.Module, recording: Recording) -> None:
     """Refuse what :meth:`eval` does not reach, warn of what it cannot help."""
-    names = {call.module: call.name for call in trace.calls}
+    names = {call.module: call.name for call in recording.calls}
     training = [name for m, name in names.items() if m.training]
     if training:
         raise ValueError(
@@ -159,10 +161,10 @@ def _has_nan(digests: tuple[Digest, ...]) -> bool:
     return any(value != value for pair in digests for value in pair)
 
 
-def _check_way(trace: Trace, first: _Pass, second: _Pass) -> None:
+def _check_way(recording: Recording, first: _Pass, second: _Pass) -> None:
     """Refuse a network that calls other modules on other images."""
     ways = [[call.name for call in run.calls] for run in (first, second)]
-    recorded = {call.name for call in trace.calls}
+    recorded = {call.name for call in recording.calls}
     differ = {*recorded} ^ {*ways[0]} or {*ways[0]} ^ {*ways[1]}
     if differ or ways[0] != ways[1]:
         raise ValueError(

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from ..functional import pack_extra
 from .account import Account, take_account
-from .record import Trace
+from .record import Recording
 
 #: Values whose squares, summed over a network, are finite in float32.
 LARGEST = 1e16
 
 
-def check_layers(model: nn.Module, trace: Trace) -> Account:
+def check_layers(model: nn.Module, recording: Recording) -> Account:
     """Look at a network's layers before they are quantized.
 
     Args:
         model (nn.Module): The float network.
-        trace (Trace): A recorded pass of it.
+        recording (Recording): A recorded pass of it.
 
     Returns:
         Account: What will be quantized, and what not.
@@ -37,7 +37,7 @@ def check_layers(model: nn.Module, trace: Trace) -> Account:
             warning.
     """
     pack_extra(model.state_dict())
-    account = take_account(model, trace)
+    account = take_account(model, recording)
     if not account.quantized:
         raise ValueError(
             f'{type(model).__name__} calls no convolution and no linear '
@@ -47,7 +47,7 @@ def check_layers(model: nn.Module, trace: Trace) -> Account:
                 for name, what in account.left_float.items()
             )
         )
-    for call in trace.calls:
+    for call in recording.calls:
         module: Any = call.module
         kernel = isinstance(module, nn.modules.conv._ConvNd)
         dims = {value.dims for value in (*call.inputs, *call.outputs)}
@@ -59,7 +59,7 @@ def check_layers(model: nn.Module, trace: Trace) -> Account:
     for name, module in model.named_modules():
         if name in account.quantized:
             _check_weight(name, module)
-    for call in trace.calls:
+    for call in recording.calls:
         _check_numbers(call.name, call.module)
     for name in account.products:
         warn(f'{name} is {account.left_float[name]}: left in float')

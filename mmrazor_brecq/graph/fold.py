@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .compare import Rewrite, apply_checked
-from .record import Trace
+from .record import Recording
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ class Fold(Rewrite):
         norm._parameters, norm._buffers = tensors
 
 
-def find_folds(model: nn.Module, trace: Trace) -> list[Fold]:
+def find_folds(model: nn.Module, recording: Recording) -> list[Fold]:
     """The norms whose input is what a Conv or Linear put out.
 
     The same tensor object, that is, with nothing written to it since and
@@ -114,14 +114,14 @@ def find_folds(model: nn.Module, trace: Trace) -> list[Fold]:
 
     Args:
         model (nn.Module): In evaluation mode.
-        trace (Trace): A recorded pass of it.
+        recording (Recording): A recorded pass of it.
     """
-    calls = trace.by_module()
-    given_out = set(trace.calls[0].outputs)
+    calls = recording.by_module()
+    given_out = set(recording.calls[0].outputs)
     producer = {
         call.outputs[0]: call.module
-        for call in trace.calls
-        if trace.is_layer(call.module)
+        for call in recording.calls
+        if recording.is_layer(call.module)
         and len(call.outputs) == 1
         and call.outputs[0].dims == _weight(call.module).dim()
     }
@@ -136,8 +136,8 @@ def find_folds(model: nn.Module, trace: Trace) -> list[Fold]:
         outputs = [call.outputs[0] for call in calls[layer]]
         if (
             given_out.isdisjoint(outputs)
-            and all(trace.users.get(out) == {norm} for out in outputs)
-            and trace.readers(_weight(layer)) == {layer}
+            and all(recording.users.get(out) == {norm} for out in outputs)
+            and recording.readers(_weight(layer)) == {layer}
             and _is_frozen_norm(norm, outputs[0].dims)
         ):
             folds.append(Fold(uses[0].name, layer, norm))
@@ -149,7 +149,9 @@ def _weight(layer: Any) -> Any:
 
 
 def fold_batch_norm(
-    model: nn.Module, trace: Trace, staying: Optional[Collection[str]] = None
+    model: nn.Module,
+    recording: Recording,
+    staying: Optional[Collection[str]] = None,
 ) -> list[str]:
     """Fold every BatchNorm that can go into the layer before it.
 
@@ -159,18 +161,19 @@ def fold_batch_norm(
 
     Args:
         model (nn.Module): The model, changed in place.
-        trace (Trace): A recorded pass of it.
+        recording (Recording): A recorded pass of it.
         staying (list[str], optional): Norms that are known to stay, as from
             a checkpoint: then all others are folded and nothing is compared.
 
     Returns:
         list[str]: Names of the norms that are folded.
     """
-    folds = find_folds(model, trace)
+    folds = find_folds(model, recording)
     if staying is None:
-        undone: list[Any] = apply_checked(model, folds, trace.inputs)
+        undone: list[Any] = apply_checked(model, folds, recording.inputs)
         names = {
-            layer: uses[0].name for layer, uses in trace.by_module().items()
+            layer: uses[0].name
+            for layer, uses in recording.by_module().items()
         }
         for fold in undone:
             print_log(

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..registry import TASK_UTILS
 from ..validation import Config
-from .record import Call, Trace
+from .record import Call, Recording
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -55,21 +55,21 @@ class Partition:
     chosen module that holds it, or else a unit of its own.
     """
 
-    def __call__(self, model: nn.Module, trace: Trace) -> list[Unit]:
+    def __call__(self, model: nn.Module, recording: Recording) -> list[Unit]:
         """Cut.
 
         Args:
             model (nn.Module): Before or after its layers were swapped.
-            trace (Trace): A recorded pass of it.
+            recording (Recording): A recorded pass of it.
 
         Returns:
             list[Unit]: In the order of their first calls.
         """
-        calls = trace.by_module()
+        calls = recording.by_module()
         order = {module: i for i, module in enumerate(calls)}
         names = {module: uses[0].name for module, uses in calls.items()}
-        layers = [m for m in calls if trace.is_layer(m)]
-        holders = [m for m in self.choose(model, trace) if m in calls]
+        layers = [m for m in calls if recording.is_layer(m)]
+        holders = [m for m in self.choose(model, recording) if m in calls]
         units: dict[nn.Module, list[nn.Module]] = {}
         holder = {x: m for m in reversed(holders) for x in m.modules()}
         for layer in layers:
@@ -79,14 +79,18 @@ class Partition:
                 names[unit],
                 unit,
                 tuple(names[layer] for layer in inside),
-                _depth(trace, [c for layer in inside for c in calls[layer]]),
+                _depth(
+                    recording, [c for layer in inside for c in calls[layer]]
+                ),
             )
             for unit, inside in sorted(
                 units.items(), key=lambda item: order[item[0]]
             )
         ]
 
-    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+    def choose(
+        self, model: nn.Module, recording: Recording
+    ) -> Iterable[nn.Module]:
         """Modules that become units, none inside another."""
         raise NotImplementedError
 
@@ -100,7 +104,7 @@ def _inside(modules: Iterable[nn.Module]) -> set[nn.Module]:
     return {x for m in modules for x in m.modules() if x is not m}
 
 
-def _depth(trace: Trace, calls: list[Call]) -> int:
+def _depth(recording: Recording, calls: list[Call]) -> int:
     """Layers on the longest way that values take through them."""
     layers = len({call.module for call in calls})
     if layers == 1:
@@ -110,7 +114,7 @@ def _depth(trace: Trace, calls: list[Call]) -> int:
     # Nothing is any depth before the first of them, or deeper after the last.
     start = min(call.steps[0] for call in calls)
     stop = max(call.steps[1] for call in calls)
-    for step in trace.steps[start:stop]:
+    for step in recording.steps[start:stop]:
         before = {value.storage for value in step.taken}
         depth = max((depths.get(x, 0) for x in before), default=0)
         for x in {value.storage for value in step.made}:
@@ -130,7 +134,9 @@ def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
 class LayerPartition(Partition):
     """Every layer is a unit."""
 
-    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+    def choose(
+        self, model: nn.Module, recording: Recording
+    ) -> Iterable[nn.Module]:
         """No module but the layers."""
         return ()
 
@@ -151,10 +157,12 @@ class BlockPartition(Partition):
     def __init__(self, backbone: str = 'backbone') -> None:
         self.backbone = backbone
 
-    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+    def choose(
+        self, model: nn.Module, recording: Recording
+    ) -> Iterable[nn.Module]:
         """The blocks."""
         backbone = getattr(model, self.backbone, model)
-        called: set[nn.Module] = set(trace.by_module())
+        called: set[nn.Module] = set(recording.by_module())
         candidates = []
         for parent in model.modules():
             if parent is backbone or isinstance(parent, CONTAINERS):
@@ -164,7 +172,8 @@ class BlockPartition(Partition):
                     if m in called
                     and not isinstance(m, CONTAINERS)
                     and sum(
-                        trace.is_layer(x) and x in called for x in m.modules()
+                        recording.is_layer(x) and x in called
+                        for x in m.modules()
                     )
                     > 1
                 ]
@@ -182,15 +191,15 @@ class _JointPartition(Partition):
     def __init__(self, blocks: Optional[PartitionConfig] = None) -> None:
         self.blocks = TASK_UTILS.build(blocks or dict(type='BlockPartition'))
 
-    def __call__(self, model: nn.Module, trace: Trace) -> list[Unit]:
+    def __call__(self, model: nn.Module, recording: Recording) -> list[Unit]:
         """Cut, and say of what each unit is made."""
-        blocks = self.blocks(model, trace)
+        blocks = self.blocks(model, recording)
         return [
             replace(
                 unit,
                 joined=tuple(b for b in blocks if b.layers[0] in unit.layers),
             )
-            for unit in super().__call__(model, trace)
+            for unit in super().__call__(model, recording)
         ]
 
 
@@ -201,12 +210,14 @@ class StagePartition(_JointPartition):
     Blocks that are in no such container stay units.
     """
 
-    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+    def choose(
+        self, model: nn.Module, recording: Recording
+    ) -> Iterable[nn.Module]:
         """The stages, and what blocks are left over."""
-        blocks = list(self.blocks.choose(model, trace))
+        blocks = list(self.blocks.choose(model, recording))
         stages = [
             m
-            for m in trace.by_module()
+            for m in recording.by_module()
             if isinstance(m, CONTAINERS)
             and not set(blocks).isdisjoint(m.modules())
         ]
@@ -217,7 +228,9 @@ class StagePartition(_JointPartition):
 class NetworkPartition(_JointPartition):
     """The whole network is one unit."""
 
-    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+    def choose(
+        self, model: nn.Module, recording: Recording
+    ) -> Iterable[nn.Module]:
         """The network."""
         return (model,)
 
@@ -240,14 +253,17 @@ class PatternPartition(Partition):
         self.patterns = patterns
         self.others = TASK_UTILS.build(others or dict(type='BlockPartition'))
 
-    def choose(self, model: nn.Module, trace: Trace) -> Iterable[nn.Module]:
+    def choose(
+        self, model: nn.Module, recording: Recording
+    ) -> Iterable[nn.Module]:
         """The matches, and what the other partition finds beside them.
 
         Raises:
             ValueError: If a pattern matches no module that was called.
         """
         names = {
-            module: uses[0].name for module, uses in trace.by_module().items()
+            module: uses[0].name
+            for module, uses in recording.by_module().items()
         }
         chosen: list[nn.Module] = []
         for pattern in self.patterns:
@@ -263,6 +279,6 @@ class PatternPartition(Partition):
         taken = {*chosen, *_inside(chosen)}
         return chosen + [
             m
-            for m in self.others.choose(model, trace)
+            for m in self.others.choose(model, recording)
             if m not in taken and taken.isdisjoint(_inside([m]))
         ]

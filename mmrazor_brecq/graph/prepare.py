@@ -23,7 +23,7 @@ from ..registry import MODELS
 from ..validation import Bits as Width
 from ..validation import Config, nearest, validated
 from .partition import Unit
-from .record import Call, Trace
+from .record import Call, Recording
 
 Bits = tuple[int, int]
 
@@ -70,8 +70,8 @@ def _enter(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 @dataclass
-class Widths:
-    """Widths of a layer, of its weight or its input or both."""
+class BitWidths:
+    """Bit widths of a layer, of its weight or its input or both."""
 
     weight: Optional[Width] = None
     activation: Optional[Width] = None
@@ -96,7 +96,7 @@ ActivationConfig = Annotated[
         number='bits',
     ),
 ]
-Override = Union[Width, Annotated[dict, Config(Widths)]]
+Override = Union[Width, Annotated[dict, Config(BitWidths)]]
 
 
 @validated
@@ -207,10 +207,12 @@ def matching(pattern: str, layers: Sequence[str]) -> list[str]:
     return found
 
 
-def end_layers(trace: Trace) -> list[str]:
+def end_layers(recording: Recording) -> list[str]:
     """The first layer, and those that the network's output comes from."""
-    calls = [call for call in trace.calls if trace.is_layer(call.module)]
-    network = trace.calls[0]
+    calls = [
+        call for call in recording.calls if recording.is_layer(call.module)
+    ]
+    network = recording.calls[0]
     last = [
         call
         for call in calls
@@ -248,7 +250,7 @@ def _door_places(
 
 def prepare(
     model: nn.Module,
-    trace: Trace,
+    recording: Recording,
     units: list[Unit],
     scheme: QuantizationScheme,
 ) -> dict[str, Bits]:
@@ -256,18 +258,18 @@ def prepare(
 
     Args:
         model (nn.Module): The folded network, changed in place.
-        trace (Trace): A recorded pass of it.
+        recording (Recording): A recorded pass of it.
         units (list[Unit]): Its units.
         scheme (QuantizationScheme): What to quantize, and how.
 
     Returns:
         dict[str, tuple]: Bits of weight and input of every layer.
     """
-    calls = trace.by_module()
+    calls = recording.by_module()
     names = {uses[0].name: module for module, uses in calls.items()}
     parts = [part for unit in units for part in unit.parts]
     layers = [name for part in parts for name in part.layers]
-    bits = scheme.bits(layers, end_layers(trace))
+    bits = scheme.bits(layers, end_layers(recording))
     for unit in parts:
         alone = names[unit.layers[0]] is unit.module
         places = {} if alone else _door_places(unit, calls, names)

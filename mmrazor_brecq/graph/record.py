@@ -95,7 +95,7 @@ class Step(NamedTuple):
 
 
 @dataclass
-class Trace:
+class Recording:
     """One forward pass.
 
     Attributes:
@@ -156,32 +156,32 @@ class Trace:
 class _Operations(TorchDispatchMode):
     """Notes which tensors the module that runs computes with, and to what."""
 
-    def __init__(self, trace: Trace, stack: list[Call]) -> None:
+    def __init__(self, recording: Recording, stack: list[Call]) -> None:
         super().__init__()
-        self.trace = trace
+        self.recording = recording
         self.stack = stack
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        taken = self.trace.values((args, kwargs))
+        taken = self.recording.values((args, kwargs))
         for value in taken:
-            users = self.trace.users.setdefault(value, set())
+            users = self.recording.users.setdefault(value, set())
             users.update(call.module for call in self.stack[-1:])
         out = func(*args, **kwargs or {})
         if func._schema.is_mutable:
             self._count_writes(func, args)
         op = func.overloadpacket.__name__
         caller = self.stack[-1].name if self.stack else ''
-        made = self.trace.values(out)
-        self.trace.steps.append(Step(made, taken, op, caller))
+        made = self.recording.values(out)
+        self.recording.steps.append(Step(made, taken, op, caller))
         return out
 
     def _count_writes(self, func: Any, args: Any) -> None:
         for argument, x in zip(func._schema.arguments, args):
             if argument.alias_info and argument.alias_info.is_write:
                 for tensor in tensors(x):
-                    self.trace.written[memory_of(tensor)] += 1
+                    self.recording.written[memory_of(tensor)] += 1
 
 
 def run_float(model: nn.Module, inputs: Tensor) -> Any:
@@ -224,7 +224,7 @@ def watched(
 
 
 @torch.no_grad()
-def record(model: nn.Module, inputs: Tensor) -> Trace:
+def record(model: nn.Module, inputs: Tensor) -> Recording:
     """Run the model once and note which tensor goes where.
 
     Args:
@@ -234,34 +234,34 @@ def record(model: nn.Module, inputs: Tensor) -> Trace:
     Returns:
         Trace: All calls.
     """
-    trace = Trace(inputs)
+    recording = Recording(inputs)
     stack: list[Call] = []
     names = {module: name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        call = Call(names[module], module, trace.values((args, kwargs)))
-        call.steps = (len(trace.steps), len(trace.steps))
-        trace.calls.append(call)
+        call = Call(names[module], module, recording.values((args, kwargs)))
+        call.steps = (len(recording.steps), len(recording.steps))
+        recording.calls.append(call)
         stack.append(call)
 
     def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         call = stack.pop()
-        call.outputs = trace.values(out)
-        call.steps = (call.steps[0], len(trace.steps))
+        call.outputs = recording.values(out)
+        call.steps = (call.steps[0], len(recording.steps))
 
-    with watched(names, enter, leave), _Operations(trace, stack):
+    with watched(names, enter, leave), _Operations(recording, stack):
         run_float(model, inputs)
-    for module in trace.by_module():
-        if is_quantizable(module) and (what := _obstacle(module, trace)):
-            trace.unfit[module] = what
-    return trace
+    for module in recording.by_module():
+        if is_quantizable(module) and (what := _obstacle(module, recording)):
+            recording.unfit[module] = what
+    return recording
 
 
-def _obstacle(layer: nn.Module, trace: Trace) -> str:
+def _obstacle(layer: nn.Module, recording: Recording) -> str:
     """What a layer is that it cannot be quantized, if anything."""
     weight = layer._parameters.get('weight')
     if weight is None:
         return 'a layer whose weight is not a parameter of its own'
-    if layer not in trace.readers(weight):
+    if layer not in recording.readers(weight):
         return 'a layer whose forward pass does not use its own weight'
     return ''

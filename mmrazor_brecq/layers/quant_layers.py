@@ -119,7 +119,7 @@ class QuantLayer(nn.Module):
     ) -> None:
         """Refuse frozen weights that stand for no finite numbers."""
         grid = self.weight_quantizer.grid
-        grid.check_width(state_dict, f'{prefix}weight_quantizer.')
+        grid.check_bits(state_dict, f'{prefix}weight_quantizer.')
         grid.check_integers(weight, prefix + 'weight')
         for key in ('bias', 'weight_quantizer.scale'):
             value = state_dict.get(prefix + key)

@@ -10,7 +10,7 @@ from ..registry import TASK_UTILS
 from .budget import Budget
 from .choices import KINDS, Choice, SearchSpace
 from .cost import CostModel, LayerBits
-from .pairwise import Pairwise, Widths
+from .pairwise import BitWidths, Pairwise
 from .search import (
     ExactSearch,
     Infeasible,
@@ -28,7 +28,7 @@ class BitSearch:
     Args:
         space (SearchSpace): Which widths are allowed.
         shape (ModelShape): What costs depend on.
-        bits (dict): Widths of the config, which hold where there is no
+        bits (dict): Bit widths of the config, which hold where there is no
             choice.
         choices (list[Choice]): What there is to choose.
         loss (Pairwise): What the choices do to the loss.
@@ -120,8 +120,8 @@ class BitSearch:
         """The least that a cost can be."""
         return ExactSearch()(Problem(self.cost(name), self.widths)).loss
 
-    def found(self, bits: Widths) -> LayerBits:
-        """Widths of weight and input of every layer.
+    def found(self, bits: BitWidths) -> LayerBits:
+        """Bits of weight and input of every layer.
 
         Args:
             bits (dict[str, int]): Width of every choice that is free, as in
@@ -130,13 +130,13 @@ class BitSearch:
         return self._widths(lambda choice: bits[self.leaders[choice.name]])
 
     def widest(self) -> LayerBits:
-        """Widths of every layer if all are as wide as they may be."""
+        """Bit widths of every layer if all are as wide as they may be."""
         return self.found({name: max(w) for name, w in self.widths.items()})
 
     def uniform(
         self, weight: int, activation: Optional[int] = None
     ) -> LayerBits:
-        """Widths of every layer if all that may be chosen are equal.
+        """Bit widths of every layer if all that may be chosen are equal.
 
         Args:
             weight (int): Width of weights.

@@ -73,7 +73,7 @@ class SearchSpace:
     decide stays as it is: it is no choice.
 
     Args:
-        bits (list[int]): Widths to choose from, 2 to 8.
+        bits (list[int]): Bit widths to choose from, 2 to 8.
         kinds (list[str]): What is searched: ``weight``, ``activation`` or
             both; the other keeps the width of ``quantization``.
         allowed (dict): By layer name or pattern of :mod:`fnmatch`, the

@@ -18,10 +18,10 @@ from .shapes import LayerShape, ModelShape
 #: Width that stands for activations in float.
 FLOAT = 32
 
-#: Widths that a table may have, as text.
-WIDTHS = {str(bits) for bits in (*range(2, 9), FLOAT)}
+#: BitWidths that a table may have, as text.
+BIT_WIDTHS = {str(bits) for bits in (*range(2, 9), FLOAT)}
 
-#: Widths of weight and input of every layer; None is float.
+#: Bits of weight and input of every layer; None is float.
 LayerBits = Mapping[str, tuple[int, Optional[int]]]
 
 
@@ -60,7 +60,7 @@ class CostModel:
 
         Args:
             model (ModelShape): The model.
-            bits (dict): Widths of weight and input of every layer.
+            bits (dict): Bits of weight and input of every layer.
         """
         return self.rest(model) + sum(
             self.layer(
@@ -80,7 +80,7 @@ class CostModel:
 
         Args:
             model (ModelShape): The model.
-            bits (dict): Widths of weight and input where there is no choice.
+            bits (dict): Bits of weight and input where there is no choice.
             choices (list[Choice]): The choices.
             widths (dict[str, list[int]]): The widths of each choice.
         """
@@ -211,7 +211,7 @@ class LatencyTable(CostModel):
         if not isinstance(shape, str) or not shape:
             raise ValueError(f'{shape!r:.80} is the shape of no layer')
         for bits in (weight, activation):
-            if str(bits) not in WIDTHS:
+            if str(bits) not in BIT_WIDTHS:
                 raise ValueError(
                     f'{shape} has a row for {bits!r:.80} bits, expected 2 to '
                     f'8, or {FLOAT} for float'

@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..activations import Rows
+from ..activations import CachedBatches
 from ..functional import tensors
 from ..graph import Unit
 from ..objectives import LikelihoodConfig, teacher_gradients
@@ -54,7 +54,7 @@ class FisherError:
         self,
         teacher: nn.Module,
         unit: Unit,
-        images: Rows,
+        images: CachedBatches,
         generator: torch.Generator,
     ) -> None:
         """See the gradients at one unit: passes forward and back.
@@ -62,8 +62,8 @@ class FisherError:
         Args:
             teacher (nn.Module): The float network.
             unit (Unit): The unit.
-            images (Rows): Preprocessed images; gradients are held where
-                they are.
+            images (CachedBatches): Preprocessed images; gradients are
+                cached in the same store.
             generator (torch.Generator): Source of randomness.
         """
         self.gradients = {}
@@ -95,7 +95,7 @@ class FisherError:
         place: tuple[int, int],
         which: slice,
         gradient: Tensor,
-        images: Rows,
+        images: CachedBatches,
     ) -> None:
         """Keep the gradient of some images.
 
@@ -103,7 +103,7 @@ class FisherError:
             place (tuple[int, int]): Which draw, and which output tensor.
             which (slice): The images.
             gradient (Tensor): Theirs.
-            images (Rows): All images.
+            images (CachedBatches): All images.
         """
         if len(gradient) % (which.stop - which.start):  # of no image
             return
@@ -164,7 +164,7 @@ class FisherDiagError(FisherError):
         place: tuple[int, int],
         which: slice,
         gradient: Tensor,
-        images: Rows,
+        images: CachedBatches,
     ) -> None:
         """Add to the mean of the squares."""
         if len(gradient) % (which.stop - which.start):  # of no image

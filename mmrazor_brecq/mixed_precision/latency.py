@@ -144,13 +144,13 @@ def measure_latency(
 ) -> Iterator[Row]:
     """Time every distinct layer at every width.
 
-    Widths whose models are the same to the runtime, since their integers
+    Bit widths whose models are the same to the runtime, since their integers
     lie in equal containers, are timed once.
 
     Args:
         shapes (list[CallShape]): The layers.
-        weight_bits (list[int]): Widths of weights; 32 is float.
-        activation_bits (list[int]): Widths of inputs; 32 is float.
+        weight_bits (list[int]): Bit widths of weights; 32 is float.
+        activation_bits (list[int]): Bit widths of inputs; 32 is float.
         repeats (int): See :func:`time_graph`.
         threads (int): Likewise.
 

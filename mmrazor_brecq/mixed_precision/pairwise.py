@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 #: The width of every choice, by its name.
-Widths = Mapping[str, int]
+BitWidths = Mapping[str, int]
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Pairwise:
         default_factory=dict
     )
 
-    def __call__(self, bits: Widths) -> float:
+    def __call__(self, bits: BitWidths) -> float:
         """The value at some widths.
 
         Args:

@@ -245,7 +245,7 @@ class _Program:
 class GeneticSearch(Searcher):
     """The paper's genetic algorithm (BRECQ, sec. 3.4 and its appendix).
 
-    Widths of a population cross over and mutate; those that break a limit
+    Bit widths of a population cross over and mutate; those that break a limit
     are narrowed until they do not, so that the constraint always holds.
 
     Args:

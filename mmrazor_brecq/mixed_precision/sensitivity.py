@@ -16,7 +16,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from ..activations import Rows, Stream
+from ..activations import CachedBatches, Stream
 from ..algorithms import BRECQ
 from ..graph import Door, Unit, copy_network
 from ..reconstruction import Reconstructor, UnitData, UnitReport
@@ -94,7 +94,7 @@ def measure(
     units: Sequence[Unit],
     models: Mapping[int, BRECQ],
     choices: Sequence[Choice],
-    images: Rows,
+    images: CachedBatches,
     error: FisherError,
     seed: int = 0,
     done: Collection[str] = (),
@@ -111,7 +111,7 @@ def measure(
             from the same network will do.
         models (dict[int, BRECQ]): Frozen models, by their one width.
         choices (list[Choice]): What is to be measured.
-        images (Rows): Preprocessed images.
+        images (CachedBatches): Preprocessed images.
         error (FisherError): What an error at a unit's output means.
         seed (int): Of what the error draws.
         done (list[str]): Units that are measured already.
@@ -135,7 +135,9 @@ def measure(
         while here is not None:
             name, inputs = here
             unit = whole[name]
-            targets = Rows(stream.run(unit.module), images.sizes, images.store)
+            targets = CachedBatches(
+                stream.run(unit.module), images.sizes, images.store
+            )
             if name in by_unit:  # Of several calls the first one counts.
                 # All units see the same noise.
                 generator = torch.Generator().manual_seed(seed)
@@ -143,8 +145,8 @@ def measure(
 
                 def loss(
                     unit: Unit = unit,
-                    inputs: Rows = inputs,
-                    targets: Rows = targets,
+                    inputs: CachedBatches = inputs,
+                    targets: CachedBatches = targets,
                 ) -> float:
                     outputs = _outputs(unit, inputs)
                     found = map(error, outputs, targets.split(), slices)
@@ -157,7 +159,7 @@ def measure(
 
 
 @torch.no_grad()
-def _outputs(unit: Unit, inputs: Rows) -> Iterator[Any]:
+def _outputs(unit: Unit, inputs: CachedBatches) -> Iterator[Any]:
     for args, kwargs in inputs.split():
         yield unit.module(*args, **kwargs)
 

@@ -2,7 +2,7 @@ from .base import MSE, Objective, ObjectiveConfig, takes_low_precision
 from .fisher import FisherDiag
 from .fisher_low_rank import FisherLowRank
 from .from_output import FromOutput
-from .gradients import said, teacher_gradients
+from .gradients import real_outputs, teacher_gradients
 from .likelihood import (
     Bernoulli,
     Categorical,
@@ -27,7 +27,7 @@ __all__ = [
     'Objective',
     'ObjectiveConfig',
     'OfficialFisher',
-    'said',
+    'real_outputs',
     'takes_low_precision',
     'teacher_gradients',
 ]

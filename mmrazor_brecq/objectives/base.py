@@ -8,8 +8,8 @@ from typing import Annotated, Any, Callable
 import torch
 from torch import Tensor, nn
 
-from ..activations import Rows
-from ..functional import tensors, weighted_squared_error, widened
+from ..activations import CachedBatches
+from ..functional import at_least_float32, tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from ..validation import Config
@@ -44,7 +44,7 @@ class Objective:
         self,
         teacher: nn.Module,
         units: Sequence[Unit],
-        images: Rows,
+        images: CachedBatches,
         generator: torch.Generator,
     ) -> None:
         """Examine the float network before the first unit is reconstructed.
@@ -52,7 +52,7 @@ class Objective:
         Args:
             teacher (nn.Module): The float network.
             units (list[Unit]): The units to come.
-            images (Rows): Preprocessed inputs, those of this process.
+            images (CachedBatches): Preprocessed inputs, those of this process.
             generator (torch.Generator): Source of randomness.
         """
 
@@ -151,7 +151,11 @@ class Objective:
 
 def _as_taken(method: Callable, output: Any) -> Any:
     """Return a unit's output in the precision that a method takes."""
-    return output if hasattr(method, 'low_precision') else widened(output)
+    return (
+        output
+        if hasattr(method, 'low_precision')
+        else at_least_float32(output)
+    )
 
 
 @TASK_UTILS.register_module()

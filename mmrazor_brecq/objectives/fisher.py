@@ -10,14 +10,14 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..activations import Rows
+from ..activations import CachedBatches
 from ..functional import weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
-from ..runtime.distributed import share, total
+from ..runtime.distributed import local_share, total
 from ..validation import Count, Exponent
 from .base import Objective, takes_low_precision
-from .gradients import Place, teacher_gradients
+from .gradients import OutputKey, teacher_gradients
 from .likelihood import LikelihoodConfig
 
 
@@ -25,12 +25,14 @@ class PerImage:
     """What each image says of the elements of one output tensor.
 
     Args:
-        images (Rows): All images; the values are held where they are.
+        images (CachedBatches): All images; the values are held where they are.
         first (Tensor): The values of the first images.
         count (int): How many images those are.
     """
 
-    def __init__(self, images: Rows, first: Tensor, count: int) -> None:
+    def __init__(
+        self, images: CachedBatches, first: Tensor, count: int
+    ) -> None:
         fold = len(first) // count
         self.column = images.store.column(len(images), first, fold)
         self.sum = torch.zeros(2, dtype=torch.float64)
@@ -66,7 +68,7 @@ class Fisher(Objective):
         #: By name of the unit and place of the output tensor: one tensor
         #: for all images, or one of each. Those on which the loss does not
         #: depend are missing, and count evenly.
-        self.weights: dict[Place, Any] = {}
+        self.weights: dict[OutputKey, Any] = {}
 
     def describe(self, unit: Unit) -> str:
         """Name the likelihood, or say that there is none."""
@@ -78,9 +80,9 @@ class Fisher(Objective):
         self,
         teacher: nn.Module,
         units: Sequence[Unit],
-        images: Rows,
+        images: CachedBatches,
         generator: torch.Generator,
-        collect: Callable[[Place, slice, Tensor], None],
+        collect: Callable[[OutputKey, slice, Tensor], None],
         count: Optional[int] = None,
     ) -> None:
         """Those of the teacher's loss; says so where there are none."""
@@ -99,7 +101,7 @@ class Fisher(Objective):
                 logging.WARNING,
             )
 
-    def _weight(self, place: Place, index: Tensor) -> Any:
+    def _weight(self, place: OutputKey, index: Tensor) -> Any:
         """What weighs the ``i``-th output of a unit on some images."""
         weight = self.weights.get(place)
         return weight.take(index) if isinstance(weight, PerImage) else weight
@@ -139,13 +141,13 @@ class FisherDiag(Fisher):
         self,
         teacher: nn.Module,
         units: Sequence[Unit],
-        images: Rows,
+        images: CachedBatches,
         generator: torch.Generator,
     ) -> None:
         """Gather the squared gradients of all units in one pass."""
-        found: dict[Place, Any] = {}
+        found: dict[OutputKey, Any] = {}
 
-        def collect(place: Place, which: slice, grad: Tensor) -> None:
+        def collect(place: OutputKey, which: slice, grad: Tensor) -> None:
             weight = grad.square()
             if self.per_sample:
                 weight = weight.pow(self.temper)
@@ -159,7 +161,7 @@ class FisherDiag(Fisher):
                 mean = weight.sum(0, keepdim=True)
                 found[place] = found.get(place, 0) + mean
 
-        count = None if self.per_sample else share(self.images)
+        count = None if self.per_sample else local_share(self.images)
         self._gradients(teacher, units, images, generator, collect, count)
         self.weights = {}
         for place, weight in found.items():

@@ -9,15 +9,15 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..activations import Column, Rows, Store
+from ..activations import CachedBatches, Column, Store
 from ..functional import tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
-from ..runtime.distributed import gathered, share, total
+from ..runtime.distributed import gathered, local_share, total
 from ..validation import Amount, Count, Exponent
 from .base import takes_low_precision
 from .fisher import Fisher
-from .gradients import Place
+from .gradients import OutputKey
 from .likelihood import LikelihoodConfig
 
 
@@ -78,25 +78,25 @@ class FisherLowRank(Fisher):
         self.temper = temper
         self.images = images
         self.store = Store()
-        self.gradients: dict[Place, Column] = {}
-        self.directions: dict[Place, Tensor] = {}
+        self.gradients: dict[OutputKey, Column] = {}
+        self.directions: dict[OutputKey, Tensor] = {}
         #: The directions in the type of the outputs that units learn with.
-        self.short: dict[Place, Tensor] = {}
+        self.short: dict[OutputKey, Tensor] = {}
 
     def watch(
         self,
         teacher: nn.Module,
         units: Sequence[Unit],
-        images: Rows,
+        images: CachedBatches,
         generator: torch.Generator,
     ) -> None:
         """Gather each image's gradient at all units in one pass."""
-        count = min(share(self.images), len(images))
+        count = min(local_share(self.images), len(images))
         for held in self._held():
             held.clear()
         self.store = images.store
 
-        def collect(place: Place, which: slice, grad: Tensor) -> None:
+        def collect(place: OutputKey, which: slice, grad: Tensor) -> None:
             fold, rest = divmod(grad.shape[0], which.stop - which.start)
             if rest or not grad.numel():  # of no image: counts evenly
                 return
@@ -124,10 +124,10 @@ class FisherLowRank(Fisher):
             for place in [p for p in held if p[0] == unit.name]:
                 del held[place]
 
-    def _held(self) -> tuple[dict[Place, Any], ...]:
+    def _held(self) -> tuple[dict[OutputKey, Any], ...]:
         return self.gradients, self.weights, self.directions, self.short
 
-    def _decompose(self, place: Place, column: Column) -> None:
+    def _decompose(self, place: OutputKey, column: Column) -> None:
         """Weights and directions from the gradients of all processes."""
         gram = torch.zeros(1, 1, dtype=torch.float64)
         squares = torch.empty(1, column.elements, device=column.home)
@@ -168,7 +168,7 @@ class FisherLowRank(Fisher):
 
     def _balance(
         self,
-        places: Sequence[Place],
+        places: Sequence[OutputKey],
         outputs: Iterable[Any],
         targets: Iterable[Any],
     ) -> None:
@@ -193,7 +193,7 @@ class FisherLowRank(Fisher):
                 ]
                 found[place] += images * torch.stack(errors).cpu()
             seen += images
-            if seen >= share(self.images):
+            if seen >= local_share(self.images):
                 break
         for place, sums in found.items():
             diagonal, low, energy = total(sums).tolist()
@@ -220,7 +220,7 @@ class FisherLowRank(Fisher):
         )
 
     def _directions_in(
-        self, dtype: torch.dtype, place: Place
+        self, dtype: torch.dtype, place: OutputKey
     ) -> Optional[Tensor]:
         """Those of an output, in its type, to which they go only once."""
         known = self.directions.get(place)

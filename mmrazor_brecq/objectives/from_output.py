@@ -8,9 +8,9 @@ import torch
 from mmengine.dist import broadcast_object_list
 from torch import Tensor, nn
 
-from ..graph import Trace, record
+from ..graph import Recording, record
 from ..registry import TASK_UTILS
-from .gradients import said
+from .gradients import real_outputs
 from .likelihood import Bernoulli, Gaussian, Likelihood
 
 #: Odds that no network gives for half of its images, as a logarithm: what
@@ -184,27 +184,27 @@ def _last_layers(
     """The last layer before each output that is real and not empty."""
     kept: list[Tensor] = []
     hook = network.register_forward_hook(
-        lambda module, args, out: kept.extend(said(out))
+        lambda module, args, out: kept.extend(real_outputs(out))
     )
     try:
-        trace = record(network, image)
+        recording = record(network, image)
     finally:
         hook.remove()
-    found = [_layer_before(trace, out) for out in kept]
+    found = [_layer_before(recording, out) for out in kept]
     return found if len(found) == count else [None] * count
 
 
-def _layer_before(trace: Trace, out: Tensor) -> Optional[nn.Module]:
+def _layer_before(recording: Recording, out: Tensor) -> Optional[nn.Module]:
     layers = {
         value.tensor: call.module
-        for call in trace.calls
+        for call in recording.calls
         if hasattr(call.module, 'out_features')
         or hasattr(call.module, 'out_channels')
         for value in call.outputs
     }
     made = {
         value.tensor: [x.tensor for x in step.taken]
-        for step in trace.steps
+        for step in recording.steps
         for value in step.made
     }
     nearest, seen = [out._cdata], {out._cdata}

@@ -8,16 +8,16 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor, nn
 
-from ..activations import AND_BACK, Rows, at_once
+from ..activations import AND_BACK, CachedBatches, at_once
 from ..functional import from_rows, map_tensors, rows, tensors
 from ..graph import Unit, run_float
 from .likelihood import Likelihood
 
 #: A unit's name, and which of its output tensors.
-Place = tuple[str, int]
+OutputKey = tuple[str, int]
 
 
-def said(nested: Any) -> list[Tensor]:
+def real_outputs(nested: Any) -> list[Tensor]:
     """Return the real tensors of a structure that are not empty: what a
     likelihood or an error can be of.
     """
@@ -27,10 +27,10 @@ def said(nested: Any) -> list[Tensor]:
 def teacher_gradients(
     teacher: nn.Module,
     units: Sequence[Unit],
-    images: Rows,
+    images: CachedBatches,
     likelihood: Callable[[list[Tensor], torch.Generator], Tensor],
     generator: torch.Generator,
-    collect: Callable[[Place, slice, Tensor], None],
+    collect: Callable[[OutputKey, slice, Tensor], None],
     count: Optional[int] = None,
 ) -> set[str]:
     """One forward and backward pass an image, for all units together.
@@ -38,7 +38,7 @@ def teacher_gradients(
     Args:
         teacher (nn.Module): The float network.
         units (list[Unit]): Units; those of the teacher are found by name.
-        images (Rows): Preprocessed inputs.
+        images (CachedBatches): Preprocessed inputs.
         likelihood (callable): From outputs and generator to a loss.
         generator (torch.Generator): Source of what the likelihood draws.
         collect (callable): Takes a unit's name and the place of an output
@@ -78,7 +78,7 @@ def teacher_gradients(
 
         return hook
 
-    def take(place: Place, gradient: Tensor) -> None:
+    def take(place: OutputKey, gradient: Tensor) -> None:
         reached.add(place[0])
         collect(place, now, gradient)
 
@@ -100,7 +100,7 @@ def teacher_gradients(
                     # What is in front of the first unit needs no gradient,
                     # but its output has to ask for one.
                     inputs = part.detach().requires_grad_().clone()
-                    outputs = said(run_float(teacher, inputs))
+                    outputs = real_outputs(run_float(teacher, inputs))
                     if not now.start and isinstance(likelihood, Likelihood):
                         likelihood.see(teacher, inputs, outputs)
                     if any(out.requires_grad for out in outputs):

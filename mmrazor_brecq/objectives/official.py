@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..activations import Rows
+from ..activations import CachedBatches
 from ..functional import flatten, tensors, weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
 from .base import Objective, takes_low_precision
-from .gradients import said
+from .gradients import real_outputs
 
 
 @TASK_UTILS.register_module()
@@ -33,7 +33,7 @@ class OfficialFisher(Objective):
         self,
         teacher: nn.Module,
         units: Sequence[Unit],
-        images: Rows,
+        images: CachedBatches,
         generator: torch.Generator,
     ) -> None:
         """Keep the float network and the images."""
@@ -44,7 +44,7 @@ class OfficialFisher(Objective):
         self, unit: Unit, outputs: Iterable[Any], targets: Iterable[Any]
     ) -> None:
         """Find this unit's weights."""
-        self.weights = Rows(
+        self.weights = CachedBatches(
             self._weights(unit, outputs), self.images.sizes, self.images.store
         )
 
@@ -94,7 +94,7 @@ class OfficialFisher(Objective):
 
 def _logits(network: nn.Module, images: Tensor) -> Tensor:
     """The first real output, its classes last; zeros if there is none."""
-    outputs = said(run_float(network, images))
+    outputs = real_outputs(run_float(network, images))
     if not outputs:
         return images.new_zeros(len(images), 1)
     return outputs[0].movedim(1, -1) if outputs[0].dim() > 3 else outputs[0]

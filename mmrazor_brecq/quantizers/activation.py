@@ -50,7 +50,7 @@ class ActivationQuantizer(nn.Module):
         self.learn_scale = learn_scale
         self.drop_prob = drop_prob
         self.observer = TASK_UTILS.build(observer or dict(type='LpObserver'))
-        self.log_step: Optional[nn.Parameter] = None
+        self.log_scale: Optional[nn.Parameter] = None
         self.masks: Optional[MaskPool] = None
         self.active = False
         self.register_buffer('scale', torch.tensor(torch.nan))
@@ -92,7 +92,7 @@ class ActivationQuantizer(nn.Module):
 
     def learn(self, masks: Optional[MaskPool] = None) -> None:
         """Begin to learn the step, dropping by ``masks`` if there are any."""
-        self.log_step = nn.Parameter(
+        self.log_scale = nn.Parameter(
             torch.zeros_like(self.scale), requires_grad=self.learn_scale
         )
         self.masks = masks
@@ -101,35 +101,35 @@ class ActivationQuantizer(nn.Module):
         """Quantized activations in the shape of ``x``."""
         if not self.active:
             return x
-        log_step, keep = torch.zeros_like(self.scale), None
-        if self.log_step is not None:
-            log_step = self.log_step
+        log_scale, keep = torch.zeros_like(self.scale), None
+        if self.log_scale is not None:
+            log_scale = self.log_scale
             if self.training and self.masks is not None and self.drop_prob:
                 keep = self.masks.cut(x.numel(), 1 - self.drop_prob)
         return fake_quantize(
-            x, log_step, self.scale, self.zero_point, *self.grid.range, keep
+            x, log_scale, self.scale, self.zero_point, *self.grid.range, keep
         )
 
     @torch.no_grad()
     def freeze(self) -> None:
         """End learning: the learned step becomes the scale."""
-        if self.log_step is not None:
-            self.scale.mul_(self.log_step.exp())
+        if self.log_scale is not None:
+            self.scale.mul_(self.log_scale.exp())
         self.forget()
 
     def forget(self) -> None:
         """Back to the step that was fitted."""
-        self.log_step = self.masks = None
+        self.log_scale = self.masks = None
 
     def trainable(self) -> list[nn.Parameter]:
         """The logarithm of the step, where it is learned."""
-        learned = self.log_step is not None and self.learn_scale
-        return [self.log_step] if learned else []  # type: ignore[list-item]
+        learned = self.log_scale is not None and self.learn_scale
+        return [self.log_scale] if learned else []  # type: ignore[list-item]
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
     ) -> None:
-        self.grid.check_width(state_dict, prefix)
+        self.grid.check_bits(state_dict, prefix)
         self.grid.check_values(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.active = bool(self.scale.isfinite())

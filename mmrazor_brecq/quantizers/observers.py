@@ -33,7 +33,7 @@ class Grid:
         """Smallest and largest integer."""
         return integer_range(self.bits, self.signed)
 
-    def check_width(self, state_dict: dict, prefix: str) -> None:
+    def check_bits(self, state_dict: dict, prefix: str) -> None:
         """Refuse the state of a quantizer of another width.
 
         Args:

@@ -57,7 +57,7 @@ class WeightQuantizer(nn.Module):
         self.observer = TASK_UTILS.build(observer or dict(type='LpObserver'))
         self.rounding_cfg = rounding or dict(type='AdaRound')
         self.rounding: Any = None
-        self.log_step: Optional[nn.Parameter] = None
+        self.log_scale: Optional[nn.Parameter] = None
         self.pace = 1.0
         self.active = False
         groups = out_channels if per_channel else 1
@@ -91,7 +91,7 @@ class WeightQuantizer(nn.Module):
         self.rounding = MODELS.build(rounding or self.rounding_cfg)
         self.rounding.start(rows(weight.detach()) / self.scale[:, None])
         if self.learn_scale:
-            self.log_step = nn.Parameter(torch.zeros_like(self.scale))
+            self.log_scale = nn.Parameter(torch.zeros_like(self.scale))
             # A step moves all its weights: the more there are, the slower.
             self.pace = (len(self.scale) / weight.numel()) ** 0.5
 
@@ -134,7 +134,7 @@ class WeightQuantizer(nn.Module):
 
     def forget(self) -> None:
         """Back to nearest rounding at the steps that were fitted."""
-        self.rounding = self.log_step = None
+        self.rounding = self.log_scale = None
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that decide the rounding."""
@@ -144,9 +144,9 @@ class WeightQuantizer(nn.Module):
 
     def _step(self) -> Tensor:
         """The steps, as far as they have been learned."""
-        if self.log_step is None:
+        if self.log_scale is None:
             return self.scale
-        return self.scale * (self.pace * self.log_step).exp()
+        return self.scale * (self.pace * self.log_scale).exp()
 
     def _integers(self, weight: Tensor) -> Tensor:
         """C x K integers less the zero point, before they are clamped."""
@@ -159,7 +159,7 @@ class WeightQuantizer(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
     ) -> None:
-        self.grid.check_width(state_dict, prefix)
+        self.grid.check_bits(state_dict, prefix)
         self.grid.check_values(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.active = bool(self.scale.isfinite().all())

@@ -14,7 +14,7 @@ from ..objectives import ObjectiveConfig
 from ..quantizers import MaskPool
 from ..registry import TASK_UTILS
 from ..runtime.autocast import Autocast, AutocastName
-from ..runtime.distributed import share
+from ..runtime.distributed import local_share
 from ..validation import Amount, Count, Positive, Rate, Share
 from .base import Reconstructor
 from .network import RefinerConfig
@@ -138,7 +138,7 @@ class BlockReconstructor(Reconstructor):
     ) -> None:
         """Minimize the error and the rounding penalty (BRECQ, alg. 1)."""
         layers = open_layers(unit.module)
-        batch = share(self.batch_size)
+        batch = local_share(self.batch_size)
         scale = max(report.before, 1e-12)  # The error of nearest rounding.
         descent = Descent(
             self._learned(unit, layers),
@@ -205,7 +205,7 @@ class BlockReconstructor(Reconstructor):
         """Return what is learned, and at which rate."""
         weights = [layer.weight_quantizer for layer in layers]
         inputs = activation_quantizers(unit.module)
-        steps = [q.log_step for q in weights if q.log_step is not None]
+        steps = [q.log_scale for q in weights if q.log_scale is not None]
         return [
             ([p for q in weights for p in q.trainable()], self.rounding_lr),
             (steps, self.weight_scale_lr),

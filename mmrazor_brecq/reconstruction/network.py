@@ -10,17 +10,17 @@ from typing import Annotated, Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..activations import AND_BACK, FORWARD, Rows, at_once
-from ..functional import ordinary, widened
+from ..activations import AND_BACK, FORWARD, CachedBatches, at_once
+from ..functional import at_least_float32, ordinary
 from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
-from ..objectives import Likelihood, LikelihoodConfig, said
+from ..objectives import Likelihood, LikelihoodConfig, real_outputs
 from ..registry import TASK_UTILS
 from ..runtime.autocast import Autocast
 from ..runtime.distributed import (
+    local_share,
     mean_error,
     own_generator,
-    share,
     take_from_first,
 )
 from ..validation import Config, Count, Rate
@@ -105,7 +105,7 @@ class NetworkRefiner:
         self,
         network: nn.Module,
         teacher: nn.Module,
-        images: Rows,
+        images: CachedBatches,
         held_out: int,
         seed: int,
     ) -> UnitReport:
@@ -114,8 +114,8 @@ class NetworkRefiner:
         Args:
             network (nn.Module): Every layer frozen.
             teacher (nn.Module): The float network.
-            images (Rows): Preprocessed inputs, the share of this process.
-            held_out (int): Images at the end that only judge.
+            images (CachedBatches): Preprocessed inputs of this process.
+            held_out (int): Images at the end that only validate.
             seed (int): Of all randomness.
 
         Returns:
@@ -165,7 +165,7 @@ class NetworkRefiner:
         return report
 
     @torch.no_grad()
-    def _see(self, teacher: nn.Module, images: Rows) -> None:
+    def _see(self, teacher: nn.Module, images: CachedBatches) -> None:
         """Show the likelihood the images that objectives show theirs."""
         some = images.batch(0)[: at_once(images.elements, 32, AND_BACK)]
         self.likelihood.see(teacher, some, _answers(teacher, some))
@@ -183,8 +183,8 @@ class NetworkRefiner:
             layer.thaw(teacher.get_parameter(f'{name}.weight'))
             quantizer.learn(layer.stored_weight, dict(type='StraightThrough'))
             weights += quantizer.trainable()
-            if quantizer.log_step is not None:
-                steps.append(quantizer.log_step)
+            if quantizer.log_scale is not None:
+                steps.append(quantizer.log_scale)
             if layer.bias is not None:
                 biases.append(layer.bias.requires_grad_())
         for activation in activation_quantizers(network):
@@ -204,14 +204,14 @@ class NetworkRefiner:
         self,
         network: nn.Module,
         teacher: nn.Module,
-        images: Rows,
+        images: CachedBatches,
         trained: int,
         seed: int,
         report: UnitReport,
     ) -> None:
         """Minimize the divergence from the float network's outputs."""
         generator = own_generator(seed)
-        batch = share(self.batch_size)
+        batch = local_share(self.batch_size)
         # Parts of half a batch would take a sixth longer.
         room = 3 * AND_BACK if self.autocast.short else 3 * AND_BACK // 2
         together = at_once(images.elements, most=batch, room=room)
@@ -238,7 +238,7 @@ class NetworkRefiner:
         return self.likelihood.divergence(outputs, goals)
 
     def _examined(
-        self, images: Rows, first: int, seed: int
+        self, images: CachedBatches, first: int, seed: int
     ) -> Iterator[Tensor]:
         """The images from ``first`` on, each varied several times.
 
@@ -267,7 +267,7 @@ class NetworkRefiner:
         )
 
     def _varied(
-        self, images: Rows, index: Tensor, generator: torch.Generator
+        self, images: CachedBatches, index: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Some images, varied anew."""
         batch = images.take(index)
@@ -282,4 +282,7 @@ RefinerConfig = Annotated[dict, Config(NetworkRefiner, TASK_UTILS)]
 
 def _answers(network: nn.Module, images: Tensor) -> list[Tensor]:
     """What a network says, in numbers of four bytes or more."""
-    return [ordinary(x) for x in widened(said(run_float(network, images)))]
+    return [
+        ordinary(x)
+        for x in at_least_float32(real_outputs(run_float(network, images)))
+    ]

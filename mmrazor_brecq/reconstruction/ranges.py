@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..graph import Unit
 from ..quantizers import ActivationQuantizer
-from ..runtime.distributed import share, take_from_first, total
+from ..runtime.distributed import local_share, take_from_first, total
 from .open_parts import open_layers
 from .optimize import NonFinite
 from .unit import UnitData
@@ -52,7 +52,7 @@ def fit_scales(
         for name, quantizer in unit.module.named_modules(prefix=unit.name)
         if isinstance(quantizer, ActivationQuantizer)
     }
-    chosen = torch.arange(min(share(images), len(data.inputs)))
+    chosen = torch.arange(min(local_share(images), len(data.inputs)))
     parts = data.parts(chosen, batch_size)
     broken = []
     while (found := _next_input(unit, data, parts, list(names))) is not None:

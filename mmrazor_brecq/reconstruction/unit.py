@@ -8,7 +8,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..activations import Rows, at_once
+from ..activations import CachedBatches, at_once
 
 
 @dataclass
@@ -16,15 +16,15 @@ class UnitData:
     """Activations of all calibration images around one unit.
 
     Attributes:
-        inputs (Rows): Arguments that the quantized prefix gives.
-        float_inputs (Rows): Arguments in the float network.
-        targets (Rows): The unit's output in the float network.
+        inputs (CachedBatches): Arguments that the quantized prefix gives.
+        float_inputs (CachedBatches): Arguments in the float network.
+        targets (CachedBatches): The unit's output in the float network.
         held_out (int): Images at the end that only judge.
     """
 
-    inputs: Rows
-    float_inputs: Rows
-    targets: Rows
+    inputs: CachedBatches
+    float_inputs: CachedBatches
+    targets: CachedBatches
     held_out: int
 
     @property
@@ -54,7 +54,7 @@ class UnitReport:
     Attributes:
         name (str): The unit.
         layers (list[str]): Its layers.
-        bits (dict): Widths of weight and input of each layer.
+        bits (dict): Bits of weight and input of each layer.
         before (float): Error on held-out images with nearest rounding, as
             the objective has it: its scale is the unit's own, and units do
             not compare.

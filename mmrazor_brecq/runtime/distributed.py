@@ -26,7 +26,7 @@ def own_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed + (get_rank() << 40))
 
 
-def share(count: int) -> int:
+def local_share(count: int) -> int:
     """How much of ``count`` falls to this process: 1 at least."""
     most, rest = divmod(count, get_world_size())
     return max(1, most + (get_rank() < rest))

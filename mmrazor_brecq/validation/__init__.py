@@ -7,7 +7,6 @@ package knows no other of ours.
 
 from .config import Config
 from .declared import validated
-from .judge import judge
 from .numbers import (
     Amount,
     Batch,
@@ -22,7 +21,8 @@ from .numbers import (
     Share,
     option,
 )
-from .words import Place, nearest
+from .typed import validate
+from .words import KeyPath, nearest
 
 __all__ = [
     'Amount',
@@ -33,12 +33,12 @@ __all__ = [
     'Exponent',
     'ImageCount',
     'Natural',
-    'Place',
+    'KeyPath',
     'Positive',
     'Rate',
     'Seed',
     'Share',
-    'judge',
+    'validate',
     'nearest',
     'option',
     'validated',

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from .declared import check_keys
-from .judge import Mark
-from .words import Place, nearest
+from .validate import Mark
+from .words import KeyPath, nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Config(Mark):
         named = isinstance(value, str) and self.registry is not None
         return named or isinstance(value, Mapping)
 
-    def judge(self, value: Any, place: Place) -> Any:
+    def validate(self, value: Any, place: KeyPath) -> Any:
         """Judge a config.
 
         Returns:
@@ -72,13 +72,13 @@ class Config(Mark):
         check_keys(part, keys, place, self.settled)
         return value
 
-    def part(self, kind: Any, scope: Optional[str], place: Place) -> Any:
+    def part(self, kind: Any, scope: Optional[str], place: KeyPath) -> Any:
         """The class or function of a type.
 
         Args:
             kind (str | type): As a config gives it.
             scope (str, optional): Where to look for its name.
-            place (Place): Of the config.
+            place (KeyPath): Of the config.
 
         Raises:
             ValueError: If there is none, or it is of another kind.

@@ -10,8 +10,8 @@ from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any, Callable, NamedTuple, TypeVar
 
-from .judge import Judge, compiled
-from .words import Place
+from .validate import Judge, compiled
+from .words import KeyPath
 
 T = TypeVar('T', bound=Callable)
 NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -65,7 +65,7 @@ def _judging(function: Callable, target: Any, method: bool) -> Callable:
         own, given = args[:method], dict(zip(names[method:], args[method:]))
         if not given.keys() & kwargs.keys():  # Else Python says so.
             owner = type(own[0]) if method else target
-            place = Place('', owner.__name__)
+            place = KeyPath('', owner.__name__)
             judged = _check(target, {**given, **kwargs}, place)
             rest = args[method + len(given) :]
             args = (*own, *(judged.pop(name) for name in given), *rest)
@@ -79,7 +79,7 @@ def _judging(function: Callable, target: Any, method: bool) -> Callable:
 def check_keys(
     target: Any,
     given: Mapping[str, Any],
-    place: Place,
+    place: KeyPath,
     settled: Sequence[str] = (),
 ) -> None:
     """Judge the keys of a config by what they are given to.
@@ -87,7 +87,7 @@ def check_keys(
     Args:
         target (type | callable): A class or a function.
         given (dict): Its arguments.
-        place (Place): Of the config.
+        place (KeyPath): Of the config.
         settled (tuple[str]): Arguments that the config must not have.
 
     Raises:
@@ -98,13 +98,13 @@ def check_keys(
     for name, parameter in declared(target).parameters.items():
         needed = parameter.default is inspect.Parameter.empty
         if needed and name not in (*given, *settled):
-            raise Place(place.path, owner).missing(name)
+            raise KeyPath(place.path, owner).missing(name)
 
 
 def _check(
     target: Any,
     given: Mapping[str, Any],
-    place: Place,
+    place: KeyPath,
     settled: Sequence[str] = (),
 ) -> dict[str, Any]:
     parameters, judges, is_open = declared(target)

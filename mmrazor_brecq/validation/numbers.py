@@ -8,8 +8,8 @@ from typing import Annotated, Any, Callable, Literal, Union
 
 from pydantic import Field
 
-from .judge import compiled
-from .words import Place, describe, show
+from .validate import compiled
+from .words import KeyPath, describe, show
 
 #: How many of something there are.
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -60,7 +60,7 @@ def option(hint: Any) -> Callable[[str], Any]:
         except (SyntaxError, ValueError):
             value = text
         try:
-            return check(value, Place())
+            return check(value, KeyPath())
         except ValueError as error:
             raise argparse.ArgumentTypeError(
                 f'{show(text)}, expected {describe(hint)}'

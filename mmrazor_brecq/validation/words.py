@@ -31,7 +31,7 @@ NAMES = {
 }
 
 
-class Place(NamedTuple):
+class KeyPath(NamedTuple):
     """Where a value was given.
 
     Attributes:
@@ -43,13 +43,13 @@ class Place(NamedTuple):
     path: str = ''
     owner: str = ''
 
-    def key(self, name: str, owner: str) -> Place:
+    def key(self, name: str, owner: str) -> KeyPath:
         """The place of one of its keys."""
-        return Place(f'{self.path}.{name}' if self.path else name, owner)
+        return KeyPath(f'{self.path}.{name}' if self.path else name, owner)
 
-    def item(self, name: Any) -> Place:
+    def item(self, name: Any) -> KeyPath:
         """The place of one of its items."""
-        return Place(f'{self.path}[{name!r}]', self.owner)
+        return KeyPath(f'{self.path}[{name!r}]', self.owner)
 
     def refusal(self, value: Any, expected: str) -> ValueError:
         """The error of a value that is none of those expected."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_flatten
 
-from mmrazor_brecq.activations import Rows, at_once
+from mmrazor_brecq.activations import CachedBatches, at_once
 from mmrazor_brecq.functional import tensors
 
 SIZES = [4, 3, 5]
@@ -52,7 +52,7 @@ def test_the_tensors_of_a_structure_come_in_order(parts):
 
 
 def test_batches_come_out_as_they_went_in(parts):
-    rows = Rows(parts, SIZES)
+    rows = CachedBatches(parts, SIZES)
 
     assert len(rows) == 12
     for found, part in zip(rows.split(), parts):
@@ -60,7 +60,7 @@ def test_batches_come_out_as_they_went_in(parts):
 
 
 def test_an_image_is_taken_with_all_that_belongs_to_it(parts):
-    rows = Rows(parts, SIZES)
+    rows = CachedBatches(parts, SIZES)
     (x, mode, none), rest = rows.take(torch.tensor([5, 0, 5]))
     (first, _, _), others = parts[1]
 
@@ -82,7 +82,7 @@ def test_an_image_is_taken_with_all_that_belongs_to_it(parts):
 
 
 def test_constants_are_the_same_for_all_images(parts):
-    _, rest = Rows(parts, SIZES).take(torch.arange(2))
+    _, rest = CachedBatches(parts, SIZES).take(torch.arange(2))
 
     assert torch.equal(rest['table'], parts[0][1]['table'])
     assert rest['size'] == (7, 7) and rest['temperature'] == 3
@@ -90,19 +90,19 @@ def test_constants_are_the_same_for_all_images(parts):
 
 @pytest.mark.parametrize('size', [1, 5, 12, 20])
 def test_images_may_be_cut_anew_into_batches(size, parts):
-    rows = Rows(parts, SIZES)
+    rows = CachedBatches(parts, SIZES)
     again = [rows.take(i) for i in torch.arange(len(rows)).split(size)]
     sizes = [len(part[0][0]) for part in again]
 
     assert sum(sizes) == 12 and set(sizes[:-1]) <= {size}
-    back = Rows(again, sizes)
+    back = CachedBatches(again, sizes)
     everything = torch.arange(12)
     assert same(back.take(everything), rows.take(everything))
 
 
 def test_what_is_taken_is_a_copy(parts):
     """A unit may write to its input; the cache stays what it was."""
-    rows = Rows(parts, SIZES)
+    rows = CachedBatches(parts, SIZES)
     before = parts[0][0][0].clone()
     for taken in rows.take(torch.arange(4)), *rows.split():
         for x in tensors(taken[0]):
@@ -116,7 +116,7 @@ def test_a_table_as_long_as_the_batches_is_still_a_constant(generator):
     """Equal in all batches: an attention mask, say, of as many windows."""
     mask = torch.randn(8, 2, generator=generator)
     parts = [(torch.randn(4, 3, generator=generator), mask) for _ in range(2)]
-    rows = Rows(parts, [4, 4])
+    rows = CachedBatches(parts, [4, 4])
 
     _, taken = rows.take(torch.tensor([3, 1]))
     assert torch.equal(taken, mask)
@@ -124,7 +124,7 @@ def test_a_table_as_long_as_the_batches_is_still_a_constant(generator):
 
 def test_a_single_tensor_is_a_structure_too(generator):
     parts = [torch.randn(n, 2, generator=generator) for n in SIZES]
-    rows = Rows(parts, SIZES)
+    rows = CachedBatches(parts, SIZES)
 
     assert torch.equal(rows.take(torch.arange(12)), torch.cat(parts))
 
@@ -132,12 +132,12 @@ def test_a_single_tensor_is_a_structure_too(generator):
 def test_images_of_several_sizes_are_refused_with_the_cure():
     parts = [torch.zeros(4, 3, 8, 8), torch.zeros(3, 3, 6, 8)]
     with pytest.raises(ValueError, match=r'\(3, 6, 8\).*pipeline'):
-        Rows(parts, [4, 3])
+        CachedBatches(parts, [4, 3])
 
 
 def test_an_image_has_the_numbers_of_all_that_is_its_own(parts):
     """Windows count, constants do not."""
-    assert Rows(parts, SIZES).elements == 3 * 2 + 4 * 5 + 1
+    assert CachedBatches(parts, SIZES).elements == 3 * 2 + 4 * 5 + 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmrazor_brecq.activations import Rows, Store, Stream
+from mmrazor_brecq.activations import CachedBatches, Store, Stream
 from mmrazor_brecq.activations import store as store_module
 from mmrazor_brecq.activations.store import Loan
 from mmrazor_brecq.graph import BlockPartition, record
@@ -206,7 +206,9 @@ def test_waiting_passes_hold_no_activations(toy, batches, tmp_path):
     network = toy('residual')
     units = BlockPartition()(network, record(network, batches[0]))
     modules = {unit.name: unit.module for unit in units}
-    images = Rows(batches, [len(x) for x in batches], Store(0, str(tmp_path)))
+    images = CachedBatches(
+        batches, [len(x) for x in batches], Store(0, str(tmp_path))
+    )
     entered = []
     network.register_forward_pre_hook(lambda m, args: entered.extend(args))
     holder = nn.ModuleDict(dict(network=network))

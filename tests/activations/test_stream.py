@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmrazor_brecq.activations import Rows, Store, Stream
+from mmrazor_brecq.activations import CachedBatches, Store, Stream
 from mmrazor_brecq.activations import stream as stream_module
 from mmrazor_brecq.graph import (
     BlockPartition,
@@ -41,7 +41,7 @@ class Driven:
 
     def stream(self):
         sizes = [len(x) for x in self.batches]
-        images = Rows(self.batches, sizes, self.store)
+        images = CachedBatches(self.batches, sizes, self.store)
         return Stream(self.holder, 'network', self.units, images)
 
     def run(self):
@@ -322,7 +322,7 @@ def test_what_lies_in_memory_twice_is_within_the_budget(
         while arrived is not None:
             most = max(most, waits(stream))
             module = modules[arrived[0]]
-            targets = Rows(
+            targets = CachedBatches(
                 stream.run(module), stream.images.sizes, store
             )  # more is held now
             waits(stream)

@@ -236,7 +236,7 @@ def test_a_state_holds_integers_and_no_teacher(quantize, batches):
     for key in weights[1:-1]:
         assert state[key].min() >= -4 and state[key].max() <= 3
     assert not any(
-        'teacher' in k or 'alpha' in k or 'log_step' in k for k in state
+        'teacher' in k or 'alpha' in k or 'log_scale' in k for k in state
     )
     assert state['input_shape'].tolist() == [3, 8, 8]
     assert all(k.startswith(('architecture.', 'input_shape')) for k in state)
@@ -545,10 +545,10 @@ def test_an_example_of_any_batch_size_shows_the_same(toy, batches):
     for example in batches[0][:1], batches[0], torch.zeros(1, 3, 8, 8):
         model = BRECQ(toy('nested'))
         model.prepare(example)
-        trace = record(model.architecture, batches[0])
+        recording = record(model.architecture, batches[0])
         found.append(
             ([u.layers for u in model.units], list(model.state_dict()))
         )
-        assert len(trace.calls) > 5
+        assert len(recording.calls) > 5
 
     assert found[0] == found[1] == found[2]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mmrazor_brecq
-from mmrazor_brecq.activations import Rows
+from mmrazor_brecq.activations import CachedBatches
 from mmrazor_brecq.engine.outliers import leave_out
 
 MEAN, STD = 0.45, 0.225
@@ -29,7 +29,7 @@ def digits(count=256, content=0.2):
 
 def held(images):
     batches = images.clone().split(50)
-    return Rows(batches, [len(batch) for batch in batches])
+    return CachedBatches(batches, [len(batch) for batch in batches])
 
 
 def all_of(rows):
@@ -147,6 +147,6 @@ def test_what_no_network_can_compute_with_is_refused(count, generator):
     """Where too few images tell what is in line, and where all are alike."""
     images = torch.randn(count, 3, 4, 4, generator=generator)
     images[1 if count < 4 else slice(None), 0, 0, 0] = 1e30
-    rows = Rows([images[:1], images[1:]], [1, count - 1])
+    rows = CachedBatches([images[:1], images[1:]], [1, count - 1])
     with pytest.raises(ValueError, match=r'image \d holds 1e\+30, expected'):
         leave_out(rows)

@@ -22,9 +22,9 @@ def off_the_ties(generator, step, shape=(400,), span=300):
     return (whole + rest).double() * step
 
 
-def straight_through(x, log_step, scale, zero_point, qmin, qmax, keep=None):
+def straight_through(x, log_scale, scale, zero_point, qmin, qmax, keep=None):
     """The definition, as autograd differentiates it."""
-    step = scale * log_step.exp()
+    step = scale * log_scale.exp()
     position = x / step
     q = position + (position.round() + zero_point - position).detach()
     q = torch.where(q < qmin, qmin, torch.where(q > qmax, qmax, q))
@@ -72,20 +72,20 @@ def test_zero_and_the_grid_itself_stand_still(generator):
 
 
 @pytest.mark.parametrize(('bits', 'signed', 'zero_point'), GRIDS)
-@pytest.mark.parametrize('log_step', [0.0, 0.3])
+@pytest.mark.parametrize('log_scale', [0.0, 0.3])
 @pytest.mark.parametrize('dropped', [False, True])
 def test_fake_quantize_and_its_gradients_are_those_of_the_definition(
-    bits, signed, zero_point, log_step, dropped, generator
+    bits, signed, zero_point, log_scale, dropped, generator
 ):
     scale = torch.tensor(0.07, dtype=torch.double)
     zero_point = torch.tensor(zero_point)
-    x = off_the_ties(generator, scale * torch.tensor(log_step).exp())
+    x = off_the_ties(generator, scale * torch.tensor(log_scale).exp())
     keep = (torch.rand(400, generator=generator) < 0.5).double()
     upstream = torch.randn(400, generator=generator).double()
     found = []
     for function in fake_quantize, straight_through:
         a = x.clone().requires_grad_()
-        s = torch.tensor(log_step, dtype=torch.double, requires_grad=True)
+        s = torch.tensor(log_scale, dtype=torch.double, requires_grad=True)
         out = function(
             a,
             s,
@@ -106,30 +106,30 @@ def test_the_steps_gradient_has_the_form_of_the_paper(generator):
     scale, zero_point = torch.tensor(0.1).double(), torch.tensor(6)
     x = off_the_ties(generator, scale, span=20)
     upstream = torch.randn(400, generator=generator).double()
-    log_step = torch.zeros((), dtype=torch.double, requires_grad=True)
+    log_scale = torch.zeros((), dtype=torch.double, requires_grad=True)
 
-    out = fake_quantize(x, log_step, scale, zero_point, 0, 15)
+    out = fake_quantize(x, log_scale, scale, zero_point, 0, 15)
     (out * upstream).sum().backward()
 
     position = (x / scale).round() + zero_point
     inside = (position >= 0) & (position <= 15)
     assert 0 < inside.float().mean() < 1
     expected = (upstream * out.detach()).sum() - (upstream * inside * x).sum()
-    torch.testing.assert_close(log_step.grad, expected)
+    torch.testing.assert_close(log_scale.grad, expected)
 
 
 def test_clipped_elements_follow_the_step_and_pass_no_gradient():
     scale, zero_point = torch.tensor(0.5), torch.tensor(0)
     x = torch.tensor([-9.0, 0.6, 9.0], requires_grad=True)
-    log_step = torch.zeros((), requires_grad=True)
+    log_scale = torch.zeros((), requires_grad=True)
 
-    out = fake_quantize(x, log_step, scale, zero_point, 0, 3)
+    out = fake_quantize(x, log_scale, scale, zero_point, 0, 3)
     out.sum().backward()
 
     assert out.tolist() == [0, 0.5, 1.5]
     assert x.grad.tolist() == [0, 1, 0]
     # 0 and 1.5 are what the clipped ones follow, -0.1 the rounding error.
-    torch.testing.assert_close(log_step.grad, torch.tensor(1.4))
+    torch.testing.assert_close(log_scale.grad, torch.tensor(1.4))
 
 
 def test_dropped_elements_are_left_as_they_are(generator):
@@ -218,29 +218,31 @@ def test_fake_quantize_counts_exactly_in_half_the_bits(dropped, generator):
     found = {}
     for dtype in torch.bfloat16, torch.float32:
         values = x.to(dtype, copy=True).detach().requires_grad_()
-        log_step = torch.tensor(0.1, requires_grad=True)
-        out = fake_quantize(values, log_step, *grid, keep if dropped else None)
+        log_scale = torch.tensor(0.1, requires_grad=True)
+        out = fake_quantize(
+            values, log_scale, *grid, keep if dropped else None
+        )
         out.square().sum().backward()
         assert out.dtype == values.grad.dtype == dtype
-        found[dtype] = out.float(), values.grad.float(), log_step.grad
+        found[dtype] = out.float(), values.grad.float(), log_scale.grad
     for narrow, exact in zip(*found.values()):
         torch.testing.assert_close(narrow, exact, rtol=0.01, atol=0.5)
 
 
 def test_fake_quantize_gives_what_the_next_layer_takes(generator):
     scale, zero_point = torch.tensor(0.1), torch.tensor(8)
-    log_step = torch.zeros((), requires_grad=True)
+    log_scale = torch.zeros((), requires_grad=True)
     x = torch.randn(64, generator=generator, requires_grad=True)
     with torch.autocast('cpu', torch.bfloat16):
-        short = fake_quantize(x, log_step, scale, zero_point, 0, 15)
-        double = fake_quantize(x.double(), log_step, scale, zero_point, 0, 15)
-    usual = fake_quantize(x, log_step, scale, zero_point, 0, 15)
+        short = fake_quantize(x, log_scale, scale, zero_point, 0, 15)
+        double = fake_quantize(x.double(), log_scale, scale, zero_point, 0, 15)
+    usual = fake_quantize(x, log_scale, scale, zero_point, 0, 15)
     assert short.dtype == torch.bfloat16 and double.dtype == torch.float64
     assert torch.equal(short, usual.to(short.dtype))
 
     grad = torch.randn(64, generator=generator).to(torch.bfloat16)
-    found = torch.autograd.grad(short, (x, log_step), grad)
-    expected = torch.autograd.grad(usual, (x, log_step), grad.float())
+    found = torch.autograd.grad(short, (x, log_scale), grad)
+    expected = torch.autograd.grad(usual, (x, log_scale), grad.float())
     assert found[0].dtype == x.dtype
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b)
@@ -253,10 +255,12 @@ def test_a_step_learns_the_same_where_its_input_does_not(dropped, generator):
     grid = torch.tensor(0.1), torch.tensor(8), 0, 15
     found = []
     for values in x, x.clone().requires_grad_():
-        log_step = torch.zeros((), requires_grad=True)
-        out = fake_quantize(values, log_step, *grid, keep if dropped else None)
+        log_scale = torch.zeros((), requires_grad=True)
+        out = fake_quantize(
+            values, log_scale, *grid, keep if dropped else None
+        )
         out.square().sum().backward()
-        found.append(log_step.grad)
+        found.append(log_scale.grad)
     assert x.grad is None
     torch.testing.assert_close(*found)
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from mmrazor_brecq.functional import (
+    at_least_float32,
     flatten,
     leaves,
     map_tensors,
     tensors,
-    widened,
 )
 
 ONE, TWO = torch.tensor([1.0]), torch.tensor([2.0])
@@ -163,7 +163,7 @@ def test_short_numbers_become_wide_and_others_stay():
     exact = torch.ones(2, dtype=torch.float64)
     whole = torch.ones(2, dtype=torch.int64)
     short = torch.ones(2, dtype=torch.bfloat16)
-    wide = widened((short, [whole, dict(x=exact)], None))
+    wide = at_least_float32((short, [whole, dict(x=exact)], None))
 
     assert wide[0].dtype == torch.float32 and wide[2] is None
     assert wide[1][0] is whole and wide[1][1]['x'] is exact

@@ -329,15 +329,15 @@ def test_the_way_from_a_config_to_eight_bits(name):
     # Prepare: units hold every called layer once, and it is quantized.
     model = BRECQ(network, scheme)
     teacher = model.prepare(images[:1])
-    trace = record(teacher, images[:1])
-    called = {c.name for c in trace.calls if is_quantizable(c.module)}
+    recording = record(teacher, images[:1])
+    called = {c.name for c in recording.calls if is_quantizable(c.module)}
     layers = [layer for unit in model.units for layer in unit.layers]
     assert len(layers) == len(set(layers)) and set(layers) == called
     assert set(quant_layers(model.architecture)) == called
     if case.units is not None:
         alone = sum(u.layers == (u.name,) for u in model.units)
         assert (len(model.units) - alone, alone) == case.units
-    again = BlockPartition()(teacher, trace)
+    again = BlockPartition()(teacher, recording)
     assert [u.layers for u in again] == [u.layers for u in model.units]
 
     # Reconstruct: each batch passes the float network once, and the
@@ -361,11 +361,11 @@ def test_the_way_from_a_config_to_eight_bits(name):
     assert len(reports) == len(model.units)
     assert passes == {
         module: len(uses) * len(batches)
-        for module, uses in trace.by_module().items()
+        for module, uses in recording.by_module().items()
     }
     assert glue == {
         uses[0].name: len(uses) * len(batches)
-        for uses in trace.by_module().values()
+        for uses in recording.by_module().values()
         if uses[0].name in between
     }
 

@@ -138,9 +138,9 @@ def images(generator):
 
 def check(network, images):
     network.eval()
-    trace = record(network, images[:1])
-    check_layers(network, trace)
-    check_behavior(network, images, trace)
+    recording = record(network, images[:1])
+    check_layers(network, recording)
+    check_behavior(network, images, recording)
 
 
 @pytest.mark.parametrize(
@@ -244,9 +244,9 @@ def test_a_network_that_gives_nan_says_where_it_begins(images):
 
 def test_what_draws_leaves_the_random_numbers_of_the_caller(images):
     network = Dropout().eval()
-    trace = record(network, images[:1])
+    recording = record(network, images[:1])
     before = torch.get_rng_state()
-    check_behavior(network, images, trace)
+    check_behavior(network, images, recording)
     assert torch.equal(torch.get_rng_state(), before)
 
 

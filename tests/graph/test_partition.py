@@ -39,11 +39,11 @@ def names(units):
 def test_every_called_layer_is_in_exactly_one_unit(
     partition, each_toy, batches
 ):
-    trace = record(each_toy, batches[0])
-    units = partition(each_toy, trace)
+    recording = record(each_toy, batches[0])
+    units = partition(each_toy, recording)
 
     layers = [name for unit in units for name in unit.layers]
-    called = {c.name for c in trace.calls if is_quantizable(c.module)}
+    called = {c.name for c in recording.calls if is_quantizable(c.module)}
     assert len(layers) == len(set(layers))
     assert set(layers) == called
     for unit in units:
@@ -290,11 +290,11 @@ def test_a_pattern_that_matches_nothing_is_an_error(pattern, toy, batches):
 def test_units_are_found_before_and_after_the_swap(toy, batches):
     """The same layers, whether they are float or quantized."""
     network = toy('residual')
-    trace = record(network, batches[0])
-    before = BlockPartition()(network, trace)
-    prepare(network, trace, before, QuantizationScheme())
+    recording = record(network, batches[0])
+    before = BlockPartition()(network, recording)
+    prepare(network, recording, before, QuantizationScheme())
 
-    assert BlockPartition()(network, trace) == before
+    assert BlockPartition()(network, recording) == before
     again = record(network, torch.zeros(1, 3, 8, 8))
     assert names(BlockPartition()(network, again)) == names(before)
 
@@ -312,7 +312,7 @@ def test_the_work_grows_with_the_layers_not_with_their_square(monkeypatch):
 
     def looks(layers):
         network = nn.Sequential(*(Block() for _ in range(layers)))
-        trace = record(network, torch.zeros(1, 2))
+        recording = record(network, torch.zeros(1, 2))
         count = 0
 
         class Steps(list):
@@ -327,7 +327,7 @@ def test_the_work_grows_with_the_layers_not_with_their_square(monkeypatch):
                 count += len(self)
                 return super().__iter__()
 
-        trace.steps = Steps(trace.steps)
+        recording.steps = Steps(recording.steps)
         walk = nn.Module.modules
 
         def modules(self):
@@ -338,7 +338,7 @@ def test_the_work_grows_with_the_layers_not_with_their_square(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(nn.Module, 'modules', modules)
-            assert len(BlockPartition()(network, trace)) == layers
+            assert len(BlockPartition()(network, recording)) == layers
         return count
 
     assert looks(40) < 5 * looks(10)

@@ -22,10 +22,10 @@ from mmrazor_brecq.quantizers import ActivationQuantizer
 
 def prepared(network, batches, partition=None, **scheme):
     """Swap and place; returns the widths."""
-    trace = record(network, batches[0])
-    units = (partition or BlockPartition())(network, trace)
+    recording = record(network, batches[0])
+    units = (partition or BlockPartition())(network, recording)
     scheme = dict(weight=dict(bits=4), activation=dict(bits=3), **scheme)
-    return prepare(network, trace, units, QuantizationScheme(**scheme))
+    return prepare(network, recording, units, QuantizationScheme(**scheme))
 
 
 def doors(network):
@@ -250,11 +250,11 @@ def test_nothing_changes_before_the_quantizers_are_fitted(toy, batches):
 def test_every_called_layer_and_no_other_is_swapped(
     partition, each_toy, batches
 ):
-    trace = record(each_toy, batches[0])
+    recording = record(each_toy, batches[0])
     bits = prepared(each_toy, batches, partition)
 
     assert set(quant_layers(each_toy)) == set(bits)
-    called = {call.name for call in trace.calls}
+    called = {call.name for call in recording.calls}
     assert set(bits) <= called
     fit(each_toy, batches[0])
     assert all(q.active for q in activation_quantizers(each_toy))
@@ -285,11 +285,11 @@ def test_what_is_quantized_does_not_depend_on_how_much_is_joined(
 
 
 def test_no_activation_is_quantized_where_none_is_asked_for(each_toy, batches):
-    trace = record(each_toy, batches[0])
-    units = BlockPartition()(each_toy, trace)
+    recording = record(each_toy, batches[0])
+    units = BlockPartition()(each_toy, recording)
     scheme = QuantizationScheme(weight=dict(bits=8), activation=None)
     expected = run_float(each_toy, batches[0])
-    prepare(each_toy, trace, units, scheme)
+    prepare(each_toy, recording, units, scheme)
 
     assert activation_quantizers(each_toy) == []
     assert doors(each_toy) == {}
@@ -299,9 +299,9 @@ def test_no_activation_is_quantized_where_none_is_asked_for(each_toy, batches):
 
 def test_quantizers_lie_where_the_network_does(toy, batches):
     network = toy('residual')
-    trace = record(network, batches[0])
-    units = BlockPartition()(network, trace)
-    prepare(network.to('meta'), trace, units, QuantizationScheme())
+    recording = record(network, batches[0])
+    units = BlockPartition()(network, recording)
+    prepare(network.to('meta'), recording, units, QuantizationScheme())
 
     assert {x.device.type for x in network.buffers()} == {'meta'}
     assert len(list(network.buffers())) > 20
@@ -463,8 +463,8 @@ def test_what_cannot_be_is_refused_with_the_key_to_change(
     scheme, message, toy, batches
 ):
     network = toy('residual')
-    trace = record(network, batches[0])
-    units = BlockPartition()(network, trace)
+    recording = record(network, batches[0])
+    units = BlockPartition()(network, recording)
     with pytest.raises(ValueError, match=message):
-        prepare(network, trace, units, QuantizationScheme(**scheme))
+        prepare(network, recording, units, QuantizationScheme(**scheme))
     assert quant_layers(network) == {}

@@ -72,13 +72,13 @@ def test_nested_inputs_and_outputs_are_flattened(toy, batches):
 
 def test_a_module_may_be_called_twice_or_never(toy, batches):
     shared = toy('shared')
-    trace = record(shared, batches[0])
-    assert len(trace.by_module()[shared.head[0].conv]) == 2
-    assert len(trace.by_module()[shared.head[0]]) == 2
+    recording = record(shared, batches[0])
+    assert len(recording.by_module()[shared.head[0].conv]) == 2
+    assert len(recording.by_module()[shared.head[0]]) == 2
 
     uncalled = toy('uncalled')
-    trace = record(uncalled, batches[0])
-    assert uncalled.auxiliary not in trace.by_module()
+    recording = record(uncalled, batches[0])
+    assert uncalled.auxiliary not in recording.by_module()
 
 
 def test_nothing_stays_behind(each_toy, batches):
@@ -118,11 +118,11 @@ def test_a_pass_holds_no_tensor_that_the_network_let_go(toy, batches):
         )
         for module in network.modules()
     ]
-    trace = record(network, batches[0])
+    recording = record(network, batches[0])
     for hook in hooks:
         hook.remove()
 
-    assert trace.calls and all(storage.expired() for storage in alive)
+    assert recording.calls and all(storage.expired() for storage in alive)
 
 
 def test_what_takes_the_memory_of_another_is_not_taken_for_it(batches):

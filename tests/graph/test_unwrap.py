@@ -46,7 +46,10 @@ def test_a_bare_network_is_itself(toy):
 @pytest.mark.filterwarnings('ignore::FutureWarning')
 def test_scripted_and_traced_ones_are_refused_with_the_cure(toy):
     network, x = toy('residual'), torch.zeros(1, 3, 8, 8)
-    for scripted in (torch.jit.trace(network, x), torch.jit.script(network)):
+    for scripted in (
+        torch.jit.recording(network, x),
+        torch.jit.script(network),
+    ):
         for model in scripted, nn.DataParallel(scripted):
             with pytest.raises(ValueError, match='scripted or traced.*Give'):
                 unwrap(model)

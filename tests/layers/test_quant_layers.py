@@ -145,7 +145,7 @@ def test_gradients_reach_what_is_learned(pair):
 
     (alpha,) = quant.weight_quantizer.trainable()
     assert alpha.grad.abs().sum() > 0
-    assert quant.weight_quantizer.log_step.grad.abs().sum() > 0
+    assert quant.weight_quantizer.log_scale.grad.abs().sum() > 0
 
 
 def test_the_layer_itself_stays(pair):

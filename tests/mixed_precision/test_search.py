@@ -14,10 +14,10 @@ from mmrazor_brecq.mixed_precision import (
     Problem,
 )
 
-WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+BIT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
 
-def network(layers, per_unit, seed, widths=WIDTHS):
+def network(layers, per_unit, seed, widths=BIT_WIDTHS):
     """Loss and bytes of a made-up network, of the form that real ones have.
 
     Losses fall by 4 with every bit, differ by orders of magnitude between

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmrazor_brecq.activations import Rows
+from mmrazor_brecq.activations import CachedBatches
 from mmrazor_brecq.graph import Unit
 from mmrazor_brecq.mixed_precision import (
     FisherDiagError,
@@ -26,7 +26,7 @@ def kl(logits, other):
 
 
 def rows(batches):
-    return Rows(batches, [len(batch) for batch in batches])
+    return CachedBatches(batches, [len(batch) for batch in batches])
 
 
 def table(models, teacher, batches, kinds=('weight',), error=None, **kwargs):

@@ -12,7 +12,7 @@ from mmrazor_brecq.objectives import (
     FromOutput,
     Gaussian,
 )
-from mmrazor_brecq.objectives.gradients import said
+from mmrazor_brecq.objectives.gradients import real_outputs
 from mmrazor_brecq.registry import TASK_UTILS
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -144,7 +144,7 @@ def head(name):
 
 
 def outputs_of(network):
-    return said(network(IMAGES))
+    return real_outputs(network(IMAGES))
 
 
 @pytest.mark.parametrize('name', HEADS)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from mmrazor_brecq.activations import Rows
+from mmrazor_brecq.activations import CachedBatches
 from mmrazor_brecq.functional import tensors
 from mmrazor_brecq.graph import (
     BlockPartition,
@@ -42,12 +42,12 @@ SKETCH = dict(type='CategoricalSketch', temperature=4.0)
 
 
 def held(batches):
-    return Rows(batches, [len(batch) for batch in batches])
+    return CachedBatches(batches, [len(batch) for batch in batches])
 
 
 def units_of(network, batches, partition=None):
-    trace = record(network, batches[0])
-    return (partition or BlockPartition())(network, trace)
+    recording = record(network, batches[0])
+    return (partition or BlockPartition())(network, recording)
 
 
 def watched(objective, network, batches, partition=None, seed=0):

@@ -82,11 +82,11 @@ def test_freezing_makes_the_learned_step_the_scale(x):
     fitted_scale = quantizer.scale.clone()
     quantizer.learn(pool())
     with torch.no_grad():
-        quantizer.log_step.fill_(0.4)
+        quantizer.log_scale.fill_(0.4)
         learned = quantizer.eval()(x)
     quantizer.freeze()
 
-    assert quantizer.log_step is None and not quantizer.trainable()
+    assert quantizer.log_scale is None and not quantizer.trainable()
     assert quantizer.scale > fitted_scale
     assert torch.equal(quantizer(x), learned)
 
@@ -96,7 +96,7 @@ def test_forgetting_goes_back_to_the_fitted_step(x):
     before = quantizer(x)
     quantizer.learn(pool())
     with torch.no_grad():
-        quantizer.log_step.fill_(0.4)
+        quantizer.log_scale.fill_(0.4)
     quantizer.forget()
     quantizer.freeze()
 
@@ -120,8 +120,8 @@ def test_a_step_is_learned_where_it_is_asked_for(learn_scale, x):
 
     assert len(quantizer.trainable()) == learn_scale
     if learn_scale:
-        (log_step,) = quantizer.trainable()
-        assert log_step.grad.abs() > 0
+        (log_scale,) = quantizer.trainable()
+        assert log_scale.grad.abs() > 0
 
 
 def test_elements_are_dropped_in_training_only(x):

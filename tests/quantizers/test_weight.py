@@ -133,7 +133,7 @@ def test_learned_steps_and_roundings_are_both_kept(generator):
     nearest = copy.deepcopy(quantizer).freeze(weight)
     quantizer.learn(weight)
     with torch.no_grad():
-        quantizer.log_step.fill_(0.5 / quantizer.pace)
+        quantizer.log_scale.fill_(0.5 / quantizer.pace)
         quantizer.rounding.alpha.fill_(9.0)
     integers = quantizer.freeze(weight)
 
@@ -169,10 +169,10 @@ def test_gradients_reach_rounding_and_steps(learn_scale, weight):
         # d/ds of sum((exp(s) w)^2) at 0 is twice the sum itself.
         norm = quantizer(weight).detach().square().flatten(1).sum(1)
         torch.testing.assert_close(
-            quantizer.log_step.grad, 2 * norm * quantizer.pace
+            quantizer.log_scale.grad, 2 * norm * quantizer.pace
         )
     else:
-        assert quantizer.log_step is None
+        assert quantizer.log_scale is None
 
 
 @each_case

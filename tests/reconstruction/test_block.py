@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from mmrazor_brecq.activations import Rows, Stream, at_once
+from mmrazor_brecq.activations import CachedBatches, Stream, at_once
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.functional import annealed_beta, rounding_penalty
 from mmrazor_brecq.graph import run_float
@@ -61,7 +61,7 @@ def first_block(model, teacher, batches):
         hook.remove()
         targets = [module(*args, **kwargs) for args, kwargs in calls]
     sizes = [len(batch) for batch in batches]
-    rows = [Rows(x, sizes) for x in (calls, calls, targets)]
+    rows = [CachedBatches(x, sizes) for x in (calls, calls, targets)]
     return model.units[1], UnitData(*rows, held_out=2)
 
 
@@ -104,7 +104,7 @@ def test_every_unit_ends_in_integers(
         )
         assert layer.weight_quantizer.rounding is None
     for quantizer in activation_quantizers(model):
-        assert quantizer.active and quantizer.log_step is None
+        assert quantizer.active and quantizer.log_scale is None
     assert not any(p.requires_grad for p in model.parameters())
     assert not any(
         m.training
@@ -197,7 +197,7 @@ def test_a_quantizer_is_shown_as_much_in_parts_and_no_more_runs(
         )
         (unit,) = model.units
         calls = [((batch,), {}) for batch in batches]
-        rows = Rows(calls, [len(x) for x in batches])
+        rows = CachedBatches(calls, [len(x) for x in batches])
         data = UnitData(rows, rows, rows, held_out=1)
         fit_scales(unit, data, images=256, batch_size=size)
         monkeypatch.setattr(ActivationQuantizer, 'fit', fit)
@@ -654,7 +654,7 @@ def test_inputs_are_mixed_with_those_of_the_float_network(
     (inner,), kwargs = data.inputs.take(torch.arange(12))
     sizes = data.inputs.sizes
     parts = [((part,), kwargs) for part in (inner + 1000).split(sizes)]
-    data = replace(data, float_inputs=Rows(parts, sizes))
+    data = replace(data, float_inputs=CachedBatches(parts, sizes))
     seen = []
 
     def keep(module, args):
@@ -708,7 +708,7 @@ def test_a_parked_unit_can_be_run_and_read_as_if_it_stood_there(
         for unit in model.units
     ]
     state = dict(teacher.state_dict())
-    images = Rows(batches, [len(x) for x in batches])
+    images = CachedBatches(batches, [len(x) for x in batches])
     with Stream(holder, 'teacher', units, images) as stream:
         stream.advance()
         assert torch.equal(teacher(batches[0]), expected)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from mmrazor_brecq.activations import Rows
+from mmrazor_brecq.activations import CachedBatches
 from mmrazor_brecq.layers import activation_quantizers, quant_layers
 from mmrazor_brecq.reconstruction import (
     WHOLE,
@@ -25,7 +25,7 @@ def rounded(quantize, batches):
     """A network of integers, its teacher and the images."""
     model, teacher = quantize('residual', (2, 4))
     list(model.reconstruct(teacher, batches, 0, NearestRounding()))
-    images = Rows(batches, [len(batch) for batch in batches])
+    images = CachedBatches(batches, [len(batch) for batch in batches])
     return model, teacher, images
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mmrazor_brecq.activations import Rows, Store
+from mmrazor_brecq.activations import CachedBatches, Store
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.objectives import FisherLowRank
 
@@ -79,7 +79,7 @@ def reconstruct(rank, world, folder, kind):
     brecq = model(**KINDS[kind])
     brecq.eval()
     teacher = brecq.prepare(batches[0][:1])
-    rows = Rows(batches, [len(x) for x in batches], store)
+    rows = CachedBatches(batches, [len(x) for x in batches], store)
     counted = []
     brecq.architecture[2].register_forward_hook(
         lambda m, args, out: counted.append(len(out))

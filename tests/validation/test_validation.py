@@ -19,18 +19,18 @@ from mmrazor_brecq.registry import MODELS, TASK_UTILS
 from mmrazor_brecq.validation import (
     Config,
     Count,
-    Place,
+    KeyPath,
     Seed,
     Share,
-    judge,
     option,
+    validate,
     validated,
 )
 
 if TYPE_CHECKING:
     from somewhere import Unknown
 
-PLACE = Place('top.key', 'Owner')
+PLACE = KeyPath('top.key', 'Owner')
 
 
 def _even(value):
@@ -65,7 +65,7 @@ def _even(value):
 )
 def test_what_is_declared_is_taken(hint, values):
     for value in values:
-        assert judge(value, hint, PLACE) is not NotImplemented
+        assert validate(value, hint, PLACE) is not NotImplemented
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_is_declared_is_taken(hint, values):
 def test_what_is_not_declared_is_refused_in_one_line(hint, values, expected):
     for value in values:
         with pytest.raises(ValueError) as info:
-            judge(value, hint, PLACE)
+            validate(value, hint, PLACE)
         said = str(info.value)
         assert said.startswith('top.key=') and expected in said, said
         assert said.endswith(': change `key` of Owner') and '\n' not in said
@@ -109,16 +109,16 @@ def test_what_is_not_declared_is_refused_in_one_line(hint, values, expected):
 )
 def test_the_path_leads_to_what_is_wrong(hint, value, path):
     with pytest.raises(ValueError) as info:
-        judge(value, hint, PLACE)
+        validate(value, hint, PLACE)
     assert str(info.value).startswith(path)
 
 
 def test_long_values_are_shown_by_their_kind():
     with pytest.raises(ValueError) as info:
-        judge(np.zeros((30, 30)), int, PLACE)
+        validate(np.zeros((30, 30)), int, PLACE)
     assert 'a ndarray of shape (30, 30), expected' in str(info.value)
     with pytest.raises(ValueError) as info:
-        judge('x' * 500, int, PLACE)
+        validate('x' * 500, int, PLACE)
     assert len(str(info.value)) < 200
 
 

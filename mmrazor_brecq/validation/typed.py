@@ -9,10 +9,10 @@ from typing import Annotated, Any, Callable, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from .words import UNIONS, Place, describe
+from .words import UNIONS, KeyPath, describe
 
 #: Takes a value and its place, and gives it as it is to be used.
-Judge = Callable[[Any, Place], Any]
+Judge = Callable[[Any, KeyPath], Any]
 #: No `'3'` for 3, no True for 1, no 3.0 for a count.
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
@@ -32,17 +32,17 @@ class Mark(ABC):
         """Whether a value is at least meant as one of these."""
 
     @abstractmethod
-    def judge(self, value: Any, place: Place) -> Any:
+    def validate(self, value: Any, place: KeyPath) -> Any:
         """Judge a value, as :func:`judge` does."""
 
 
-def judge(value: Any, hint: Any, place: Place) -> Any:
+def validate(value: Any, hint: Any, place: KeyPath) -> Any:
     """Judge a value.
 
     Args:
         value (Any): The value.
         hint (Any): Its type, as it would be annotated.
-        place (Place): Where it was given.
+        place (KeyPath): Where it was given.
 
     Returns:
         Any: The value, but for names that became configs.
@@ -57,7 +57,7 @@ def compiled(hint: Any) -> Judge:
     """What judges by a type, made once."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        own = [m.judge for m in hint.__metadata__ if isinstance(m, Mark)]
+        own = [m.validate for m in hint.__metadata__ if isinstance(m, Mark)]
         return own[0] if own else _leaf(hint)
     if origin in UNIONS:
         return _union(hint, args)
@@ -76,7 +76,7 @@ def _leaf(hint: Any) -> Judge:
     except (PydanticUserError, TypeError, NameError):
         return lambda value, place: value  # It says nothing that we know.
 
-    def check(value: Any, place: Place) -> Any:
+    def check(value: Any, place: KeyPath) -> Any:
         if type(value).__module__ == 'numpy' and hasattr(value, 'dtype'):
             value = value.item() if not value.ndim else value
         others = OTHER_SEQUENCE.get(type(value))
@@ -97,7 +97,7 @@ def _leaf(hint: Any) -> Judge:
 def _union(hint: Any, members: Sequence[Any]) -> Judge:
     judges = [(member, compiled(member)) for member in members]
 
-    def check(value: Any, place: Place) -> Any:
+    def check(value: Any, place: KeyPath) -> Any:
         deeper = None
         for member, inner in judges:
             try:
@@ -128,7 +128,7 @@ def _shaped(value: Any, member: Any) -> bool:
 
 
 def _mapping(hint: Any, inner: Judge) -> Judge:
-    def check(value: Any, place: Place) -> Any:
+    def check(value: Any, place: KeyPath) -> Any:
         if not isinstance(value, Mapping):
             raise place.refusal(value, describe(hint))
         for key, item in value.items():
@@ -139,7 +139,7 @@ def _mapping(hint: Any, inner: Judge) -> Judge:
 
 
 def _sequence(hint: Any, inner: Judge) -> Judge:
-    def check(value: Any, place: Place) -> Any:
+    def check(value: Any, place: KeyPath) -> Any:
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise place.refusal(value, describe(hint))
         judged = [inner(x, place.item(i)) for i, x in enumerate(value)]
