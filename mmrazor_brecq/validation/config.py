@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from .declared import check_keys
-from .validate import Mark
+from .typed import Mark
 from .words import KeyPath, nearest
 
 

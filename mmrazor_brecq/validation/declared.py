@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any, Callable, NamedTuple, TypeVar
 
-from .validate import Judge, compiled
+from .typed import Judge, compiled
 from .words import KeyPath
 
 T = TypeVar('T', bound=Callable)

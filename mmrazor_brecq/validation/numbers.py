@@ -8,7 +8,7 @@ from typing import Annotated, Any, Callable, Literal, Union
 
 from pydantic import Field
 
-from .validate import compiled
+from .typed import compiled
 from .words import KeyPath, describe, show
 
 #: How many of something there are.
