@@ -160,7 +160,7 @@ def quantize(
     teacher = brecq.prepare(rows.batch(0)[:1])
     units = []
     logger = MMLogger.get_current_instance()
-    with UnitProgress(brecq.steps, logger) as show:
+    with UnitProgress(brecq.reports, logger) as show:
         for report in brecq.reconstruct(teacher, rows, seed):
             units.append(report.to_dict())
             show(report)

@@ -43,6 +43,7 @@ from ..reconstruction import (
 )
 from ..registry import MODELS, TASK_UTILS
 from ..runtime.allocator import reuse_freed_memory
+from ..runtime.attention import no_fast_path, run_through_layers
 from ..runtime.distributed import own_generator
 from ..validation import KeyPath, validate
 
@@ -120,11 +121,13 @@ class BRECQ(BaseModel):
         mode: str = 'tensor',
     ) -> Any:
         """Run the network; see :class:`mmengine.model.BaseModel`."""
-        if isinstance(self.architecture, BaseModel):
-            return self.architecture(inputs, data_samples, mode=mode)
-        return self.architecture(inputs)
+        with no_fast_path():
+            if isinstance(self.architecture, BaseModel):
+                return self.architecture(inputs, data_samples, mode=mode)
+            return self.architecture(inputs)
 
     @in_grad_mode
+    @no_fast_path()
     def prepare(
         self,
         example: Tensor,
@@ -157,8 +160,7 @@ class BRECQ(BaseModel):
         network = self.architecture
         network.eval()
         make_ordinary(network)
-        # It reads the weights of nn.TransformerEncoderLayer past the layers.
-        torch.backends.mha.set_fastpath_enabled(False)
+        run_through_layers(network)
         make_plain(network, example)
         recording = _record_in_fast_order(network, example)
         if state is None:
@@ -213,49 +215,69 @@ class BRECQ(BaseModel):
             UnitReport: One for each unit that was reconstructed, once its
             weights are integers.
         """
-        reuse_freed_memory()
         reconstructor = reconstructor or self.reconstructor
         done = done or {}
-        order = {unit.name: unit for unit in self.units}
-        apart = {
-            name: replace(unit, module=teacher.get_submodule(name))
-            for name, unit in order.items()
-        }
         if not isinstance(images, CachedBatches):
             images = CachedBatches(images, [len(batch) for batch in images])
         held_out = round(len(images) * self.held_out)
         held_out = max(1, min(held_out, len(images) - 1))
-        to_come = [unit for unit in self.units if unit.name not in done]
-        reconstructor.objective.watch(
-            teacher, to_come, images, own_generator(seed)
-        )
-        some = torch.arange(
-            min(len(images), at_once(images.elements, 16, AND_BACK))
-        )
-        reconstructor.autocast.measure(
-            lambda x: tensors(run_float(teacher, x)),
-            teacher.parameters(),
-            images.take(some),
-        )
+        with reuse_freed_memory(), no_fast_path():
+            reconstructor.objective.watch(
+                teacher,
+                [unit for unit in self.units if unit.name not in done],
+                images,
+                own_generator(seed),
+            )
+            size = at_once(images.elements, 16, AND_BACK)
+            reconstructor.autocast.measure(
+                lambda x: tensors(run_float(teacher, x)),
+                teacher.parameters(),
+                images.take(torch.arange(min(len(images), size))),
+            )
+            yield from self._reconstruct_units(
+                teacher, images, held_out, seed, reconstructor, done
+            )
+            if WHOLE in done:
+                self.architecture.load_state_dict(unpack_extra(done[WHOLE]))
+            elif reconstructor.refiner is not None:
+                yield reconstructor.refiner(
+                    self.architecture, teacher, images, held_out, seed
+                )
+
+    def _reconstruct_units(
+        self,
+        teacher: nn.Module,
+        images: CachedBatches,
+        held_out: int,
+        seed: int,
+        reconstructor: Reconstructor,
+        done: Mapping[str, dict[str, Tensor]],
+    ) -> Iterator[UnitReport]:
+        """Run student and teacher from unit to unit, side by side."""
+        numbers = {unit.name: i for i, unit in enumerate(self.units)}
+        teacher_units = [
+            replace(unit, module=teacher.get_submodule(unit.name))
+            for unit in self.units
+        ]
         holder = nn.ModuleDict(dict(teacher=teacher))
         finished: set[str] = set()
         with (
             Stream(self, 'architecture', self.units, images) as student,
-            Stream(
-                holder, 'teacher', list(apart.values()), images
-            ) as original,
+            Stream(holder, 'teacher', teacher_units, images) as original,
         ):
-            here, there = student.advance(), original.advance()
-            while here is not None and there is not None:
+            reached, reached_by_teacher = student.advance(), original.advance()
+            while reached is not None and reached_by_teacher is not None:
                 start = time.perf_counter()
                 images.store.give_back()
-                (name, inputs), (_, float_inputs) = here, there
-                if not finished:  # So far both networks are one.
+                name, inputs = reached
+                _, float_inputs = reached_by_teacher
+                if not finished:  # So far both networks are the same.
                     inputs = float_inputs
-                del here, there
-                unit = order[name]
+                del reached, reached_by_teacher
+                number = numbers[name]
+                unit = self.units[number]
                 targets = CachedBatches(
-                    original.run(apart[name].module),
+                    original.run(teacher_units[number].module),
                     images.sizes,
                     images.store,
                 )
@@ -264,31 +286,24 @@ class BRECQ(BaseModel):
                     unit.module.load_state_dict(unpack_extra(done[name]))
                 elif name not in finished:
                     data = UnitData(inputs, float_inputs, targets, held_out)
-                    place = seed * len(order) + list(order).index(name) + 1
-                    report = reconstructor(unit, data, own_generator(place))
+                    generator = own_generator(seed * len(numbers) + number + 1)
+                    report = reconstructor(unit, data, generator)
                     del data
                     report.bits = {n: self.bits[n] for n in unit.layers}
                     report.seconds = time.perf_counter() - start
                     yield report
                 finished.add(name)
                 del inputs, float_inputs
-                here = student.advance(student.run(unit.module))
-                there = original.advance(targets.split())
-        if finished != set(order):
+                reached = student.advance(student.run(unit.module))
+                reached_by_teacher = original.advance(targets.split())
+        if missed := sorted(set(numbers) - finished):
             raise RuntimeError(
-                f'The forward pass never came to the units '
-                f'{sorted(set(order) - finished)}'
-            )
-        if WHOLE in done:
-            self.architecture.load_state_dict(unpack_extra(done[WHOLE]))
-        elif reconstructor.refiner is not None:
-            yield reconstructor.refiner(
-                self.architecture, teacher, images, held_out, seed
+                f'The forward pass never reached the units {missed}'
             )
 
     @property
-    def steps(self) -> int:
-        """Reports that :meth:`reconstruct` will give."""
+    def reports(self) -> int:
+        """Number of reports that :meth:`reconstruct` will yield."""
         return len(self.units) + (self.reconstructor.refiner is not None)
 
     def part(self, name: str) -> nn.Module:

@@ -9,7 +9,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 from mmengine.device import get_device
@@ -22,6 +22,7 @@ from mmengine.dist import (
 from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop
+from torch import nn
 from torch.utils.data import DataLoader
 
 from .._requirements import installed_versions
@@ -41,6 +42,7 @@ from ..graph import copy_network
 from ..reconstruction import NearestRounding, UnitReport
 from ..registry import LOOPS
 from ..report import UnitProgress, closing_table, setback, weight_bytes
+from ..runtime.allocator import reuse_freed_memory
 from ..version import __version__
 from .calibration import (
     CalibrationConfig,
@@ -93,6 +95,10 @@ class PTQLoop(TestLoop):
         self.calibration_dataloader = runner.build_dataloader(
             calibration['dataloader'], seed=runner.seed
         )
+        self.calibration_set = ImageSet()
+        #: Test images that are among the calibration images.
+        self.overlap = torch.zeros(())
+        self.row = ''
         self.resume = resume
 
     @property
@@ -108,19 +114,21 @@ class PTQLoop(TestLoop):
         Returns:
             dict: Metrics of the quantized model.
         """
-        clock = Clock()
+        with reuse_freed_memory():
+            return self._run(Clock())
+
+    def _run(self, clock: Clock) -> dict[str, float]:
         model = self.model
         check_describable(model)
-        calibration = ImageSet()
         with starting(self.runner), clock('prepare'):
             images = cache_images(
                 model,
                 self.calibration_dataloader,
                 self.calibration,
                 self.runner.work_dir,
-                calibration,
+                self.calibration_set,
             )
-            calibration.gather()
+            self.calibration_set.gather()
             identity = self._identity(images)
             done = self._finished(identity)
             if done is not None:
@@ -131,7 +139,7 @@ class PTQLoop(TestLoop):
         begin(self.runner)
         bytes_of_weights = weight_bytes(model)
         with clock('evaluate'):
-            self._evaluate(original, 'float', progress, calibration)
+            self._evaluate(original, 'float', progress)
         del original
         with clock('nearest'):
             nearest = copy.deepcopy(model)
@@ -143,8 +151,24 @@ class PTQLoop(TestLoop):
         with clock('evaluate'):
             self._evaluate(nearest, 'nearest', progress)
         del nearest
-        bar = UnitProgress(model.steps, self.runner.logger)
-        with clock('reconstruct'), bar as show:
+        with clock('reconstruct'):
+            self._reconstruct(teacher, images, progress)
+        with clock('evaluate'):
+            metrics = self._evaluate(self.runner.model, 'quantized', progress)
+        if is_main_process():
+            self._write(
+                progress, clock, bytes_of_weights, identity, images.store
+            )
+            progress.remove()
+        barrier()
+        return metrics
+
+    def _reconstruct(
+        self, teacher: nn.Module, images: CachedBatches, progress: Progress
+    ) -> None:
+        """Reconstruct the units that no earlier run has finished."""
+        model = self.model
+        with UnitProgress(model.reports, self.runner.logger) as show:
             for report in progress.reports:
                 show(report)
             model.reconstructor.autocast.follow(progress.types)
@@ -157,21 +181,6 @@ class PTQLoop(TestLoop):
                 progress.add_unit(report, model.part(report.name))
                 self._plot(report)
                 show(report)
-        with clock('evaluate'):
-            metrics = super().run()
-        progress.metrics['quantized'] = _plain(metrics)
-        if is_main_process():
-            self._write(
-                progress,
-                clock,
-                bytes_of_weights,
-                identity,
-                images.store,
-                calibration.left_out,
-            )
-            progress.remove()
-        barrier()
-        return metrics
 
     def _path(self, name: str) -> str:
         """Of a file in the run's folder."""
@@ -195,32 +204,43 @@ class PTQLoop(TestLoop):
         return done
 
     def _evaluate(
-        self,
-        model: BRECQ,
-        name: str,
-        progress: Progress,
-        calibration: Optional[ImageSet] = None,
-    ) -> None:
-        """Metrics of one model, unless they are known."""
-        if name in progress.metrics:
-            return
-        self.runner.logger.info(f'{name}: evaluates')
-        model.eval()
-        overlap = torch.zeros(())
-        with torch.no_grad():
-            for data in self.dataloader:
-                overlap += calibration.count(data) if calibration else 0
-                outputs = model.test_step(data)
-                self.evaluator.process(data_samples=outputs, data_batch=data)
-        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
-        all_reduce(overlap)
-        if calibration:
-            warn_of_overlap(int(overlap), len(calibration.seen))
-        self.runner.logger.info(
-            f'{name}: '
-            + ', '.join(f'{key} {value:.4g}' for key, value in metrics.items())
-        )
-        progress.add_metrics(name, _plain(metrics))
+        self, model: nn.Module, row: str, progress: Progress
+    ) -> dict[str, float]:
+        """Return the metrics of a model, measured unless they are known.
+
+        All rows of the report come from mmengine's own test loop, so that
+        ``fp16``, hooks and wrappers count for each of them alike.
+
+        Args:
+            model (nn.Module): Float, rounded to nearest, or quantized.
+            row (str): Its name in the report.
+            progress (Progress): Has the rows of an earlier run.
+        """
+        if row not in progress.metrics:
+            self.runner.logger.info(f'{row}: evaluates')
+            quantized, self.runner.model = self.runner.model, model
+            self.row = row
+            try:
+                metrics = {k: float(v) for k, v in super().run().items()}
+            finally:
+                self.runner.model = quantized
+            if row == 'float':
+                all_reduce(self.overlap)
+                warn_of_overlap(
+                    int(self.overlap), len(self.calibration_set.seen)
+                )
+            self.runner.logger.info(
+                f'{row}: '
+                + ', '.join(f'{key} {x:.4g}' for key, x in metrics.items())
+            )
+            progress.add_metrics(row, metrics)
+        return progress.metrics[row]
+
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        """Evaluate a batch, and count its calibration images."""
+        if self.row == 'float':  # All rows are of the same images.
+            self.overlap += self.calibration_set.count(data_batch)
+        super().run_iter(idx, data_batch)
 
     def _plot(self, report: UnitReport) -> None:
         for step, loss in report.losses:
@@ -251,7 +271,6 @@ class PTQLoop(TestLoop):
         bytes_of_weights: dict[str, int],
         identity: dict[str, str],
         store: Store,
-        left_out: list[dict[str, Any]],
     ) -> None:
         report = dict(
             **progress.metrics,
@@ -265,7 +284,7 @@ class PTQLoop(TestLoop):
             processes=get_world_size(),
             account=self.model.account.to_dict(),
             weight_bytes=bytes_of_weights,
-            left_out=left_out,
+            left_out=self.calibration_set.left_out,
             units=[unit.to_dict() for unit in progress.reports],
             versions=dict(mmrazor_brecq=__version__, **installed_versions()),
             device=get_device(),
@@ -322,7 +341,3 @@ def peak_memory_mb() -> float:
 
 def _mb(size: int) -> int:
     return round(size / 2**20)
-
-
-def _plain(metrics: dict[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in metrics.items()}

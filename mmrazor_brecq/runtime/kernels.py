@@ -1,9 +1,10 @@
-"""Elementwise maths in one pass over memory, where a compiler is at hand.
+"""Elementwise math in one pass over memory, where a compiler is available.
 
-A chain of small operations reads and writes its tensors once for each of
-them. ``torch.compile`` makes one kernel of the chain, for all sizes.
-Without a compiler the plain function runs. (``TORCH_COMPILE_DISABLE=1`` is
-torch's own switch.)
+A chain of small operations reads and writes memory once for each of them.
+``torch.compile`` makes one kernel of the chain, for all sizes. Compiled
+kernels are cached on disk through interfaces of torch that may change; where
+they have, kernels are compiled anew in each process. Without a compiler, or
+with ``TORCH_COMPILE_DISABLE=1``, the plain function runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -25,59 +26,63 @@ from torch import Tensor
 
 
 def is_traced() -> bool:
-    """Whether somebody records what is computed: ``torch.jit.trace``,
-    ``torch.export`` or ``torch.compile`` around a whole network.
+    """Return whether a tracer records the computation.
 
-    They want plain operators: neither compiled ones, nor a function with a
-    gradient of its own, which no file can hold.
+    ``torch.jit.trace``, ``torch.export`` and ``torch.compile`` want plain
+    operators: neither compiled ones, nor functions with their own gradient.
     """
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 class Kernel:
-    """A function that runs as one kernel, without gradients.
+    """A function of tensors that runs as one kernel, without gradients.
 
-    It is compiled for the first arguments of every kind: types, what is
-    None, which dimensions are 1. What was compiled is kept on disk, where
-    the compiler keeps its own (``TORCHINDUCTOR_CACHE_DIR``): to trace the
-    function and to look its code up takes a quarter of a second, to load
-    it a fiftieth of one.
+    It is compiled once for each kind of arguments: their types, which are
+    None, which dimensions are 1. Compiled versions are cached on disk, in
+    the compiler's own folder (``TORCHINDUCTOR_CACHE_DIR``): to trace and
+    compile takes a quarter of a second or more, to load a fiftieth of one.
 
     Args:
-        function (callable): Of tensors and constants.
+        function (callable): Takes tensors and constants.
+
+    Example:
+        >>> @Kernel
+        ... def squared_error(x, y):
+        ...     return (x - y).square().mean()
     """
 
-    #: Whether functions run as they are written.
+    #: Whether functions run uncompiled.
     plain = os.environ.get('TORCH_COMPILE_DISABLE') == '1'
 
     def __init__(self, function: Callable) -> None:
         functools.update_wrapper(self, function)
         self.function = function
-        #: What runs, for arguments of these very sizes.
+        #: Versions by the exact sizes of their arguments.
         self.fitting: dict[tuple, Callable] = {}
-        #: What was compiled so far, for each number of threads.
+        #: Versions compiled so far, by number of threads.
         self.versions: dict[int, list[Any]] = {}
-        #: What asks by itself whether it fits, where nothing can be kept.
+        #: The compiler's own dispatcher, where versions cannot be cached.
         self.compiled: Any = None
 
     def __call__(self, *args: Any) -> Any:
         if self.plain or is_traced():
             return self.function(*args)
-        # The compiler asks what a view is a view of, what is a parameter, and
-        # what needs a gradient, and compiles anew for every answer.
+        # Parameters, views and tensors that require gradients would each be
+        # compiled anew.
         args = tuple(x.data if isinstance(x, Tensor) else x for x in args)
-        # To ask a version whether it fits takes longer than it runs.
+        # Checking whether a version fits takes longer than running it.
         key = (torch.get_num_threads(), *map(_sizes, args))
         run = self.fitting.get(key)
         return run(*args) if run else self._first(args, key)
 
     def _first(self, args: tuple, key: tuple) -> Any:
-        """Find or compile what fits, and run it."""
+        """Find or compile a version that fits, and run it."""
         try:
             run = self._version(args, key)
             out = run(*args)
         except Exception as error:
-            out = self.function(*args)  # It raises what is its own fault.
+            # Errors of the function itself are raised here.
+            out = self.function(*args)
             # A compiler that fails costs speed, never the run.
             reason = str(error).partition('\n')[0]
             _warn_once(
@@ -105,13 +110,14 @@ class Kernel:
             self.function, dynamic=True, fullgraph=True
         )
         try:
-            version = compiled.aot_compile((args, {}))
-        except Exception:  # An older torch, or a device it cannot do it for.
+            with _no_accelerator_warning():
+                version = compiled.aot_compile((args, {}))
+        except Exception:  # An older torch, or a device without support.
             self.compiled = compiled
             return compiled
         versions.append(version)
         name = f'{self.function.__qualname__}-{_digest(repr(key))}'
-        with suppress(Exception):  # Then it is compiled anew the next time.
+        with suppress(Exception):  # The next process then compiles it anew.
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / f'{os.getpid()}.tmp'
             version.save_compiled_function(str(part))
@@ -120,41 +126,56 @@ class Kernel:
 
 
 def _sizes(x: Any) -> Any:
-    """All that a compiler may ask of an argument."""
+    """Return all properties of an argument that a version depends on."""
     if isinstance(x, Tensor):
         return x.shape, x.stride(), x.dtype, x.device
     return type(x), x
 
 
-#: What was warned of in this process.
-_told: set[str] = set()
+#: Reasons that a warning was given for in this process.
+_warned: set[str] = set()
 
 
 def _warn_once(reason: str, message: str) -> None:
-    """Warn, unless another function has met the same."""
-    if reason not in _told:
-        _told.add(reason)
+    """Warn, unless a warning was given for the same reason."""
+    if reason not in _warned:
+        _warned.add(reason)
         warnings.warn(message, stacklevel=4)
 
 
 def _compiler() -> bool:
-    """Whether there is one."""
+    """Return whether there is a compiler, and warn if not."""
     compiler = os.environ.get('CXX', 'g++')
     if not (shutil.which(compiler) or torch.cuda.is_available()):
         _warn_once(
             compiler,
-            f'There is no {compiler}: all runs uncompiled, and takes longer. '
+            f'There is no {compiler}: functions run uncompiled, and slower. '
             'Install it, or name another compiler in CXX',
         )
         return False
-    # It warns of a missing accelerator on every machine without one.
-    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
     return True
+
+
+@contextmanager
+def _no_accelerator_warning() -> Iterator[None]:
+    """Silence a warning that every machine without accelerator gives."""
+    logger = logging.getLogger('torch.utils.cpp_extension')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @functools.cache
 def _folder(threads: int, source: str) -> Path:
-    """Where versions of a file's functions lie, with so many threads."""
+    """Return the cache folder of a source file's functions.
+
+    Args:
+        threads (int): Number of threads that they were compiled for.
+        source (str): Path of the source file.
+    """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     cpu = torch.backends.cpu.get_cpu_capability()
@@ -169,7 +190,7 @@ def _digest(*texts: str) -> str:
 
 
 def _loaded(folder: Path, function: Callable) -> Iterator[Any]:
-    """The versions that lie on disk, but for those that are damaged."""
+    """Yield the versions on disk, except damaged ones."""
     for path in sorted(folder.glob(f'{function.__qualname__}-*')):
         try:
             with path.open('rb') as file:

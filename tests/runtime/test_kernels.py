@@ -33,7 +33,7 @@ def x(generator):
 def folder(monkeypatch, tmp_path):
     """Where versions lie: none so far."""
     monkeypatch.setattr(kernels, '_folder', lambda *_: tmp_path / 'new')
-    monkeypatch.setattr(kernels, '_told', set())
+    monkeypatch.setattr(kernels, '_warned', set())
     return tmp_path / 'new'
 
 
