@@ -21,6 +21,7 @@ from mmrazor_brecq.objectives import (
     FisherLowRank,
     OfficialFisher,
 )
+from mmrazor_brecq.objectives.fisher_low_rank import _explained
 from mmrazor_brecq.objectives.likelihood import (
     Categorical,
     CategoricalSketch,
@@ -377,6 +378,70 @@ def test_of_low_rank_the_largest_eigenvectors_are_left(rank, toy, batches):
         assert loss(vectors[:, -rank - 1]) < 1e-6
 
 
+def matrix_share(gradients, rank):
+    """What the matrix may count for, with gradients of N images."""
+    return _explained(gradients.double() @ gradients.double().T, rank)
+
+
+def test_the_matrix_counts_by_what_it_knows_of_other_images(generator):
+    """Few directions that all images share, against one for each image."""
+    shared = torch.randn(64, 4, generator=generator)
+    axes = torch.linalg.qr(torch.randn(300, 4, generator=generator))[0]
+    assert matrix_share(shared @ axes.T, 8) == pytest.approx(1)
+    assert matrix_share(torch.eye(64), 8) == pytest.approx(0, abs=1e-12)
+    noise = torch.randn(64, 300, generator=generator)
+    inside = torch.linalg.svdvals(noise).square()
+    assert inside[:8].sum() / inside.sum() > 0.2
+    assert matrix_share(noise, 8) < 0.05
+    half = shared @ axes.T
+    half = half / half.norm() + noise / noise.norm()
+    assert matrix_share(half, 8) == pytest.approx(0.5, abs=0.07)
+
+
+def test_what_it_knows_is_a_projection_on_other_images(generator):
+    images, rank = 10, 3
+    grad = torch.randn(images, 6, generator=generator).double()
+    grad[:, 0] *= 4
+    caught = 0.0
+    for part in range(4):
+        one = torch.arange(images) % 4 == part
+        axes = torch.linalg.svd(grad[~one])[2][:rank]
+        caught += float((grad[one] @ axes.T).square().sum())
+    expected = caught / float(grad.square().sum())
+    assert matrix_share(grad, rank) == pytest.approx(expected)
+    assert 0.3 < expected < 1
+
+
+@pytest.mark.parametrize('images', [1, 2, 3])
+def test_few_images_know_something_of_each_other_or_nothing(images):
+    alike = torch.ones(images, 5)
+    assert matrix_share(alike, 2) == pytest.approx(float(images > 1))
+
+
+def test_many_classes_leave_the_diagonal_where_few_have_a_matrix(generator):
+    """Gradients of few classes span few directions, whatever the image."""
+    torch.manual_seed(0)
+    images = torch.randn(48, 64, 1, 1, generator=generator)
+    shares = []
+    for classes in (4, 400):
+        network = nn.Sequential(
+            nn.Conv2d(64, 64, 1),
+            nn.Flatten(),
+            nn.Linear(64, classes),
+        ).eval()
+        objective = FisherLowRank()
+        units, outputs = watched(
+            objective, network, list(images.split(16)), LayerPartition()
+        )
+        first = units[0]
+        goals = outputs[first.name]
+        nearest = [disturbed(goal, generator) for goal in goals]
+        objective.begin(first, nearest, goals)
+        shares.append(objective.explained[first.name, 0])
+    assert shares[0] > 0.95
+    assert shares[1] < 0.8 * shares[0]
+
+
 @pytest.mark.parametrize('size', [0.0, 1e-4])
 def test_where_nearest_rounding_hardly_errs_it_is_the_diagonal(
     size, each_toy, batches, generator
@@ -466,7 +531,7 @@ def test_the_larger_nearest_roundings_error_the_more_is_for_the_matrix(
             del objective.directions[name, i]
             nought = [tree_map(torch.zeros_like, goal) for goal in goals]
             share = (error / mean(diagonal, nought)) ** 2
-            share = share / (share + even**2)
+            share = share / (share + even**2) * objective.explained[name, i]
             torch.testing.assert_close(
                 mean(objective, nearest),
                 (1 - share) * error,
