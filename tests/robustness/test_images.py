@@ -22,13 +22,14 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import nn
 
+from mmrazor_brecq.activations import Store
 from mmrazor_brecq.config.load import check_data
 from mmrazor_brecq.datasets import UnlabelledImages
 from mmrazor_brecq.datasets.readable import EXTENSIONS, why_unreadable
 from mmrazor_brecq.engine.calibration import ImageSet, collect_images
 from mmrazor_brecq.engine.loaders import MAX_UNREADABLE, build_dataloader
 from mmrazor_brecq.engine.settings import check_settings
-from mmrazor_brecq.reconstruction import BlockReconstructor, Store
+from mmrazor_brecq.reconstruction import BlockReconstructor
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/brecq/resnet/brecq_resnet18_w4a4_fashion-mnist.py'
