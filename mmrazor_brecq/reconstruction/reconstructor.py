@@ -203,6 +203,8 @@ class BlockReconstructor(NearestRounding):
             target = data.targets.take(part)
             loss = self.objective.loss
             error = loss(unit, as_taken(loss, output), target, part)
+            # The way back needs some of it, and holds that itself.
+            del args, kwargs, output, target
             yield error * (len(part) / len(index))
 
     def _optimizer(
