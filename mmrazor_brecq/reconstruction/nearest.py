@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Callable, Optional
 
 import torch
@@ -163,8 +164,7 @@ class NearestRounding:
     @torch.no_grad()
     def outputs(self, unit: Unit, data: UnitData) -> Iterator[Any]:
         """What the unit gives for all images, batch by batch as captured."""
-        for args, kwargs in data.inputs.split():
-            yield unit.module(*args, **kwargs)
+        yield from map(partial(_called, unit.module), data.inputs.split())
 
     def judge(self, unit: Unit, data: UnitData) -> float:
         """Error on the held-out images, with all weights whole.
@@ -264,6 +264,12 @@ class NearestRounding:
 
 #: How a parameter says that it takes a reconstructor.
 ReconstructorConfig = Annotated[dict, Config(NearestRounding, TASK_UTILS)]
+
+
+def _called(module: nn.Module, arguments: tuple[tuple, dict]) -> Any:
+    """What a module gives for its arguments, of which nobody holds more."""
+    args, kwargs = arguments
+    return module(*args, **kwargs)
 
 
 def open_layers(module: nn.Module) -> list[QuantLayer]:

@@ -14,7 +14,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..functional import tensors, weighted_squared_error
+from ..functional import in_order_of, tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from ..validation import Config, Count, Exponent
@@ -205,10 +205,15 @@ class Fisher(MSE):
                 logging.WARNING,
             )
 
-    def _weight(self, place: Place, index: Tensor) -> Any:
+    def _weight(self, place: Place, index: Tensor, output: Tensor) -> Any:
         """What weighs the ``i``-th output of a unit on some images."""
         weight = self.weights.get(place)
-        return weight.take(index) if isinstance(weight, PerImage) else weight
+        if isinstance(weight, PerImage):
+            return weight.take(index)
+        if weight is not None:
+            # Else each error would reorder it anew, and hold it twice.
+            weight = self.weights[place] = in_order_of(weight, output)
+        return weight
 
 
 @TASK_UTILS.register_module()
@@ -284,7 +289,7 @@ class FisherDiag(Fisher):
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
         """See :func:`mmrazor_brecq.functional.weighted_squared_error`."""
-        weight = self._weight((unit.name, i), index)
+        weight = self._weight((unit.name, i), index, output)
         return weighted_squared_error(output, target, weight)
 
 
@@ -336,7 +341,7 @@ class FisherFull(Fisher):
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
         """Mean over images of the squared inner product."""
-        grad = self._weight((unit.name, i), index)
+        grad = self._weight((unit.name, i), index, output)
         if grad is None:
             return weighted_squared_error(output, target)
         change = (output - target).reshape(len(index), -1)
