@@ -189,19 +189,15 @@ class FisherLowRank(Fisher):
         diagonal does.
         """
         found = {place: torch.zeros(3) for place in places}
-        seen = 0
-        for output, target in zip(outputs, targets):
-            pairs = list(zip(tensors(output), tensors(target)))
+        seen, targets = 0, iter(targets)
+        # What `zip` gives, it holds until it has the next.
+        for output in outputs:
+            target = next(targets)
             for place in places:
-                out, goal = pairs[place[1]]
-                weight, axes = self.weights[place], self.directions[place]
-                images = len(out) // axes.shape[1]
-                errors = [
-                    weighted_squared_error(out, goal, weight),
-                    weighted_squared_error(out, goal, 0 * weight, axes),
-                    weighted_squared_error(0 * goal, goal, weight),
-                ]
-                found[place] += images * torch.stack(errors).cpu()
+                out, goal = (tensors(x)[place[1]] for x in (output, target))
+                images = len(out) // self.directions[place].shape[1]
+                found[place] += images * self._errors(place, out, goal)
+            del output, target, out, goal
             seen += images
             if seen >= local_share(self.images):
                 break
@@ -217,6 +213,18 @@ class FisherLowRank(Fisher):
             self.weights[place] = (1 - matrix) * self.weights[place]
             self.directions[place] *= (matrix * ratio) ** 0.5
 
+    def _errors(
+        self, place: OutputKey, output: Tensor, target: Tensor
+    ) -> Tensor:
+        """By the diagonal, along the directions, and of no output at all."""
+        weight, axes = self.weights[place], self.directions[place]
+        errors = [
+            weighted_squared_error(output, target, weight),
+            weighted_squared_error(output, target, 0 * weight, axes),
+            weighted_squared_error(0 * target, target, weight),
+        ]
+        return torch.stack(errors).cpu()
+
     @takes_low_precision
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
@@ -226,7 +234,7 @@ class FisherLowRank(Fisher):
         return weighted_squared_error(
             output,
             target,
-            self.weights.get(place),
+            self._weight(place, index, output),
             self._directions_in(output.dtype, place),
         )
 

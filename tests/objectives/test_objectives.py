@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from mmrazor_brecq.activations import CachedBatches
-from mmrazor_brecq.functional import tensors
+from mmrazor_brecq.functional import rows, tensors
 from mmrazor_brecq.graph import (
     BlockPartition,
     LayerPartition,
@@ -492,6 +494,49 @@ def test_directions_go_to_the_type_of_short_outputs_once(
             assert directions.dtype == torch.bfloat16
         objective.end(unit)
         assert not objective.short
+
+
+@pytest.mark.parametrize('objective', [FisherDiag, FisherLowRank])
+@pytest.mark.parametrize(
+    'order', [torch.contiguous_format, torch.channels_last]
+)
+def test_weights_are_brought_in_the_order_of_outputs_once(
+    objective, order, toy, batches, generator
+):
+    objective = objective()
+    units, outputs = watched(objective, toy('residual'), batches)
+    unit = units[0]
+    goals = [x.contiguous(memory_format=order) for x in outputs[unit.name]]
+    objective.begin(unit, [disturbed(goals[0], generator)], goals)
+    before = objective.weights[unit.name, 0].clone()
+    out = disturbed(goals[0], generator)
+    error = objective.loss(unit, out, goals[0], torch.arange(5))
+    weight = objective.weights[unit.name, 0]
+
+    assert torch.equal(weight, before)
+    assert rows(weight, out).data_ptr() == weight.data_ptr()
+    assert objective.loss(unit, out, goals[0], torch.arange(5)) == error
+
+
+def test_what_nearest_rounding_gives_is_let_go_of_batch_by_batch(
+    toy, batches, generator
+):
+    objective = FisherLowRank()
+    units, outputs = watched(objective, toy('residual'), batches)
+    goals = outputs[units[0].name]
+    given = []
+
+    def one_by_one(offset):
+        for k in range(len(goals)):
+            assert not [ref for ref in given[:-1] if ref() is not None]
+            yield fresh(goals[k] + offset)
+
+    def fresh(x):
+        given.append(weakref.ref(x))
+        return x
+
+    objective.begin(units[0], one_by_one(0.1), one_by_one(0))
+    assert len(given) == 2 * len(goals) > 2
 
 
 @pytest.mark.parametrize('even', [0.0, 0.05, 1.0])
