@@ -76,7 +76,7 @@ report = ['matplotlib']
 docs = ['sphinx>=7', 'furo', 'myst-parser>=3']
 notebooks = ['nbclient', 'nbformat', 'ipykernel']
 # The tests of the export run in OpenVINO as well; nncf only the benchmark.
-dev = ['ruff', 'mypy', 'pytest', 'pytest-xdist', 'pillow', 'openvino']
+dev = ['ruff', 'mypy', 'pytest', 'pytest-xdist', 'openvino']
 dev += [*search, *export, *report, *docs, *notebooks]
 
 setup(
@@ -116,6 +116,7 @@ setup(
         'numpy',
         'mmengine>=0.10.1,<1.0',
         'greenlet',
+        'pillow',
         'psutil',
         'pydantic>=2',
         'rich',

@@ -38,9 +38,9 @@ from torch.nn import functional as F
 
 from mmrazor_brecq.checkpoint import save_json
 from mmrazor_brecq.cli import CfgOptions
+from mmrazor_brecq.config.recipe import Recipe
 from mmrazor_brecq.engine.launch import load_config
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
-from mmrazor_brecq.recipe import Recipe
 
 #: Where quantizers stand, without which no two tables compare.
 PLACEMENT = (

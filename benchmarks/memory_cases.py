@@ -120,6 +120,8 @@ def measure(name: str, images: Optional[int], iterations: int) -> dict:
         reconstructor=dict(
             type='BlockReconstructor',
             iterations=iterations,
+            # More would only take the same images again.
+            batch_size=min(64, len(inputs)),
             objective=dict(type='FisherLowRank'),
         ),
     )

@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from .read import read_file
 from .recipe import Recipe, compose
+from .safe import check_regular
 
 #: What the configs of `_base_` define for others to compose `model` from.
 BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
@@ -186,6 +187,10 @@ def _check_dataset(key: str, dataset: Mapping) -> None:
                 f'{key}.{name}={value!r} is not there{where} '
                 f'({osp.abspath(path)}): put the images there, or name their '
                 f'place with --cfg-options {key}.{name}=PATH'
+            )
+        if not osp.isdir(osp.expanduser(path)):
+            check_regular(
+                osp.expanduser(path), f'a file or a folder for {key}.{name}'
             )
 
 

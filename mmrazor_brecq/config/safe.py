@@ -128,6 +128,20 @@ def plain_handlers() -> Iterator[None]:
         file_handlers.update(before)
 
 
+def check_regular(path: str, expected: str) -> None:
+    """Refuse a folder, and what would wait or act when it is opened.
+
+    Args:
+        path (str): Of something that is there.
+        expected (str): What it should be.
+
+    Raises:
+        ValueError: If it is no regular file, such as a pipe or a device.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f'{path!r} is no regular file, expected {expected}')
+
+
 def check_file(path: str) -> None:
     """Refuse what is no config before mmengine opens it.
 
@@ -138,15 +152,14 @@ def check_file(path: str) -> None:
         ValueError: If it is no regular file, or a YAML or JSON file that
             exceeds the limits or does not hold keys and values.
     """
-    state = os.stat(path)
-    if not stat.S_ISREG(state.st_mode):
-        raise ValueError(f'{path!r} is no regular file, expected a config')
+    check_regular(path, 'a config')
     ending = osp.splitext(path)[1]
     if ending not in PLAIN:
         return
-    if state.st_size > MOST_BYTES:
+    size = osp.getsize(path)
+    if size > MOST_BYTES:
         raise ValueError(
-            f'{path!r} has {state.st_size:,} bytes, expected a config of '
+            f'{path!r} has {size:,} bytes, expected a config of '
             f'{MOST_BYTES:,} at the most'
         )
     with open(path, encoding='utf-8', errors='replace') as file:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os.path as osp
+import zlib
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
 
 from ..registry import DATASETS
+
+#: Bytes that the array of a file may have, and how much smaller its file is
+#: at the most.
+MOST_BYTES, SMALLER = 2**32, 1040
 
 
 def read_idx(path: str) -> np.ndarray:
@@ -30,18 +36,28 @@ def read_idx(path: str) -> np.ndarray:
             f'No idx file at {path!r}: set `data_root` of the dataset to '
             'the folder that holds it'
         )
-    with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as file:
-        data = file.read()
-    if data[:3] != b'\x00\x00\x08':
-        raise ValueError(f'{path!r} is not an idx file of unsigned bytes')
-    start = 4 + 4 * data[3]
-    shape = np.frombuffer(data[4:start], '>u4').astype(int)
-    if len(data) - start != shape.prod():
-        raise ValueError(
-            f'{path!r} promises {shape.prod()} bytes, and holds '
-            f'{len(data) - start}: it is cut short, get it anew'
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    packed = path.endswith('.gz')
+    opened: Any = gzip.open if packed else open
+    most = osp.getsize(path) * (SMALLER if packed else 1)
+    try:
+        with opened(path, 'rb') as file:
+            kind = file.read(4)
+            if kind[:3] != b'\x00\x00\x08' or len(kind) < 4:
+                raise ValueError('not an idx file of unsigned bytes')
+            shape = np.frombuffer(file.read(4 * kind[3]), '>u4').tolist()
+            size = math.prod(shape)
+            if len(shape) < kind[3] or size > min(most, MOST_BYTES):
+                raise ValueError(f'not whole: its shape would be {shape}')
+            # No more than it promises: little can unpack to a lot.
+            data = file.read(size + 1)
+            if len(data) != size:
+                raise ValueError(
+                    f'not whole: it promises {size} bytes, and holds '
+                    f'{"more" if len(data) > size else len(data)}'
+                )
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f'{path!r} is {error}: get it anew') from error
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 @DATASETS.register_module()

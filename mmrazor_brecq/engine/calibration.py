@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any, Optional, Union
@@ -21,7 +21,16 @@ from torch.utils.data import DataLoader
 from ..activations import FORWARD, CachedBatches, Store, at_once
 from ..algorithms import BRECQ
 from ..runtime.distributed import local_share
-from ..validation import Config, Count, ImageCount, KeyPath, Natural, validate
+from ..validation import (
+    Config,
+    Count,
+    ImageCount,
+    KeyPath,
+    Natural,
+    Share,
+    validate,
+)
+from .loaders import MAX_UNREADABLE, ReadableBatches
 from .outliers import leave_out
 
 UNITS = {
@@ -42,12 +51,14 @@ class ImageSet:
     Attributes:
         names (list): The file of each image, None where it is not known.
         left_out (list[dict]): What :func:`leave_out` says of them.
+        unreadable (dict[str, str]): Files that could not be read, and why.
     """
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
         self.names: list[Optional[str]] = []
         self.left_out: list[dict[str, Any]] = []
+        self.unreadable: dict[str, str] = {}
 
     @staticmethod
     def keys(data: dict) -> list[bytes]:
@@ -178,11 +189,14 @@ class Calibration:
         num_images (int): How many.
         dataloader (dict): Where they come from.
         memory (str | float, optional): As for :func:`memory_budget`.
+        max_unreadable (float): Share of the images that may be unreadable,
+            and are left out.
     """
 
     num_images: ImageCount
     dataloader: Annotated[dict, Config(Loader)]
     memory: Memory = DEFAULT_MEMORY
+    max_unreadable: Share = MAX_UNREADABLE
 
 
 #: How a parameter says that it takes the keys of a calibration.
@@ -228,8 +242,8 @@ def cache_images(
     Args:
         model (BRECQ): With its preprocessor.
         loader (DataLoader): Of the images.
-        calibration (dict): ``num_images``, and ``memory`` (``'auto'`` by
-            default) for :func:`activation_store`.
+        calibration (dict): ``num_images``, and, if they are given,
+            ``memory`` for :func:`activation_store` and ``max_unreadable``.
         folder (str): Where the files lie that memory has no room for.
         images (ImageSet): Remembers them.
 
@@ -239,8 +253,14 @@ def cache_images(
     device = next(model.parameters()).device
     memory = calibration.get('memory', DEFAULT_MEMORY)
     store = activation_store(memory, device, folder)
-    count = calibration['num_images']
-    return collect_images(model, loader, count, images, store)
+    return collect_images(
+        model,
+        loader,
+        calibration['num_images'],
+        images,
+        store,
+        calibration.get('max_unreadable', MAX_UNREADABLE),
+    )
 
 
 def collect_images(
@@ -249,6 +269,7 @@ def collect_images(
     num_images: int,
     images: ImageSet,
     store: Store,
+    max_unreadable: float = MAX_UNREADABLE,
 ) -> CachedBatches:
     """The first images of a loader, preprocessed.
 
@@ -259,12 +280,14 @@ def collect_images(
         num_images (int): How many at most, in all processes together.
         images (ImageSet): Remembers them.
         store (Store): Where they are held.
+        max_unreadable (float): Share of them that may be unreadable.
 
     Returns:
         Rows: Batches N x C x H x W.
 
     Raises:
-        ValueError: If there are too few, or one that is not finite.
+        ValueError: If there are too few, too many that cannot be read, or
+            one that is not finite.
     """
     given = f'test_cfg.calibration.num_images={num_images}'
     available = _available(loader)
@@ -283,23 +306,33 @@ def collect_images(
             logging.WARNING,
         )
     count = local_share(num_images)
-    batches = _batches(model, loader, count, images)
+    readable = ReadableBatches(loader, count, max_unreadable)
+    batches = _batches(model, readable, count, images)
     first = next(batches)
+    whole = min(loader.batch_size or len(first), count)
     # What waits between two units is that of one part of a batch.
-    size = at_once(first[0].numel(), most=len(first), room=FORWARD)
-    whole = len(first)
+    size = at_once(first[0].numel(), most=whole, room=FORWARD)
     sizes = [
         min(size, stop - i)
         for start in range(0, count, whole)
         for stop in [min(start + whole, count)]
         for i in range(start, stop, size)
     ]
-    parts = (
-        part for batch in chain([first], batches) for part in batch.split(size)
-    )
-    rows = CachedBatches(parts, sizes, store)
+    rows = CachedBatches(_cut(chain([first], batches), sizes), sizes, store)
+    readable.tell()
+    images.unreadable = readable.unreadable
     images.left_out = leave_out(rows, images.names)
     return rows
+
+
+def _cut(batches: Iterator[Tensor], sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Cut batches, and join what is left of them, to parts of given sizes."""
+    left = next(batches)
+    for size in sizes:
+        while len(left) < size:
+            left = torch.cat([left, next(batches)])
+        yield left[:size]
+        left = left[size:]
 
 
 def _available(loader: DataLoader) -> Optional[int]:
@@ -317,7 +350,7 @@ def _available(loader: DataLoader) -> Optional[int]:
 
 
 def _batches(
-    model: BRECQ, loader: DataLoader, num_images: int, images: ImageSet
+    model: BRECQ, loader: ReadableBatches, num_images: int, images: ImageSet
 ) -> Iterator[Tensor]:
     count, shapes = 0, set()
     for data in loader:

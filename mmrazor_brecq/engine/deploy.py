@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 from torch import Tensor
 
 from .._requirements import require
@@ -29,6 +28,7 @@ from ..export import build_target
 from ..report import export_table
 from ..validation import Batch, Count, Share, validated
 from .launch import build_model
+from .loaders import MAX_UNREADABLE, ReadableBatches, build_dataloader
 
 #: What the export cannot do without.
 PACKAGES = ('onnx', 'onnxscript', 'onnx_ir', 'onnxruntime')
@@ -87,7 +87,7 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
     path = request.output or osp.splitext(checkpoint)[0] + '.onnx'
     request = replace(request, output=path)
     _check(request)
-    loader = _calibration_loader(cfg)
+    loader, most = _calibration(cfg)
     model = build_model(cfg)
     meta = load_quantized(model, checkpoint)
     about = dict(
@@ -99,7 +99,7 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
     calibration = [
         inputs
         for _, inputs, _ in load_images(
-            model, loader, 256 if steps else 1, request
+            model, loader, 256 if steps else 1, request, most
         )
     ]
     proof: list[tuple[Tensor, Tensor]] = []
@@ -204,7 +204,8 @@ def check_output(path: str, force: bool) -> None:
         )
 
 
-def _calibration_loader(cfg: Config) -> Any:
+def _calibration(cfg: Config) -> tuple[Any, float]:
+    """Return the loader's config, and what of it may be unreadable."""
     calibration = (cfg.get('test_cfg') or {}).get('calibration') or {}
     loader = calibration.get('dataloader')
     if loader is None:
@@ -213,11 +214,15 @@ def _calibration_loader(cfg: Config) -> Any:
             'calibrates the steps that the target needs beside those of the '
             'checkpoint; use the config of the run'
         )
-    return loader
+    return loader, calibration.get('max_unreadable', MAX_UNREADABLE)
 
 
 def load_images(
-    model: BRECQ, loader: Any, count: int, request: Request
+    model: BRECQ,
+    loader: Any,
+    count: int,
+    request: Request,
+    max_unreadable: Optional[float] = None,
 ) -> Iterator[tuple[Tensor, Tensor, Optional[list[int]]]]:
     """Images as the network takes them and as the file does.
 
@@ -226,6 +231,8 @@ def load_images(
         loader (dict): Config of a data loader.
         count (int): How many images.
         request (Request): What the file is to be.
+        max_unreadable (float, optional): Share of the images that may be
+            unreadable, and are left out; without it all are wanted.
 
     Yields:
         tuple: N x C x H x W, the same images as the file takes them, and
@@ -236,9 +243,14 @@ def load_images(
         size = int(request.batch)
         loader.update(batch_size=size, drop_last=True)
         count = max(count // size, 1) * size
-    for data in Runner.build_dataloader(loader):
+    batches: Any = build_dataloader(loader)
+    if max_unreadable is not None:
+        batches = ReadableBatches(batches, count, max_unreadable)
+    for data in batches:
         with torch.no_grad():
             images = model.data_preprocessor(data, False)['inputs'].cpu()
+        if request.batch not in ('dynamic', len(images)):
+            continue  # Some of it could not be read.
         inputs = images
         if request.preprocess:
             raw = torch.stack(list(data['inputs'])).to(torch.uint8)

@@ -71,7 +71,9 @@ class PTQLoop(TestLoop):
             ``num_images`` to take from it, and ``memory``: how much the
             activations may take, a size such as ``'1GiB'`` or a share of
             what is free (by default half of it, but 2 GiB at the most);
-            beyond it they lie in files in the run's folder.
+            beyond it they lie in files in the run's folder. Up to a share
+            ``max_unreadable`` (by default 0.01) images that cannot be read
+            are named and left out.
         resume (bool): Go on with an unfinished run.
         checkpoint (str): Name of the quantized checkpoint; one that ends in
             ``.safetensors`` is written as such.
@@ -253,7 +255,8 @@ class PTQLoop(TestLoop):
         cfg = self.runner.cfg
         parts = ('model', 'test_dataloader', 'test_evaluator')
         source = cfg.test_cfg.calibration.to_dict()
-        source.pop('memory', None)  # It changes no bit of the result.
+        for key in ('memory', 'max_unreadable'):
+            source.pop(key, None)  # They change no bit of the result.
         config = repr(
             [cfg.to_dict()[part] for part in parts]
             + [source, self.runner.seed]
@@ -285,6 +288,7 @@ class PTQLoop(TestLoop):
             account=self.model.account.to_dict(),
             weight_bytes=bytes_of_weights,
             left_out=self.calibration_set.left_out,
+            unreadable=self.calibration_set.unreadable,
             units=[unit.to_dict() for unit in progress.reports],
             versions=dict(mmrazor_brecq=__version__, **installed_versions()),
             device=get_device(),

@@ -15,13 +15,17 @@ from mmengine.dist import is_main_process, master_only
 from mmengine.runner import Runner
 
 from ..checkpoint import keep_older, write_whole
+from .loaders import build_dataloader
 
 
 class RunOwner(Runner):
     """Makes a folder its own: its config lies there once work begins.
 
-    One that is there and says something else is moved aside.
+    One that is there and says something else is moved aside. Images that
+    cannot be read are named.
     """
+
+    build_dataloader = staticmethod(build_dataloader)
 
     def __init__(self, model: Any, work_dir: str, **kwargs: Any) -> None:
         self._missing = missing_folders(work_dir)

@@ -7,7 +7,7 @@ from .affine import (
     rounding_error,
 )
 from .extra_state import is_extra, pack_extra, unpack_extra
-from .layout import flat, from_rows, like, memory_order, rows
+from .layout import flat, from_rows, in_order_of, like, memory_order, rows
 from .losses import weighted_squared_error
 from .modes import in_grad_mode, make_ordinary, ordinary, own_draws
 from .nested import at_least_float32, flatten, leaves, map_tensors, tensors
@@ -31,6 +31,7 @@ __all__ = [
     'flatten',
     'from_rows',
     'in_grad_mode',
+    'in_order_of',
     'integer_range',
     'is_extra',
     'inverse_rectified_sigmoid',

@@ -45,6 +45,21 @@ def from_rows(values: Tensor, x: Tensor) -> Tensor:
     return _unpermuted(values, x, _first_leads(x))
 
 
+def in_order_of(x: Tensor, order: Tensor) -> Tensor:
+    """Return ``x`` with its elements in another tensor's order of memory.
+
+    Args:
+        x (Tensor): N x ...
+        order (Tensor): M x ... of as many dimensions, the order of which is
+            followed, but that the first dimension leads.
+
+    Returns:
+        Tensor: The same values; a view where its order is that one.
+    """
+    dims = _first_leads(order)
+    return _unpermuted(x.permute(dims).contiguous(), x, dims)
+
+
 def _first_leads(x: Tensor) -> tuple[int, ...]:
     return (0, *(d for d in memory_order(x) if d))
 

@@ -40,20 +40,22 @@ class _SquaredError(torch.autograd.Function):
             axes = axes.reshape(len(directions), -1)
             along = change.view(-1, axes.shape[1]) @ axes.T
             error += along.to(error.dtype).square().sum(1).mean()
-        ctx.save_for_backward(output, change, weight, axes, along)
+        ctx.save_for_backward(change, weight, axes, along)
+        # Only its order of memory, for its values are in the change.
+        ctx.form = torch.empty_like(output, device='meta')
         return error
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        output, change, weight, axes, along = ctx.saved_tensors
+        change, weight, axes, along = ctx.saved_tensors
         low = None
         if axes is not None:
             along = along * (2 / max(len(along), 1) * grad)
             low = (along.to(axes.dtype) @ axes).view_as(change)
         factor = 2 / max(change.numel(), 1) * grad
         slope = _slopes(change, weight, low, factor)
-        return from_rows(slope, output), None, None, None
+        return from_rows(slope, ctx.form), None, None, None
 
 
 @Kernel

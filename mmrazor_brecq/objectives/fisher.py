@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..activations import CachedBatches
-from ..functional import weighted_squared_error
+from ..functional import in_order_of, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from ..runtime.distributed import local_share, total
@@ -101,10 +101,17 @@ class Fisher(Objective):
                 logging.WARNING,
             )
 
-    def _weight(self, place: OutputKey, index: Tensor) -> Any:
-        """What weighs the ``i``-th output of a unit on some images."""
+    def _weight(
+        self, place: OutputKey, index: Tensor, output: Tensor
+    ) -> Optional[Tensor]:
+        """Return the weights of an output's errors on some images."""
         weight = self.weights.get(place)
-        return weight.take(index) if isinstance(weight, PerImage) else weight
+        if isinstance(weight, PerImage):
+            return weight.take(index)
+        if weight is not None:
+            # Otherwise each error would reorder a copy of them.
+            weight = self.weights[place] = in_order_of(weight, output)
+        return weight
 
 
 @TASK_UTILS.register_module()
@@ -180,5 +187,5 @@ class FisherDiag(Fisher):
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
         """See :func:`mmrazor_brecq.functional.weighted_squared_error`."""
-        weight = self._weight((unit.name, i), index)
+        weight = self._weight((unit.name, i), index, output)
         return weighted_squared_error(output, target, weight)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, Callable, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional import map_tensors
 from ..graph import Unit
@@ -107,8 +108,7 @@ class Reconstructor:
     @torch.no_grad()
     def outputs(self, unit: Unit, data: UnitData) -> Iterator[Any]:
         """Yield the unit's outputs for all images, batch by batch."""
-        for args, kwargs in data.inputs.split():
-            yield unit.module(*args, **kwargs)
+        yield from map(partial(_called, unit.module), data.inputs.split())
 
     def validate(self, unit: Unit, data: UnitData) -> float:
         """Return the error on held-out images, every weight rounded.
@@ -162,6 +162,12 @@ class Reconstructor:
             )
             for index in data.held_out_parts(self.batch_size)
         )
+
+
+def _called(module: nn.Module, arguments: tuple[tuple, dict]) -> Any:
+    """Return what a module gives for arguments that nothing else caches."""
+    args, kwargs = arguments
+    return module(*args, **kwargs)
 
 
 #: How a parameter says that it takes a reconstructor.

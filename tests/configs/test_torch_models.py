@@ -11,10 +11,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from mmrazor_brecq.configs import read_config
+from mmrazor_brecq.config.load import read_config
+from mmrazor_brecq.config.recipe import Recipe
 from mmrazor_brecq.engine.launch import build_model
 from mmrazor_brecq.models import TorchModel
-from mmrazor_brecq.recipe import Recipe
 
 FOLDER = Path(__file__).parents[2] / 'configs/torch_model'
 CONFIGS = sorted(FOLDER.glob('*.py'))

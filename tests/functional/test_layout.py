@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmrazor_brecq.functional import flat, from_rows, like, rows
+from mmrazor_brecq.functional import (
+    flat,
+    from_rows,
+    in_order_of,
+    like,
+    rows,
+)
 
 LAYOUTS = dict(
     contiguous=lambda x: x,
@@ -63,3 +69,16 @@ def test_two_tensors_meet_element_by_element(layout, x):
     x = LAYOUTS[layout](x)
     for y in x + 100, (x + 100).clone(memory_format=torch.contiguous_format):
         assert torch.equal(flat(y, x), flat(x) + 100)
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'sliced'])
+@pytest.mark.parametrize('images', [1, 2])
+def test_an_order_is_taken_over_once_and_for_all(layout, images, x):
+    """Then rows in that order are no copy."""
+    order = LAYOUTS[layout](x)
+    y = torch.rand_like(order, memory_format=torch.contiguous_format)[:images]
+    found = in_order_of(y, order)
+
+    assert torch.equal(found, y)
+    assert rows(found, order).data_ptr() == found.data_ptr()
+    assert in_order_of(found, order).data_ptr() == found.data_ptr()

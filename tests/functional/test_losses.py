@@ -75,3 +75,22 @@ def test_shorter_outputs_have_short_gradients(directed, generator):
         found.append((error, output.grad.float()))
     for short, exact in zip(*found):
         assert (short - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize('rank', [0, 2])
+def test_the_way_back_holds_neither_output_nor_target(rank, generator):
+    """The elements of the error are all that it needs of them."""
+    x, y = torch.randn(2, 5, 4, 3, 2, generator=generator)
+    weight, axes = torch.ones(1, 4, 3, 2), torch.ones(rank, 1, 4, 3, 2)
+    held = []
+
+    def remember(tensor):
+        held.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    output = x.requires_grad_() * 1
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
+        weighted_squared_error(output, y, weight, axes if rank else None)
+    assert held
+    assert output.untyped_storage().data_ptr() not in held
+    assert y.untyped_storage().data_ptr() not in held

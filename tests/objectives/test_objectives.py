@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from mmrazor_brecq.activations import CachedBatches
-from mmrazor_brecq.functional import tensors
+from mmrazor_brecq.functional import rows, tensors
 from mmrazor_brecq.graph import (
     BlockPartition,
     LayerPartition,
@@ -21,6 +23,7 @@ from mmrazor_brecq.objectives import (
     FisherLowRank,
     OfficialFisher,
 )
+from mmrazor_brecq.objectives.fisher_low_rank import _explained
 from mmrazor_brecq.objectives.likelihood import (
     Categorical,
     CategoricalSketch,
@@ -377,6 +380,70 @@ def test_of_low_rank_the_largest_eigenvectors_are_left(rank, toy, batches):
         assert loss(vectors[:, -rank - 1]) < 1e-6
 
 
+def matrix_share(gradients, rank):
+    """What the matrix may count for, with gradients of N images."""
+    return _explained(gradients.double() @ gradients.double().T, rank)
+
+
+def test_the_matrix_counts_by_what_it_knows_of_other_images(generator):
+    """Few directions that all images share, against one for each image."""
+    shared = torch.randn(64, 4, generator=generator)
+    axes = torch.linalg.qr(torch.randn(300, 4, generator=generator))[0]
+    assert matrix_share(shared @ axes.T, 8) == pytest.approx(1)
+    assert matrix_share(torch.eye(64), 8) == pytest.approx(0, abs=1e-12)
+    noise = torch.randn(64, 300, generator=generator)
+    inside = torch.linalg.svdvals(noise).square()
+    assert inside[:8].sum() / inside.sum() > 0.2
+    assert matrix_share(noise, 8) < 0.05
+    half = shared @ axes.T
+    half = half / half.norm() + noise / noise.norm()
+    assert matrix_share(half, 8) == pytest.approx(0.5, abs=0.07)
+
+
+def test_what_it_knows_is_a_projection_on_other_images(generator):
+    images, rank = 10, 3
+    grad = torch.randn(images, 6, generator=generator).double()
+    grad[:, 0] *= 4
+    caught = 0.0
+    for part in range(4):
+        one = torch.arange(images) % 4 == part
+        axes = torch.linalg.svd(grad[~one])[2][:rank]
+        caught += float((grad[one] @ axes.T).square().sum())
+    expected = caught / float(grad.square().sum())
+    assert matrix_share(grad, rank) == pytest.approx(expected)
+    assert 0.3 < expected < 1
+
+
+@pytest.mark.parametrize('images', [1, 2, 3])
+def test_few_images_know_something_of_each_other_or_nothing(images):
+    alike = torch.ones(images, 5)
+    assert matrix_share(alike, 2) == pytest.approx(float(images > 1))
+
+
+def test_many_classes_leave_the_diagonal_where_few_have_a_matrix(generator):
+    """Gradients of few classes span few directions, whatever the image."""
+    torch.manual_seed(0)
+    images = torch.randn(48, 64, 1, 1, generator=generator)
+    shares = []
+    for classes in (4, 400):
+        network = nn.Sequential(
+            nn.Conv2d(64, 64, 1),
+            nn.Flatten(),
+            nn.Linear(64, classes),
+        ).eval()
+        objective = FisherLowRank()
+        units, outputs = watched(
+            objective, network, list(images.split(16)), LayerPartition()
+        )
+        first = units[0]
+        goals = outputs[first.name]
+        nearest = [disturbed(goal, generator) for goal in goals]
+        objective.begin(first, nearest, goals)
+        shares.append(objective.explained[first.name, 0])
+    assert shares[0] > 0.95
+    assert shares[1] < 0.8 * shares[0]
+
+
 @pytest.mark.parametrize('size', [0.0, 1e-4])
 def test_where_nearest_rounding_hardly_errs_it_is_the_diagonal(
     size, each_toy, batches, generator
@@ -429,6 +496,49 @@ def test_directions_go_to_the_type_of_short_outputs_once(
         assert not objective.short
 
 
+@pytest.mark.parametrize('objective', [FisherDiag, FisherLowRank])
+@pytest.mark.parametrize(
+    'order', [torch.contiguous_format, torch.channels_last]
+)
+def test_weights_are_brought_in_the_order_of_outputs_once(
+    objective, order, toy, batches, generator
+):
+    objective = objective()
+    units, outputs = watched(objective, toy('residual'), batches)
+    unit = units[0]
+    goals = [x.contiguous(memory_format=order) for x in outputs[unit.name]]
+    objective.begin(unit, [disturbed(goals[0], generator)], goals)
+    before = objective.weights[unit.name, 0].clone()
+    out = disturbed(goals[0], generator)
+    error = objective.loss(unit, out, goals[0], torch.arange(5))
+    weight = objective.weights[unit.name, 0]
+
+    assert torch.equal(weight, before)
+    assert rows(weight, out).data_ptr() == weight.data_ptr()
+    assert objective.loss(unit, out, goals[0], torch.arange(5)) == error
+
+
+def test_what_nearest_rounding_gives_is_let_go_of_batch_by_batch(
+    toy, batches, generator
+):
+    objective = FisherLowRank()
+    units, outputs = watched(objective, toy('residual'), batches)
+    goals = outputs[units[0].name]
+    given = []
+
+    def one_by_one(offset):
+        for k in range(len(goals)):
+            assert not [ref for ref in given[:-1] if ref() is not None]
+            yield fresh(goals[k] + offset)
+
+    def fresh(x):
+        given.append(weakref.ref(x))
+        return x
+
+    objective.begin(units[0], one_by_one(0.1), one_by_one(0))
+    assert len(given) == 2 * len(goals) > 2
+
+
 @pytest.mark.parametrize('even', [0.0, 0.05, 1.0])
 def test_the_larger_nearest_roundings_error_the_more_is_for_the_matrix(
     even, each_toy, batches, generator
@@ -466,7 +576,7 @@ def test_the_larger_nearest_roundings_error_the_more_is_for_the_matrix(
             del objective.directions[name, i]
             nought = [tree_map(torch.zeros_like, goal) for goal in goals]
             share = (error / mean(diagonal, nought)) ** 2
-            share = share / (share + even**2)
+            share = share / (share + even**2) * objective.explained[name, i]
             torch.testing.assert_close(
                 mean(objective, nearest),
                 (1 - share) * error,

@@ -109,7 +109,7 @@ PLACES = {
     'collecting images': 'mmrazor_brecq.engine.calibration:_preprocess',
     'writing the config': 'mmrazor_brecq.engine.runners:config_text',
     'evaluating': 'mmengine.evaluator:Evaluator.evaluate',
-    'learning': 'mmrazor_brecq.reconstruction.processes:average_gradients',
+    'learning': 'mmrazor_brecq.reconstruction.optimize:average_gradients',
     'writing a unit': 'mmrazor_brecq.engine.progress:Progress.add_unit',
     'writing the result': 'mmrazor_brecq.engine.ptq_loop:save_quantized',
 }
