@@ -173,7 +173,7 @@ def test_units_that_the_images_never_reach_are_an_error(quantize, batches):
             return self.rare(x) if len(x) < 3 else x
 
     model, teacher = quantize(Skips())
-    with pytest.raises(RuntimeError, match="never came to.*'rare'"):
+    with pytest.raises(RuntimeError, match="never reached.*'rare'"):
         finish(model, teacher, batches)
 
 

@@ -171,7 +171,7 @@ def test_resumes_with_the_same_bits(
 def test_resumes_in_the_type_it_began_with(quick, tmp_path, monkeypatch):
     def takes(short):
         seconds = {None: 1.0, torch.bfloat16: short}
-        monkeypatch.setattr(autocast, '_seconds', lambda *x: seconds[x[2]])
+        monkeypatch.setattr(autocast, '_seconds', lambda *x: seconds[x[-1]])
         return quick(model__reconstructor__autocast='fastest')
 
     interrupt(monkeypatch, takes(0.5), 1)
