@@ -223,8 +223,7 @@ class BRECQ(BaseModel):
         }
         if not isinstance(images, CachedBatches):
             images = CachedBatches(images, [len(batch) for batch in images])
-        held_out = round(len(images) * self.held_out)
-        held_out = max(1, min(held_out, len(images) - 1))
+        held_out = self.held_out_of(len(images))
         to_come = [unit for unit in self.units if unit.name not in done]
         reconstructor.objective.watch(
             teacher, to_come, images, own_generator(seed)
@@ -285,6 +284,10 @@ class BRECQ(BaseModel):
             yield reconstructor.refiner(
                 self.architecture, teacher, images, held_out, seed
             )
+
+    def held_out_of(self, images: int) -> int:
+        """Return how many of so many images only judge: one or more."""
+        return max(1, min(round(images * self.held_out), images - 1))
 
     @property
     def steps(self) -> int:

@@ -22,6 +22,7 @@ from mmengine.dist import (
 from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop
+from torch import nn
 from torch.utils.data import DataLoader
 
 from .._requirements import installed_versions
@@ -38,9 +39,15 @@ from ..checkpoint import (
 )
 from ..functional import in_grad_mode
 from ..graph import copy_network
-from ..reconstruction import NearestRounding, UnitReport
+from ..reconstruction import NearestRounding, NetworkRefiner, UnitReport
 from ..registry import LOOPS
-from ..report import UnitProgress, closing_table, setback, weight_bytes
+from ..report import (
+    UnitProgress,
+    closing_table,
+    outdone,
+    setback,
+    weight_bytes,
+)
 from ..version import __version__
 from .calibration import (
     CalibrationConfig,
@@ -50,7 +57,7 @@ from .calibration import (
     warn_of_overlap,
 )
 from .progress import Progress, in_first
-from .results import finished_metrics, made_by
+from .results import earlier_reports, finished_metrics, made_by
 from .runners import begin, starting
 
 
@@ -142,6 +149,9 @@ class PTQLoop(TestLoop):
                     teacher, images, self.runner.seed, NearestRounding()
                 ):
                     pass
+                progress.add_metrics(
+                    'divergence', dict(nearest=far(nearest, teacher, images))
+                )
         with clock('evaluate'):
             self._evaluate(nearest, 'nearest', progress)
         del nearest
@@ -161,6 +171,8 @@ class PTQLoop(TestLoop):
                 show(report)
         with clock('evaluate'):
             metrics = super().run()
+            divergence = progress.metrics.setdefault('divergence', {})
+            divergence['quantized'] = far(model, teacher, images)
         progress.metrics['quantized'] = _plain(metrics)
         if is_main_process():
             self._write(
@@ -281,6 +293,7 @@ class PTQLoop(TestLoop):
             # A run that goes on may have been killed after it had written.
             if not self.resume or not made_by(path, identity):
                 keep_older(path)
+        earlier = earlier_reports(self.runner.work_dir)
         dataset = getattr(self.dataloader.dataset, 'metainfo', {})
         meta = dict(
             identity=identity,
@@ -289,8 +302,9 @@ class PTQLoop(TestLoop):
         save_quantized(self.model, meta, checkpoint)
         save_json(report, table)
         self.runner.logger.info('\n' + closing_table(report))
-        if worse := setback(report):
-            self.runner.logger.warning(worse)
+        for worse in setback(report), outdone(report, earlier):
+            if worse:
+                self.runner.logger.warning(worse)
         self.runner.logger.info(
             f'The quantized model lies in {checkpoint}, the report in {table}'
         )
@@ -317,6 +331,13 @@ class Clock:
         return {
             k: round(v, 2) for k, v in dict(self.parts, total=total).items()
         }
+
+
+def far(model: BRECQ, teacher: nn.Module, images: CachedBatches) -> float:
+    """Return a model's divergence from float on the images held out."""
+    validator = NetworkRefiner(augment=[], likelihood=dict(type='FromOutput'))
+    first = len(images) - model.held_out_of(len(images))
+    return validator.divergence(model.architecture, teacher, images, first)
 
 
 def peak_memory_mb() -> float:

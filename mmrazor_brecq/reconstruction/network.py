@@ -165,6 +165,28 @@ class NetworkRefiner:
         return report
 
     @torch.no_grad()
+    def divergence(
+        self,
+        network: nn.Module,
+        teacher: nn.Module,
+        images: CachedBatches,
+        first: int,
+    ) -> float:
+        """Return how far a network is from the float one, in nats.
+
+        Args:
+            network (nn.Module): The network.
+            teacher (nn.Module): The float network.
+            images (CachedBatches): Preprocessed inputs, those of this
+                process.
+            first (int): The first of the images held out.
+        """
+        self._see(teacher, images)
+        # Each as it is asked for: those of maps are large.
+        goals = (_answers(teacher, x) for x in self._examined(images, first))
+        return self._validate(network, self._examined(images, first), goals)
+
+    @torch.no_grad()
     def _see(self, teacher: nn.Module, images: CachedBatches) -> None:
         """Show the likelihood the images that objectives show theirs."""
         some = images.batch(0)[: at_once(images.elements, 32, AND_BACK)]
@@ -238,7 +260,7 @@ class NetworkRefiner:
         return self.likelihood.divergence(outputs, goals)
 
     def _examined(
-        self, images: CachedBatches, first: int, seed: int
+        self, images: CachedBatches, first: int, seed: int = 0
     ) -> Iterator[Tensor]:
         """The images from ``first`` on, each varied several times.
 
