@@ -1,14 +1,19 @@
-from .batched import AND_BACK, FORWARD, CachedBatches, at_once
-from .store import Column, Loan, Store
+from .batched import (
+    MAX_ELEMENTS_BACKWARD,
+    MAX_ELEMENTS_FORWARD,
+    CachedBatches,
+    images_per_pass,
+)
+from .store import CachedTensor, FreeableTensor, Store
 from .stream import Stream
 
 __all__ = [
-    'AND_BACK',
-    'Column',
-    'FORWARD',
-    'Loan',
+    'MAX_ELEMENTS_BACKWARD',
+    'CachedTensor',
+    'MAX_ELEMENTS_FORWARD',
+    'FreeableTensor',
     'CachedBatches',
     'Store',
     'Stream',
-    'at_once',
+    'images_per_pass',
 ]

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 
 from ..functional import flatten, leaves, map_tensors
-from .store import Column, Store
+from .store import CachedTensor, Store
 
 #: Numbers that images may have which pass a whole network together: forward,
 #: and forward and back, when all that is between is kept.
-FORWARD, AND_BACK = 2**20, 2**19
+MAX_ELEMENTS_FORWARD, MAX_ELEMENTS_BACKWARD = 2**20, 2**19
 
 
-def at_once(elements: int, most: int, room: int = 3 * 2**20) -> int:
+def images_per_pass(
+    elements: int, max_images: int, max_elements: int = 3 * 2**20
+) -> int:
     """How many images run together, so that they need little memory.
 
     Args:
         elements (int): Numbers that an image has.
-        most (int): Images at the most.
-        room (int): Numbers that all of them may have.
+        max_images (int): Images at the most.
+        max_elements (int): Elements that all of them may have.
     """
-    return max(1, min(most, room // max(1, elements)))
+    return max(1, min(max_images, max_elements // max(1, elements)))
 
 
 class CachedBatches:
@@ -77,7 +79,7 @@ class CachedBatches:
             if after is not None:
                 after(k, pairs)
 
-    def _hold(self, k: int, part: Any) -> list[tuple[Column, Tensor]]:
+    def _hold(self, k: int, part: Any) -> list[tuple[CachedTensor, Tensor]]:
         """Write down the ``k``-th part; gives tensors and their columns."""
         found = leaves(part)
         if len(found) != len(self.leaves):
@@ -86,14 +88,14 @@ class CachedBatches:
         pairs = [
             (leaf, x)
             for leaf, x in zip(self.leaves, found)
-            if isinstance(leaf, Column)
+            if isinstance(leaf, CachedTensor)
         ]
         for column, x in pairs:
             column.write(self.starts[k], x)
         own = {
             i: x
             for i, (leaf, x) in enumerate(zip(self.leaves, found))
-            if x is not leaf and not isinstance(leaf, Column)
+            if x is not leaf and not isinstance(leaf, CachedTensor)
         }
         self.own.append(own)
         return pairs
@@ -103,7 +105,7 @@ class CachedBatches:
         fold = _images_fold(column, self.sizes)
         if not fold:
             return column[0]
-        return self.store.column(len(self), column[0], fold)
+        return self.store.allocate(len(self), column[0], fold)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -111,7 +113,9 @@ class CachedBatches:
     @property
     def elements(self) -> int:
         """Numbers that an image has."""
-        return sum(x.elements for x in self.leaves if isinstance(x, Column))
+        return sum(
+            x.elements for x in self.leaves if isinstance(x, CachedTensor)
+        )
 
     def take(self, index: Tensor) -> Any:
         """The structure of some images.
@@ -120,7 +124,8 @@ class CachedBatches:
             index (Tensor): Whole numbers below ``len(self)``.
         """
         found = [
-            x.take(index) if isinstance(x, Column) else x for x in self.leaves
+            x.take(index) if isinstance(x, CachedTensor) else x
+            for x in self.leaves
         ]
         return self.rebuild(found)
 
@@ -131,7 +136,7 @@ class CachedBatches:
             return map_tensors(Tensor.clone, own.part)
         span = self.starts[k : k + 2]
         found = [
-            x.between(*span) if isinstance(x, Column) else own.get(i, x)
+            x.read(*span) if isinstance(x, CachedTensor) else own.get(i, x)
             for i, x in enumerate(self.leaves)
         ]
         return self.rebuild(found)
@@ -140,7 +145,7 @@ class CachedBatches:
         """The structures batch by batch, as they came."""
         return map(self.batch, range(len(self.sizes)))
 
-    def mixed(
+    def take_mixed(
         self,
         other: CachedBatches,
         index: Tensor,
@@ -157,7 +162,7 @@ class CachedBatches:
             return self.take(index)
         found = []
         for x, y in zip(self.leaves, other.leaves):
-            if isinstance(x, Column):
+            if isinstance(x, CachedTensor):
                 x = x.take(index)
                 if x.is_floating_point():
                     x = mix(x, y.take(index))

@@ -54,68 +54,73 @@ class Store:
         self.folder = folder
         self.at_work = at_work
         #: Bytes that columns may take.
-        self.room = (
+        self.max_bytes = (
             float('inf')
             if budget is None
             else budget - min(at_work, budget // 2)
         )
         #: Bytes held in memory now, and the most there ever were.
-        self.held = self.peak = 0
+        self.cached_bytes = self.peak_bytes = 0
         #: Bytes of what is held that lie in memory a second time.
-        self.twice = 0
+        self.duplicate_bytes = 0
         #: Bytes that were written to files so far.
-        self.spilled = 0
+        self.spilled_bytes = 0
 
     @property
-    def ample(self) -> bool:
+    def has_ample_memory(self) -> bool:
         """Whether what is held may lie in memory a second time.
 
         Then nothing has had to go to a file so far, and it is a quarter of
         the room at the most, or :data:`AMPLE` where there is no limit.
         """
-        ample = AMPLE if self.budget is None else self.room / 4
-        return not self.spilled and self.held <= ample
+        ample = AMPLE if self.budget is None else self.max_bytes / 4
+        return not self.spilled_bytes and self.cached_bytes <= ample
 
-    def give_back(self) -> None:
+    def release_freed_memory(self) -> None:
         """Let the system have what is free, unless there is ample room.
 
         To fetch it anew, page by page, takes a tenth of a short run.
         """
-        if not self.ample:
+        if not self.has_ample_memory:
             give_back_freed_memory()
 
-    def column(self, images: int, example: Tensor, fold: int = 1) -> Column:
+    def allocate(
+        self, images: int, example: Tensor, rows_per_image: int = 1
+    ) -> CachedTensor:
         """Room for a tensor of all images.
 
         Args:
             images (int): How many.
             example (Tensor): Some of its rows: they tell type, device, and
                 the order of a row's elements in memory.
-            fold (int): Rows of the tensor that belong to one image.
+            rows_per_image (int): Rows of the tensor that belong to one image.
         """
-        column = Column(images, example, fold)
+        column = CachedTensor(images, example, rows_per_image)
         if self._has_room(column):
             column.memory = torch.empty(
-                images, column.elements, dtype=column.dtype, device=column.home
+                images,
+                column.elements,
+                dtype=column.dtype,
+                device=column.device,
             )
-            self.held += column.nbytes
-            self.peak = max(self.peak, self.held)
+            self.cached_bytes += column.nbytes
+            self.peak_bytes = max(self.peak_bytes, self.cached_bytes)
             weakref.finalize(column, self._release, column.nbytes)
         else:
             column.file = self._file(column.nbytes)
-            self.spilled += column.nbytes
+            self.spilled_bytes += column.nbytes
         return column
 
-    def _has_room(self, column: Column) -> bool:
+    def _has_room(self, column: CachedTensor) -> bool:
         """Whether a column fits, beside what is worked on with its rows."""
-        room = self.room
+        room = self.max_bytes
         if self.budget is not None and self.at_work:
             row = column.nbytes // max(1, column.images)
             room = min(room, self.budget - ROWS_AT_WORK * row)
-        return self.held + self.twice + column.nbytes <= room
+        return self.cached_bytes + self.duplicate_bytes + column.nbytes <= room
 
     def _release(self, nbytes: int) -> None:
-        self.held -= nbytes
+        self.cached_bytes -= nbytes
 
     def _file(self, nbytes: int) -> IO[bytes]:
         folder = self.folder or tempfile.gettempdir()
@@ -137,7 +142,7 @@ class Store:
         return file
 
 
-class Column:
+class CachedTensor:
     """One tensor, image by image, in memory or in a file.
 
     A row of it is one image's elements in the order of memory, so that a
@@ -147,12 +152,14 @@ class Column:
     memory: Optional[Tensor] = None
     file: Optional[IO[bytes]] = None
 
-    def __init__(self, images: int, example: Tensor, fold: int) -> None:
-        self.images, self.fold = images, fold
+    def __init__(
+        self, images: int, example: Tensor, rows_per_image: int
+    ) -> None:
+        self.images, self.rows_per_image = images, rows_per_image
         self.shape = tuple(example.shape[1:])
-        self.dtype, self.home = example.dtype, example.device
+        self.dtype, self.device = example.dtype, example.device
         self.order = memory_order(example[0])
-        self.elements = fold * prod(self.shape)
+        self.elements = rows_per_image * prod(self.shape)
         self.nbytes = images * self.elements * example.element_size()
 
     def write(self, start: int, values: Tensor) -> None:
@@ -160,7 +167,7 @@ class Column:
 
         Args:
             start (int): The first image.
-            values (Tensor): ``fold`` rows for each image.
+            values (Tensor): ``rows_per_image`` rows for each image.
 
         Raises:
             ValueError: If rows of another shape came first.
@@ -172,7 +179,7 @@ class Column:
                 'held together. Use a calibration pipeline that gives all '
                 'images one size'
             )
-        images = len(values) // self.fold
+        images = len(values) // self.rows_per_image
         rows = values.permute(0, *(d + 1 for d in self.order))
         rows = rows.reshape(images, -1)
         if self.memory is not None:
@@ -194,19 +201,19 @@ class Column:
             self._transfer(os.preadv, row, image)
         return self.unfolded(rows)
 
-    def between(self, start: int, stop: int) -> Tensor:
+    def read(self, start: int, stop: int) -> Tensor:
         """A copy of the rows of neighbouring images."""
         rows = self._empty(stop - start, self.elements)
         return self.unfolded(self._load(rows, start))
 
     def copy_to(self, tensor: Tensor, start: int) -> None:
         """Fill a tensor with the rows of the images from ``start`` on."""
-        images = len(tensor) // self.fold
+        images = len(tensor) // self.rows_per_image
         rows = tensor.permute(0, *(d + 1 for d in self.order))
         if self.memory is None and rows.is_contiguous():
             self._load(rows.view(images, self.elements), start)
         else:
-            tensor.copy_(self.between(start, start + images))
+            tensor.copy_(self.read(start, start + images))
 
     def pieces(self, size: int) -> Iterator[Tensor]:
         """A copy of the rows of all images, some elements at a time.
@@ -222,7 +229,7 @@ class Column:
             piece = self._empty(self.images, stop - start)
             for image, row in enumerate(piece):
                 self._transfer(os.preadv, row, image, start)
-            yield piece.to(self.home)
+            yield piece.to(self.device)
 
     def unfolded(self, rows: Tensor) -> Tensor:
         """Rows in the order of memory as tensors of the column's form.
@@ -231,11 +238,11 @@ class Column:
             rows (Tensor): N x as many elements as an image has.
 
         Returns:
-            Tensor: N times ``fold`` rows of the column's shape.
+            Tensor: N times ``rows_per_image`` rows of the column's shape.
         """
         sizes = [self.shape[d] for d in self.order]
         back = [self.order.index(d) + 1 for d in range(len(self.shape))]
-        return rows.to(self.home).view(-1, *sizes).permute(0, *back)
+        return rows.to(self.device).view(-1, *sizes).permute(0, *back)
 
     def _empty(self, images: int, elements: int) -> Tensor:
         """Room for rows, where those that are held lie."""
@@ -278,7 +285,7 @@ class Column:
             done += moved
 
 
-class Loan:
+class FreeableTensor:
     """A tensor that somebody else holds, and whose content a column has.
 
     While nobody looks, its memory can be freed. It is left alone where it
@@ -286,12 +293,14 @@ class Loan:
     that was made in inference mode.
 
     Args:
-        column (Column): Holds the same values.
+        column (CachedTensor): Holds the same values.
         start (int): The tensor's first image there.
         tensor (Tensor): The tensor.
     """
 
-    def __init__(self, column: Column, start: int, tensor: Tensor) -> None:
+    def __init__(
+        self, column: CachedTensor, start: int, tensor: Tensor
+    ) -> None:
         self.column = column
         self.start = start
         self.tensor = weakref.ref(tensor)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..graph import Unit, run_float
 from ..runtime.allocator import give_back_freed_memory
 from .batched import CachedBatches
-from .store import Column, Loan
+from .store import CachedTensor, FreeableTensor
 
 Arguments = tuple[tuple, dict]
 #: Bytes that may be free without the system having them back.
@@ -100,7 +100,7 @@ class Stream:
             for k in batches
         ]
         self._waiting: list[Optional[Arguments]] = [None for _ in batches]
-        self._loans: list[list[Loan]] = [[] for _ in batches]
+        self._loans: list[list[FreeableTensor]] = [[] for _ in batches]
         #: Bytes of each pass that lie in memory beside the store's.
         self._twice = [0 for _ in batches]
         self._freed = 0
@@ -194,15 +194,17 @@ class Stream:
                 self._waiting[k] = arguments
                 yield arguments
 
-    def _lend(self, k: int, held: list[tuple[Column, Tensor]]) -> None:
+    def _lend(self, k: int, held: list[tuple[CachedTensor, Tensor]]) -> None:
         """Part ``k`` is held: what its pass holds too can be freed."""
         start = self.images.starts[k]
-        self._loans[k] += [Loan(column, start, x) for column, x in held]
+        self._loans[k] += [
+            FreeableTensor(column, start, x) for column, x in held
+        ]
         self._drain(k)
 
     def _drain(self, k: int) -> None:
         """Free the memory of what the ``k``-th pass and its frames hold."""
-        if self.images.store.ample:
+        if self.images.store.has_ample_memory:
             self._count(k, sum(loan.size for loan in self._loans[k]))
             return
         # Only two batches tell what is of images and what of the network.
@@ -215,7 +217,7 @@ class Stream:
 
     def _count(self, k: int, twice: int) -> None:
         """Tell the store what the ``k``-th pass has of its own."""
-        self.images.store.twice += twice - self._twice[k]
+        self.images.store.duplicate_bytes += twice - self._twice[k]
         self._twice[k] = twice
 
     @torch.no_grad()

@@ -13,8 +13,18 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..activations import AND_BACK, CachedBatches, Stream, at_once
-from ..functional import in_grad_mode, make_ordinary, tensors, unpack_extra
+from ..activations import (
+    MAX_ELEMENTS_BACKWARD,
+    CachedBatches,
+    Stream,
+    images_per_pass,
+)
+from ..functional import (
+    in_grad_mode,
+    make_tensors_normal,
+    tensors,
+    unpack_extra,
+)
 from ..graph import (
     Account,
     Network,
@@ -43,7 +53,7 @@ from ..reconstruction import (
 )
 from ..registry import MODELS, TASK_UTILS
 from ..runtime.allocator import reuse_freed_memory
-from ..runtime.distributed import own_generator
+from ..runtime.distributed import process_generator
 from ..validation import KeyPath, validate
 
 
@@ -156,7 +166,7 @@ class BRECQ(BaseModel):
             )
         network = self.architecture
         network.eval()
-        make_ordinary(network)
+        make_tensors_normal(network)
         # It reads the weights of nn.TransformerEncoderLayer past the layers.
         torch.backends.mha.set_fastpath_enabled(False)
         make_plain(network, example)
@@ -226,10 +236,13 @@ class BRECQ(BaseModel):
         held_out = self.held_out_of(len(images))
         to_come = [unit for unit in self.units if unit.name not in done]
         reconstructor.objective.watch(
-            teacher, to_come, images, own_generator(seed)
+            teacher, to_come, images, process_generator(seed)
         )
         some = torch.arange(
-            min(len(images), at_once(images.elements, 16, AND_BACK))
+            min(
+                len(images),
+                images_per_pass(images.elements, 16, MAX_ELEMENTS_BACKWARD),
+            )
         )
         reconstructor.autocast.measure(
             lambda x: tensors(run_float(teacher, x)),
@@ -247,7 +260,7 @@ class BRECQ(BaseModel):
             here, there = student.advance(), original.advance()
             while here is not None and there is not None:
                 start = time.perf_counter()
-                images.store.give_back()
+                images.store.release_freed_memory()
                 (name, inputs), (_, float_inputs) = here, there
                 if not finished:  # So far both networks are one.
                     inputs = float_inputs
@@ -258,13 +271,15 @@ class BRECQ(BaseModel):
                     images.sizes,
                     images.store,
                 )
-                images.store.give_back()
+                images.store.release_freed_memory()
                 if name in done and name not in finished:
                     unit.module.load_state_dict(unpack_extra(done[name]))
                 elif name not in finished:
                     data = UnitData(inputs, float_inputs, targets, held_out)
                     place = seed * len(order) + list(order).index(name) + 1
-                    report = reconstructor(unit, data, own_generator(place))
+                    report = reconstructor(
+                        unit, data, process_generator(place)
+                    )
                     del data
                     report.bits = {n: self.bits[n] for n in unit.layers}
                     report.seconds = time.perf_counter() - start

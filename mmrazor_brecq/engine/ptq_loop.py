@@ -159,7 +159,7 @@ class PTQLoop(TestLoop):
         with clock('reconstruct'), bar as show:
             for report in progress.reports:
                 show(report)
-            model.reconstructor.autocast.follow(progress.types)
+            model.reconstructor.autocast.resume(progress.types)
             for report in model.reconstruct(
                 teacher,
                 images,
@@ -274,8 +274,8 @@ class PTQLoop(TestLoop):
             peak_memory_mb=round(peak_memory_mb()),
             activations_mb=dict(
                 budget=None if store.budget is None else _mb(store.budget),
-                held=_mb(store.peak),
-                spilled=_mb(store.spilled),
+                held=_mb(store.peak_bytes),
+                spilled=_mb(store.spilled_bytes),
             ),
             processes=get_world_size(),
             account=self.model.account.to_dict(),

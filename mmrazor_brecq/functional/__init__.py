@@ -7,9 +7,21 @@ from .affine import (
     rounding_error,
 )
 from .extra_state import is_extra, pack_extra, unpack_extra
-from .layout import flat, from_rows, in_order_of, like, memory_order, rows
+from .layout import (
+    from_flat,
+    from_rows,
+    in_order_of,
+    memory_order,
+    to_flat,
+    to_rows,
+)
 from .losses import weighted_squared_error
-from .modes import in_grad_mode, make_ordinary, ordinary, own_draws
+from .modes import (
+    in_grad_mode,
+    make_tensors_normal,
+    preserve_random_state,
+    to_normal_tensor,
+)
 from .nested import at_least_float32, flatten, leaves, map_tensors, tensors
 from .packing import pack_bits, unpack_bits
 from .relaxation import (
@@ -27,7 +39,7 @@ __all__ = [
     'dequantize',
     'dequantize_rows',
     'fake_quantize',
-    'flat',
+    'to_flat',
     'flatten',
     'from_rows',
     'in_grad_mode',
@@ -36,12 +48,12 @@ __all__ = [
     'is_extra',
     'inverse_rectified_sigmoid',
     'leaves',
-    'like',
-    'make_ordinary',
+    'from_flat',
+    'make_tensors_normal',
     'map_tensors',
     'memory_order',
-    'ordinary',
-    'own_draws',
+    'to_normal_tensor',
+    'preserve_random_state',
     'pack_bits',
     'pack_extra',
     'quantize',
@@ -49,7 +61,7 @@ __all__ = [
     'relaxed_rows',
     'rounding_error',
     'rounding_penalty',
-    'rows',
+    'to_rows',
     'tensors',
     'unpack_bits',
     'unpack_extra',

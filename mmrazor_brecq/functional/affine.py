@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..runtime.kernels import Kernel, is_traced
-from .layout import flat, like
+from .layout import from_flat, to_flat
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -61,7 +61,7 @@ class _DequantizeRows(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(q, step, zero_point)
         ctx.range = qmin, qmax
-        dtype = type_of_layers(q)
+        dtype = compute_dtype(q)
         return _dequantize_rows(q, step, zero_point, qmin, qmax, dtype)
 
     @staticmethod
@@ -74,7 +74,7 @@ class _DequantizeRows(torch.autograd.Function):
         return grad_q, grad_step.sum_to_size(step.shape), None, None, None
 
 
-def values_on_grid(
+def dequantize_clamped(
     q: Tensor,
     step: Tensor,
     zero_point: Tensor,
@@ -86,7 +86,7 @@ def values_on_grid(
     return (q.clamp(qmin - zero_point, qmax - zero_point) * step).to(dtype)
 
 
-def slopes_on_grid(
+def dequantize_clamped_backward(
     grad: Tensor,
     q: Tensor,
     step: Tensor,
@@ -94,15 +94,15 @@ def slopes_on_grid(
     qmin: int,
     qmax: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`values_on_grid`: for ``q``, and C x 1 for steps."""
+    """Gradients of :func:`dequantize_clamped`: for ``q``, and C x 1."""
     low, high = qmin - zero_point, qmax - zero_point
     inside = q.clamp(low, high)
     grad_step = (grad * inside).sum(1, keepdim=True)
     return torch.where(q == inside, grad * step, 0), grad_step
 
 
-_dequantize_rows = Kernel(values_on_grid)
-_dequantize_rows_backward = Kernel(slopes_on_grid)
+_dequantize_rows = Kernel(dequantize_clamped)
+_dequantize_rows_backward = Kernel(dequantize_clamped_backward)
 
 
 def dequantize_rows(
@@ -122,8 +122,8 @@ def dequantize_rows(
         Tensor: C x K, in the type that layers compute in.
     """
     if is_traced():
-        dtype = type_of_layers(q)
-        return values_on_grid(q, step, zero_point, qmin, qmax, dtype)
+        dtype = compute_dtype(q)
+        return dequantize_clamped(q, step, zero_point, qmin, qmax, dtype)
     return _DequantizeRows.apply(q, step, zero_point, qmin, qmax)
 
 
@@ -225,10 +225,17 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         x, step, zero_point, keep = ctx.saved_tensors
-        operands = flat(grad, x), flat(x), step, zero_point, *ctx.range, keep
+        operands = (
+            to_flat(grad, x),
+            to_flat(x),
+            step,
+            zero_point,
+            *ctx.range,
+            keep,
+        )
         if ctx.needs_input_grad[0]:
             grad_x, grad_log_scale = _mixed_backward(*operands)
-            grad_x = like(grad_x, x)
+            grad_x = from_flat(grad_x, x)
         else:
             grad_x, grad_log_scale = None, _scale_backward(*operands)
         return grad_x, grad_log_scale, None, None, None, None, None
@@ -255,7 +262,7 @@ def _mixed(
 
 def _mixed_like(x: Tensor, *grid: Any) -> Tensor:
     """What the kernel makes of ``x``, in its shape and memory order."""
-    return like(_mixed(flat(x), *grid, type_of_layers(x)), x)
+    return from_flat(_mixed(to_flat(x), *grid, compute_dtype(x)), x)
 
 
 def _mixed_slopes(
@@ -286,7 +293,7 @@ def _scale_backward(*operands: Any) -> Tensor:
     return _mixed_slopes(*operands)[1]
 
 
-def type_of_layers(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """What a layer computes in: autocast's type, or else that of ``x``."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:

@@ -8,7 +8,7 @@ from typing import Optional
 from torch import Tensor
 
 
-def flat(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
+def to_flat(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
     """All elements in the order of memory, 1-dimensional.
 
     A view wherever memory has no gaps, so that one kernel serves every
@@ -22,12 +22,12 @@ def flat(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
     return x.permute(memory_order(x if order is None else order)).reshape(-1)
 
 
-def like(values: Tensor, x: Tensor) -> Tensor:
+def from_flat(values: Tensor, x: Tensor) -> Tensor:
     """Undo :func:`flat`: ``values`` in the shape and memory order of ``x``."""
     return _unpermuted(values, x, memory_order(x))
 
 
-def rows(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
+def to_rows(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
     """A row for each index of the first dimension, in the order of memory.
 
     A view wherever memory has no gaps and the first dimension leads in it.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..runtime.kernels import Kernel
-from .layout import from_rows, rows
+from .layout import from_rows, to_rows
 
 
 class _SquaredError(torch.autograd.Function):
@@ -26,17 +26,17 @@ class _SquaredError(torch.autograd.Function):
         weight: Optional[Tensor],
         directions: Optional[Tensor],
     ) -> Tensor:
-        values = rows(output)
+        values = to_rows(output)
         if weight is None:  # A kernel of its own would be compiled for it.
             weight = target.new_ones(1, values.shape[1])
         else:
             weight = weight.expand(len(weight), *output.shape[1:])
-            weight = rows(weight, output)
-        change, errors = _changes(values, rows(target, output), weight)
+            weight = to_rows(weight, output)
+        change, errors = _changes(values, to_rows(target, output), weight)
         error = errors.mean()
         axes = along = None
         if directions is not None:
-            axes = rows(directions.flatten(0, 1), output).to(change.dtype)
+            axes = to_rows(directions.flatten(0, 1), output).to(change.dtype)
             axes = axes.reshape(len(directions), -1)
             along = change.view(-1, axes.shape[1]) @ axes.T
             error += along.to(error.dtype).square().sum(1).mean()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 in_grad_mode = torch.inference_mode(False)
 
 
-def ordinary(tensor: Tensor) -> Tensor:
+def to_normal_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor that gradients can pass: the same one, or a copy of
     one that was made in inference mode.
     """
@@ -22,7 +22,7 @@ def ordinary(tensor: Tensor) -> Tensor:
 
 
 @torch.inference_mode(False)
-def make_ordinary(network: nn.Module) -> None:
+def make_tensors_normal(network: nn.Module) -> None:
     """Replace the parameters and buffers that were made in inference mode.
 
     Args:
@@ -36,11 +36,11 @@ def make_ordinary(network: nn.Module) -> None:
                 )
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = ordinary(buffer)
+                module._buffers[name] = to_normal_tensor(buffer)
 
 
 @contextmanager
-def own_draws(device: torch.device) -> Iterator[None]:
+def preserve_random_state(device: torch.device) -> Iterator[None]:
     """Within it numbers are drawn from a copy of the caller's random state.
 
     Args:

@@ -9,7 +9,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..runtime.kernels import Kernel
-from .affine import slopes_on_grid, type_of_layers, values_on_grid
+from .affine import (
+    compute_dtype,
+    dequantize_clamped,
+    dequantize_clamped_backward,
+)
 
 
 def rectified_sigmoid(alpha: Tensor) -> Tensor:
@@ -43,7 +47,7 @@ class _RelaxedRows(torch.autograd.Function):
     ) -> Tensor:
         grid = step, zero_point, *range_
         values, chance = _relaxed_rows(
-            alpha, base, *grid, type_of_layers(alpha)
+            alpha, base, *grid, compute_dtype(alpha)
         )
         ctx.save_for_backward(chance, base, step, zero_point)
         ctx.range, ctx.penalty = range_, penalty
@@ -68,7 +72,7 @@ def _relaxed_rows(
 ) -> tuple[Tensor, Tensor]:
     chance = torch.sigmoid(alpha)
     h = _stretched(chance).clamp(0, 1)
-    return values_on_grid(base + h, *grid), chance
+    return dequantize_clamped(base + h, *grid), chance
 
 
 @Kernel
@@ -76,7 +80,7 @@ def _relaxed_rows_backward(
     penalty: Tensor, grad: Tensor, chance: Tensor, base: Tensor, *grid: Any
 ) -> tuple[Tensor, Tensor]:
     h, slope = _slope(chance)
-    grad_h, grad_step = slopes_on_grid(grad, base + h, *grid)
+    grad_h, grad_step = dequantize_clamped_backward(grad, base + h, *grid)
     grad_penalty = penalty[0] * _penalty_slope(h, penalty[1])
     return (grad_h + grad_penalty) * slope, grad_step
 

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..validation import validated
-from .distributed import total
+from .distributed import sum_over_processes
 
 #: What a type may be called, and the type.
 TYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
@@ -49,7 +49,7 @@ class Autocast:
         """Whether it is still to be measured."""
         return self.chosen == FASTEST
 
-    def follow(self, types: Iterable[Optional[str]]) -> None:
+    def resume(self, types: Iterable[Optional[str]]) -> None:
         """Choose what an earlier run chose, to go on with it.
 
         Args:
@@ -83,7 +83,7 @@ class Autocast:
         least = _least(run, parameters, inputs[:2], turns=2)
         if least[1] < 2 * least[0]:
             least = _least(run, parameters, inputs, turns=3)
-        usual, short = total(torch.tensor(least))
+        usual, short = sum_over_processes(torch.tensor(least))
         share = float(short / usual)
         self.chosen = 'bfloat16' if share <= self.quicker else None
         print_log(
@@ -102,11 +102,11 @@ class Autocast:
         return torch.autocast(
             device.type,
             TYPES.get(self.chosen or ''),
-            enabled=self.short,
+            enabled=self.low_precision,
         )
 
     @property
-    def short(self) -> bool:
+    def low_precision(self) -> bool:
         """Whether numbers take half of the memory."""
         return self.chosen in TYPES
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 
-def own_generator(seed: int) -> torch.Generator:
+def process_generator(seed: int) -> torch.Generator:
     """Random numbers that differ from process to process."""
     return torch.Generator().manual_seed(seed + (get_rank() << 40))
 
@@ -32,14 +32,14 @@ def local_share(count: int) -> int:
     return max(1, most + (get_rank() < rest))
 
 
-def total(value: Tensor) -> Tensor:
+def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of a tensor over all processes."""
     value = value.clone()
     all_reduce(value, 'sum')
     return value
 
 
-def gathered(rows: Tensor) -> Tensor:
+def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all processes, those of the first process first.
 
     Args:
@@ -73,11 +73,11 @@ def mean_error(errors: Iterable[tuple[Tensor, int]]) -> float:
     found = torch.zeros(2, dtype=torch.float64)
     for error, images in errors:
         found += torch.tensor([images * float(error), images])
-    summed, images = total(found).tolist()
+    summed, images = sum_over_processes(found).tolist()
     return summed / max(images, 1)
 
 
-def take_from_first(tensors: Iterable[Tensor]) -> None:
+def copy_from_first_process(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors by those of the first process."""
     if get_world_size() > 1:
         for x in tensors:

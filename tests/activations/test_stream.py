@@ -313,8 +313,8 @@ def test_what_lies_in_memory_twice_is_within_the_budget(
             for x in {loan.tensor() for loan in loans} - {None}
             if x.untyped_storage().nbytes()
         )
-        assert found == store.twice
-        assert store.held + found <= store.room
+        assert found == store.duplicate_bytes
+        assert store.cached_bytes + found <= store.max_bytes
         return found
 
     with driven.stream() as stream, torch.no_grad():
@@ -327,7 +327,7 @@ def test_what_lies_in_memory_twice_is_within_the_budget(
             )  # more is held now
             waits(stream)
             arrived = stream.advance(targets.split())
-    assert store.twice == 0
+    assert store.duplicate_bytes == 0
     assert (most > 0) == (budget in (80_000, None))
 
 

@@ -105,23 +105,23 @@ def test_layers_compute_in_the_type(name):
 
 
 def test_it_knows_whether_numbers_are_short():
-    assert Autocast('bfloat16').short and not Autocast().short
-    assert not Autocast('fastest').short
+    assert Autocast('bfloat16').low_precision and not Autocast().low_precision
+    assert not Autocast('fastest').low_precision
 
 
 @pytest.mark.parametrize('before', ['bfloat16', None])
 def test_a_run_goes_on_in_the_type_it_began_with(before):
     fastest = Autocast('fastest')
-    fastest.follow([])
+    fastest.resume([])
     assert fastest.open
-    fastest.follow([None, before])
+    fastest.resume([None, before])
     assert fastest.chosen == before
     assert not fastest.open
 
 
 def test_what_is_named_outweighs_what_was_begun():
     named = Autocast('float16')
-    named.follow(['bfloat16'])
+    named.resume(['bfloat16'])
     assert named.chosen == 'float16'
 
 
