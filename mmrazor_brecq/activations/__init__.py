@@ -4,15 +4,16 @@ from .batched import (
     CachedBatches,
     images_per_pass,
 )
-from .store import CachedTensor, FreeableTensor, Store
+from .cached_tensor import CachedTensor, FreeableTensor
+from .store import Store
 from .stream import Stream
 
 __all__ = [
-    'MAX_ELEMENTS_BACKWARD',
-    'CachedTensor',
-    'MAX_ELEMENTS_FORWARD',
-    'FreeableTensor',
     'CachedBatches',
+    'CachedTensor',
+    'FreeableTensor',
+    'MAX_ELEMENTS_BACKWARD',
+    'MAX_ELEMENTS_FORWARD',
     'Store',
     'Stream',
     'images_per_pass',

@@ -144,7 +144,7 @@ class FisherLowRank(Fisher):
         for part, piece in self._pieces(column):
             gram = gram + (piece @ piece.T).cpu().double()
             squares[0, part] = piece.square().mean(0).to(squares)
-        diagonal = column.unfolded(squares)
+        diagonal = column.from_elements(squares)
         diagonal = diagonal.mean(0, keepdim=True).pow(self.temper)
         if not (0 < gram.trace() < math.inf and diagonal.mean() > 0):
             return
@@ -159,7 +159,7 @@ class FisherLowRank(Fisher):
         axes = torch.empty(len(mix), column.elements).to(diagonal)
         for part, piece in self._pieces(column):
             axes[:, part] = mix @ piece
-        self.directions[place] = column.unfolded(axes).unflatten(
+        self.directions[place] = column.from_elements(axes).unflatten(
             0, (-1, column.rows_per_image)
         )
         self.weights[place] = diagonal / diagonal.mean()

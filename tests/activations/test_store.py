@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmrazor_brecq.activations import CachedBatches, Store, Stream
+from mmrazor_brecq.activations import (
+    CachedBatches,
+    FreeableTensor,
+    Store,
+    Stream,
+)
 from mmrazor_brecq.activations import store as store_module
-from mmrazor_brecq.activations.store import FreeableTensor
 from mmrazor_brecq.graph import BlockPartition, record
 
 LAYOUTS = dict(
@@ -71,7 +75,7 @@ def test_elements_of_all_images_come_piece_by_piece(
     assert {piece.shape[1] for piece in pieces[:-1]} == {7}
     whole = torch.cat(pieces, 1)
     assert whole.shape == (6 // fold, fold * 60)
-    assert torch.equal(column.unfolded(whole), x)
+    assert torch.equal(column.from_elements(whole), x)
     pieces[0].zero_()
     assert torch.equal(column.read(0, 6 // fold), x)
 
@@ -109,7 +113,7 @@ def test_a_part_of_the_budget_is_for_what_is_worked_on(
 
 def test_large_images_leave_more_room_for_what_is_worked_on(tmp_path):
     """Of few of them a unit at work has more than of many small ones."""
-    store = Store(2**14, str(tmp_path), at_work=2**12)
+    store = Store(2**14, str(tmp_path), working_bytes=2**12)
 
     assert store.allocate(2, torch.zeros(2, 64)).file is None
     assert store.allocate(2, torch.zeros(2, 128)).file is not None
@@ -178,11 +182,11 @@ def test_a_lent_tensor_gives_its_memory_and_gets_it_back(store, generator):
     expected = x.clone()
     column = store.allocate(4, x)
     column.write(0, x)
-    loan = FreeableTensor(column, 0, x)
+    freeable = FreeableTensor(column, 0, x)
     for _ in range(2):
-        loan.drain()
+        freeable.free()
         assert x.untyped_storage().nbytes() == 0
-        assert loan.refill()
+        assert freeable.restore()
         assert torch.equal(x, expected)
 
 
@@ -192,15 +196,15 @@ def test_what_is_not_the_columns_is_left_alone(case, store, generator):
     x = base[:4] if case == 'a view' else base
     column = store.allocate(len(x), x)
     column.write(0, x)
-    loan = FreeableTensor(column, 0, x)
+    freeable = FreeableTensor(column, 0, x)
     if case == 'written':
         x.add_(1)
     expected = base.clone()
     if case == 'dead':
         del x, base
-    loan.drain()
+    freeable.free()
 
-    assert loan.refill() == (case == 'a view')
+    assert freeable.restore() == (case == 'a view')
     if case != 'dead':
         assert torch.equal(base, expected)
 

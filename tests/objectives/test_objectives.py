@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from mmrazor_brecq.activations import CachedBatches
-from mmrazor_brecq.functional import rows, tensors
+from mmrazor_brecq.functional import tensors, to_rows
 from mmrazor_brecq.graph import (
     BlockPartition,
     LayerPartition,
