@@ -24,7 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mmrazor_brecq.activations import FORWARD, CachedBatches, at_once
+from mmrazor_brecq.activations import (
+    MAX_ELEMENTS_FORWARD,
+    CachedBatches,
+    images_per_pass,
+)
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.engine.calibration import activation_store
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
@@ -70,7 +74,9 @@ def main() -> None:
     model = model.to(device).eval()
     weights = sum(p.numel() * 4 for p in model.parameters()) / MB
     before = peak_memory_mb()
-    size = at_once(3 * 224 * 224, most=32, room=FORWARD)
+    size = images_per_pass(
+        3 * 224 * 224, max_images=32, max_elements=MAX_ELEMENTS_FORWARD
+    )
     sizes = [len(x) for x in torch.arange(args.images).split(size)]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir='.') as folder:
@@ -91,8 +97,8 @@ def main() -> None:
         'of which weights': weights,
         'allowed: budget + that + 500': budget_mb + before + 500e6 / MB,
         'peak resident size': peak_memory_mb(),
-        'activations held, at most': store.peak / MB,
-        'activations written to files, in all': store.spilled / MB,
+        'activations held, at most': store.peak_bytes / MB,
+        'activations written to files, in all': store.spilled_bytes / MB,
     }.items():
         table.add_row(name, f'{value:,.0f}')
     Console().print(table)

@@ -127,12 +127,12 @@ def measure(name: str, images: Optional[int], iterations: int) -> dict:
     )
     (store,) = stores
     model = sum(p.numel() * 4 for p in network.parameters())
-    budget = store.peak if store.budget is None else store.budget
+    budget = store.peak_bytes if store.budget is None else store.budget
     return dict(
         grew=peak_memory_mb() - before,
         promised=(budget + model + 500e6) / MB,
-        held=store.peak / MB,
-        files=store.spilled / MB,
+        held=store.peak_bytes / MB,
+        files=store.spilled_bytes / MB,
         seconds=time.perf_counter() - start,
     )
 

@@ -18,7 +18,7 @@ from mmengine.logging import MMLogger
 from pydantic import Field
 from torch import nn
 
-from .activations import FORWARD, CachedBatches, at_once
+from .activations import MAX_ELEMENTS_FORWARD, CachedBatches, images_per_pass
 from .algorithms import BRECQ
 from .checkpoint import build_quantized, load_quantized, save_quantized
 from .config.load import read_config
@@ -31,7 +31,7 @@ from .engine.calibration import (
 from .engine.deploy import Request, write
 from .engine.launch import build_model
 from .engine.outliers import leave_out
-from .functional import in_grad_mode, ordinary
+from .functional import in_grad_mode, to_normal_tensor
 from .graph import (
     Images,
     Network,
@@ -147,12 +147,16 @@ def quantize(
     )
     # Two batches at least: what is the same in both is of no image.
     batch_size = min(batch_size, (len(images) + 1) // 2)
-    batch_size = at_once(images[0].numel(), most=batch_size, room=FORWARD)
+    batch_size = images_per_pass(
+        images[0].numel(),
+        max_images=batch_size,
+        max_elements=MAX_ELEMENTS_FORWARD,
+    )
     if not all(part.isfinite().all() for part in images.split(batch_size)):
         raise ValueError('The images hold NaN or infinity')
     brecq.eval()
     parameter = next(brecq.parameters(), torch.empty(0))
-    images = ordinary(images)
+    images = to_normal_tensor(images)
     batches = images.to(parameter.device, parameter.dtype).split(batch_size)
     store = activation_store(memory, parameter.device, tempfile.gettempdir())
     rows = CachedBatches(batches, [len(batch) for batch in batches], store)
@@ -264,7 +268,7 @@ def export_onnx(
         force=force,
         **requirements,
     )
-    images = ordinary(images).cpu()
+    images = to_normal_tensor(images).cpu()
     half = (len(images) + 1) // 2
     if batch == 'dynamic':
         batches = list(images.split(min(half, 64)))

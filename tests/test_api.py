@@ -117,7 +117,7 @@ def test_memory_bounds_what_is_held(toy, generator, monkeypatch):
 
     def reconstruct(self, teacher, rows, seed):
         yield from run(self, teacher, rows, seed)
-        spilled.append(rows.store.spilled)
+        spilled.append(rows.store.spilled_bytes)
 
     monkeypatch.setattr(BRECQ, 'reconstruct', reconstruct)
     for memory in None, '4KB':

@@ -1,14 +1,20 @@
-from .batched import AND_BACK, FORWARD, CachedBatches, at_once
-from .store import Column, Loan, Store
+from .batched import (
+    MAX_ELEMENTS_BACKWARD,
+    MAX_ELEMENTS_FORWARD,
+    CachedBatches,
+    images_per_pass,
+)
+from .cached_tensor import CachedTensor, FreeableTensor
+from .store import Store
 from .stream import Stream
 
 __all__ = [
-    'AND_BACK',
-    'Column',
-    'FORWARD',
-    'Loan',
     'CachedBatches',
+    'CachedTensor',
+    'FreeableTensor',
+    'MAX_ELEMENTS_BACKWARD',
+    'MAX_ELEMENTS_FORWARD',
     'Store',
     'Stream',
-    'at_once',
+    'images_per_pass',
 ]

@@ -1,199 +1,246 @@
-"""Nested arguments and outputs of many images, taken image by image."""
+"""Cache of nested tensors, batch by batch, that are taken image by image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, islice
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
 
-from ..functional import flatten, leaves, map_tensors
-from .store import Column, Store
+from ..functional import Nested, flatten, leaves, map_tensors
+from .cached_tensor import CachedTensor
+from .store import Store
 
-#: Numbers that images may have which pass a whole network together: forward,
-#: and forward and back, when all that is between is kept.
-FORWARD, AND_BACK = 2**20, 2**19
+#: Max elements per batch for a full-network pass: forward only, and forward
+#: and backward with all activations in between kept.
+MAX_ELEMENTS_FORWARD, MAX_ELEMENTS_BACKWARD = 2**20, 2**19
 
 
-def at_once(elements: int, most: int, room: int = 3 * 2**20) -> int:
-    """How many images run together, so that they need little memory.
+def images_per_pass(
+    elements: int, max_images: int, max_elements: int = 3 * 2**20
+) -> int:
+    """Return how many images run together, so that they need little memory.
 
     Args:
-        elements (int): Numbers that an image has.
-        most (int): Images at the most.
-        room (int): Numbers that all of them may have.
+        elements (int): Elements of one image.
+        max_images (int): Images at most.
+        max_elements (int): Elements of all of them together at most.
+
+    Returns:
+        int: 1 to ``max_images``.
     """
-    return max(1, min(most, room // max(1, elements)))
+    return max(1, min(max_images, max_elements // max(1, elements)))
 
 
 class CachedBatches:
-    """Structures of tensors whose first dimension runs over images.
+    """Cache of the batches of a nested structure, image by image.
 
-    A tensor belongs to the images if its first dimension is, in the first
-    two parts, the same multiple of the part's number of images (a Swin
-    block sees many windows an image). All else is of no image, and so is a
-    table that only happens to be as long: each batch keeps what it came
-    with, and images that are taken from several have that of the first.
+    A structure is a tensor, or any nesting of tensors and other values,
+    such as the arguments of a layer. A tensor belongs to the images if its
+    first dimension is, in the first two batches, the same multiple of the
+    batch size (a Swin block sees many windows of an image). All other
+    values belong to the network, and so does a table that happens to be as
+    long: each batch keeps its own, and images that are taken from several
+    batches get that of the first batch.
+
+    Example:
+        >>> batches = [torch.ones(4, 3), torch.zeros(2, 3)]
+        >>> images = CachedBatches(batches, sizes=[4, 2])
+        >>> len(images)
+        6
+        >>> images.take(torch.tensor([0, 5])).sum(1)
+        tensor([3., 0.])
 
     Args:
-        parts (iterable): One structure a batch, all of the same form; each
-            is asked for when those before it are held.
-        sizes (list[int]): Images in each batch.
-        store (Store, optional): Where they are held.
-        after (callable, optional): Called when a part is held, with its
-            number and each of its tensors that is of images, beside the
-            column that holds it.
+        batches (iterable): One structure for each batch, all of one form.
+            The next batch is only asked for once all before it are cached.
+        sizes (list[int]): Number of images in each batch.
+        store (Store, optional): The cache of the tensors. Default: one
+            without a budget.
+        on_cached (callable, optional): Called when a batch is cached, with
+            its index and a list of pairs: a cache, and the batch's tensor
+            whose values it has.
 
     Raises:
-        ValueError: If tensors of several batches differ in their other
-            dimensions.
+        ValueError: If the images of several batches differ in size.
     """
 
     def __init__(
         self,
-        parts: Iterable[Any],
+        batches: Iterable[Nested],
         sizes: Sequence[int],
         store: Optional[Store] = None,
-        after: Optional[Callable[[int, list], None]] = None,
+        on_cached: Optional[
+            Callable[[int, list[tuple[CachedTensor, Tensor]]], None]
+        ] = None,
     ) -> None:
         self.sizes = list(sizes)
+        #: Index of the first image of each batch, and the number of images.
         self.starts = list(accumulate(sizes, initial=0))
         self.store = store or Store()
-        parts = iter(parts)
-        first = list(islice(parts, 2))
-        found, self.rebuild = flatten(first[0])
+        batches = iter(batches)
+        first = list(islice(batches, 2))
+        values, self.rebuild = flatten(first[0])
+        #: What the structure holds, in order: a cache for each tensor that
+        #: belongs to images, and all other values of the first batch.
         self.leaves = [
-            self._leaf(column) for column in zip(*map(leaves, first))
+            self._cache_for(same_leaf)
+            for same_leaf in zip(*map(leaves, first))
         ]
-        # What only some batches have is of no image either.
-        self.leaves += found[len(self.leaves) :]
-        #: Of each batch what is of no image, if it is not that of the first;
-        #: or the whole of a batch that has another form.
-        self.own: list[Any] = []
-        for k, part in enumerate(chain(first, parts)):
-            pairs = self._hold(k, part)
-            if after is not None:
-                after(k, pairs)
+        # A value that the second batch lacks belongs to no image either.
+        self.leaves += values[len(self.leaves) :]
+        #: Of each batch, the values that differ from those of the first
+        #: batch, by index of the leaf; or the batch, if its form differs.
+        self.differing: list[Union[dict[int, Nested], _OddBatch]] = []
+        for k, batch in enumerate(chain(first, batches)):
+            pairs = self._cache(k, batch)
+            if on_cached is not None:
+                on_cached(k, pairs)
 
-    def _hold(self, k: int, part: Any) -> list[tuple[Column, Tensor]]:
-        """Write down the ``k``-th part; gives tensors and their columns."""
-        found = leaves(part)
-        if len(found) != len(self.leaves):
-            self.own.append(_Whole(part))
+    def _cache(
+        self, k: int, batch: Nested
+    ) -> list[tuple[CachedTensor, Tensor]]:
+        """Cache the k-th batch; return its tensors with their caches."""
+        values = leaves(batch)
+        if len(values) != len(self.leaves):
+            self.differing.append(_OddBatch(batch))
             return []
         pairs = [
             (leaf, x)
-            for leaf, x in zip(self.leaves, found)
-            if isinstance(leaf, Column)
+            for leaf, x in zip(self.leaves, values)
+            if isinstance(leaf, CachedTensor)
         ]
-        for column, x in pairs:
-            column.write(self.starts[k], x)
-        own = {
-            i: x
-            for i, (leaf, x) in enumerate(zip(self.leaves, found))
-            if x is not leaf and not isinstance(leaf, Column)
-        }
-        self.own.append(own)
+        for cached, x in pairs:
+            cached.write(self.starts[k], x)
+        self.differing.append(
+            {
+                i: x
+                for i, (leaf, x) in enumerate(zip(self.leaves, values))
+                if x is not leaf and not isinstance(leaf, CachedTensor)
+            }
+        )
         return pairs
 
-    def _leaf(self, column: Sequence[Any]) -> Any:
-        """Room for what is of images, else what it is for all of them."""
-        fold = _images_fold(column, self.sizes)
-        if not fold:
-            return column[0]
-        return self.store.column(len(self), column[0], fold)
+    def _cache_for(self, same_leaf: Sequence[Nested]) -> Nested:
+        """Return an empty cache for a leaf, or its value for all images.
+
+        Args:
+            same_leaf (sequence): The leaf's values in the first batches.
+        """
+        rows_per_image = _rows_per_image(same_leaf, self.sizes)
+        if not rows_per_image:
+            return same_leaf[0]
+        return self.store.allocate(len(self), same_leaf[0], rows_per_image)
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return self.starts[-1]
 
     @property
     def elements(self) -> int:
-        """Numbers that an image has."""
-        return sum(x.elements for x in self.leaves if isinstance(x, Column))
+        """Elements of one image, over all tensors."""
+        return sum(
+            x.elements for x in self.leaves if isinstance(x, CachedTensor)
+        )
 
-    def take(self, index: Tensor) -> Any:
-        """The structure of some images.
+    def take(self, index: Tensor) -> Nested:
+        """Return a copy of the structure of some images.
 
         Args:
-            index (Tensor): Whole numbers below ``len(self)``.
+            index (Tensor): Indices of images, below ``len(self)``.
         """
-        found = [
-            x.take(index) if isinstance(x, Column) else x for x in self.leaves
-        ]
-        return self.rebuild(found)
+        return self.rebuild(
+            [
+                x.take(index) if isinstance(x, CachedTensor) else x
+                for x in self.leaves
+            ]
+        )
 
-    def batch(self, k: int) -> Any:
-        """The structure of the ``k``-th part, as it came."""
-        own = self.own[k]
-        if isinstance(own, _Whole):
-            return map_tensors(Tensor.clone, own.part)
+    def batch(self, k: int) -> Nested:
+        """Return a copy of the k-th batch, as it was given."""
+        differing = self.differing[k]
+        if isinstance(differing, _OddBatch):
+            return map_tensors(Tensor.clone, differing.batch)
         span = self.starts[k : k + 2]
-        found = [
-            x.between(*span) if isinstance(x, Column) else own.get(i, x)
-            for i, x in enumerate(self.leaves)
-        ]
-        return self.rebuild(found)
+        return self.rebuild(
+            [
+                x.read(*span)
+                if isinstance(x, CachedTensor)
+                else differing.get(i, x)
+                for i, x in enumerate(self.leaves)
+            ]
+        )
 
-    def split(self) -> Iterator[Any]:
-        """The structures batch by batch, as they came."""
+    def split(self) -> Iterator[Nested]:
+        """Yield copies of all batches, as they were given."""
         return map(self.batch, range(len(self.sizes)))
 
-    def mixed(
+    def take_mixed(
         self,
         other: CachedBatches,
         index: Tensor,
         mix: Callable[[Tensor, Tensor], Tensor],
-    ) -> Any:
-        """The structure of some images, its real tensors mixed with others.
+    ) -> Nested:
+        """Return the structure of some images, mixed with that of another.
 
         Args:
             other (CachedBatches): Of the same form.
-            index (Tensor): Whole numbers below ``len(self)``.
-            mix (callable): From two tensors of images to one.
+            index (Tensor): Indices of images, below ``len(self)``.
+            mix (callable): From two floating-point tensors of the images,
+                this one's and the other's, to one.
         """
         if other is self:
             return self.take(index)
-        found = []
+        values = []
         for x, y in zip(self.leaves, other.leaves):
-            if isinstance(x, Column):
+            if isinstance(x, CachedTensor):
                 x = x.take(index)
                 if x.is_floating_point():
                     x = mix(x, y.take(index))
-            found.append(x)
-        return self.rebuild(found)
+            values.append(x)
+        return self.rebuild(values)
 
 
-class _Whole(NamedTuple):
-    """A part that has not the form of the first."""
+class _OddBatch(NamedTuple):
+    """A batch whose form differs from that of the first batch."""
 
-    part: Any
-
-
-def _images_fold(column: Sequence[Any], sizes: Sequence[int]) -> int:
-    """Rows an image, 0 for what is of no image."""
-    if not all(isinstance(x, Tensor) and x.dim() for x in column):
-        return 0
-    folds = {divmod(x.shape[0], size) for x, size in zip(column, sizes)}
-    fold, rest = folds.pop()
-    if folds or rest or not fold or _constant(column, fold):
-        return 0
-    return fold
+    batch: Nested
 
 
-def _constant(column: Sequence[Tensor], fold: int) -> bool:
-    """Whether tensors that could be of images are one table in fact.
+def _rows_per_image(values: Sequence[Nested], sizes: Sequence[int]) -> int:
+    """Return the rows of each image, or 0 if they belong to no image.
 
-    One object in all batches, or the same values in all of them, though
-    not for all images.
+    Args:
+        values (sequence): The values of one leaf in the first batches.
+        sizes (list[int]): Number of images in each batch.
     """
-    first = column[0]
-    if len(column) == 1 or not all(
-        x is first or torch.equal(x, first) for x in column
+    if not all(isinstance(x, Tensor) and x.dim() for x in values):
+        return 0
+    quotients = {divmod(x.shape[0], size) for x, size in zip(values, sizes)}
+    rows, rest = quotients.pop()
+    if quotients or rest or not rows or _is_table(values, rows):
+        return 0
+    return rows
+
+
+def _is_table(values: Sequence[Tensor], rows: int) -> bool:
+    """Return whether tensors as long as the images are one table in fact.
+
+    That is so if all batches have one object, or the same values which are
+    not those of every image.
+
+    Args:
+        values (list[Tensor]): The tensors of the first batches.
+        rows (int): Rows that each image would have.
+    """
+    first = values[0]
+    if len(values) == 1 or not all(
+        x is first or torch.equal(x, first) for x in values
     ):
         return False
-    images = first.unflatten(0, (-1, fold))
-    return all(x is first for x in column) or not torch.equal(
+    images = first.unflatten(0, (-1, rows))
+    return all(x is first for x in values) or not torch.equal(
         images, images[:1].expand_as(images)
     )

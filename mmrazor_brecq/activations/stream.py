@@ -1,11 +1,10 @@
 """Suspended forward passes: every image runs through a network once.
 
-Each batch runs its forward pass in a coroutine that stops at the door of
-every unit, hands over the unit's arguments, and goes on when it is given
-the unit's output. Whatever Python stands between the units simply runs. What
-waits at a door is all that is held of a batch, and it is held in a store: the
-memory of a suspended pass itself is given back until the pass goes on, unless
-the store has ample room.
+Each batch runs its forward pass in a coroutine. The pass stops before every
+unit, hands over the unit's arguments, and goes on when it is given the unit's
+output. Any Python code between two units simply runs. Of a suspended batch,
+only the unit's arguments are kept, in a store: the memory of the suspended
+pass itself is freed until the pass goes on, unless memory is ample.
 """
 
 from __future__ import annotations
@@ -19,31 +18,34 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from ..functional import Nested
 from ..graph import Unit, run_float
 from ..runtime.allocator import give_back_freed_memory
 from .batched import CachedBatches
-from .store import Column, Loan
+from .cached_tensor import CachedTensor, FreeableTensor
 
+#: Positional and keyword arguments of a unit.
 Arguments = tuple[tuple, dict]
-#: Bytes that may be free without the system having them back.
-LEFT_LYING = 2**26
+#: Freed bytes up to which the system does not get them back.
+MAX_FREED_BYTES = 2**26
 
 
 class _Pass(greenlet):
     """The forward pass of one batch."""
 
 
-class _Parked(nn.Module):
-    """Stands where a unit's module stood, and asks the hub for its output.
+class _SuspendingModule(nn.Module):
+    """Stands in for a unit's module, and suspends the pass that calls it.
 
-    For all but the suspended passes it is that module.
+    Outside a suspended pass it does what the unit's module does.
     """
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__()
+        # Past nn.Module's registration: the unit is not its child.
         self.__dict__.update(unit_name=name, unit_module=module)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Nested:
         current = getcurrent()
         if not isinstance(current, _Pass):
             return self.unit_module(*args, **kwargs)
@@ -59,15 +61,23 @@ class _Parked(nn.Module):
 class Stream:
     """The suspended passes of all batches through one network.
 
-    A context manager: within it the units of the network are parked.
+    It is a context manager: within it the modules of the units are replaced
+    by modules that suspend the pass.
+
+    Example:
+        >>> with Stream(holder, 'network', units, images) as stream:
+        ...     arrived = stream.advance()
+        ...     while arrived is not None:
+        ...         name, inputs = arrived
+        ...         arrived = stream.advance(stream.run(modules[name]))
 
     Args:
         holder (nn.Module): A module whose child is the network, so that
             the network itself can be a unit.
         child (str): Name of that child.
         units (list[Unit]): Units of the network.
-        images (CachedBatches): Preprocessed inputs; what waits is cached in
-            the same store.
+        images (CachedBatches): Preprocessed inputs. The arguments of units
+            are cached in the same store.
     """
 
     def __init__(
@@ -83,28 +93,44 @@ class Stream:
         self.images = images
 
     def __enter__(self) -> Stream:
-        self._places: list[tuple[nn.Module, str, nn.Module]] = []
-        parked = {m: _Parked(name, m) for m, name in self.units.items()}
-        for parent in [
-            self.holder,
-            *getattr(self.holder, self.child).modules(),
-        ]:
-            for name, module in list(parent._modules.items()):
-                if module in parked:
-                    self._places.append((parent, name, module))
-                    setattr(parent, name, parked[module])
+        network = getattr(self.holder, self.child)
+        self._replaced = self._replace_units(network)
+        # A unit may be the network itself.
         network = getattr(self.holder, self.child)
         batches = range(len(self.images.sizes))
         self._passes = [
             _Pass(lambda k=k: run_float(network, self.images.batch(k)))
             for k in batches
         ]
+        #: Arguments with which each pass waits at its unit.
         self._waiting: list[Optional[Arguments]] = [None for _ in batches]
-        self._loans: list[list[Loan]] = [[] for _ in batches]
-        #: Bytes of each pass that lie in memory beside the store's.
-        self._twice = [0 for _ in batches]
-        self._freed = 0
+        #: Tensors of each pass that are cached, too.
+        self._freeable: list[list[FreeableTensor]] = [[] for _ in batches]
+        #: Bytes of those of each pass that the store counts as duplicate.
+        self._duplicate_bytes = [0 for _ in batches]
+        self._freed_bytes = 0
         return self
+
+    def _replace_units(
+        self, network: nn.Module
+    ) -> list[tuple[nn.Module, str, nn.Module]]:
+        """Put suspending modules where units are.
+
+        Returns:
+            list[tuple]: Of each replaced module its parent, its name there,
+            and the module.
+        """
+        suspending = {
+            module: _SuspendingModule(name, module)
+            for module, name in self.units.items()
+        }
+        replaced = []
+        for parent in [self.holder, *network.modules()]:
+            for name, module in list(parent._modules.items()):
+                if module in suspending:
+                    replaced.append((parent, name, module))
+                    setattr(parent, name, suspending[module])
+        return replaced
 
     def __exit__(
         self,
@@ -112,26 +138,26 @@ class Stream:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        for parent, name, module in self._places:
+        for parent, name, module in self._replaced:
             setattr(parent, name, module)
-        for k in range(len(self._twice)):
-            self._count(k, 0)
+        for k in range(len(self._duplicate_bytes)):
+            self._count_duplicates(k, 0)
         self._passes.clear()
         self._waiting.clear()
-        self._loans.clear()
+        self._freeable.clear()
 
     def advance(
-        self, outputs: Optional[Iterable[Any]] = None
+        self, outputs: Optional[Iterable[Nested]] = None
     ) -> Optional[tuple[str, CachedBatches]]:
         """Let all passes run on to their next unit, one after the other.
 
         Args:
             outputs (iterable, optional): The output of the unit at which
-                they wait, for each batch; none at the beginning.
+                the passes wait, for each batch; None at the beginning.
 
         Returns:
-            tuple, optional: The unit's name, and its arguments for all
-            images; None when the passes have ended.
+            tuple[str, CachedBatches], optional: The unit's name, and its
+            arguments for all images; None when the passes have ended.
 
         Raises:
             RuntimeError: If the passes arrive at different units.
@@ -141,44 +167,54 @@ class Stream:
         first = next(arrivals, None)
         if first is None:
             return None
-        images = self.images
         return str(names[0]), CachedBatches(
-            chain([first], arrivals), images.sizes, images.store, self._lend
+            chain([first], arrivals),
+            self.images.sizes,
+            self.images.store,
+            self._add_freeable,
         )
 
-    def run(self, module: nn.Module) -> Iterator[Any]:
-        """What a module gives for the arguments that wait, batch by batch.
+    def run(self, module: nn.Module) -> Iterator[Nested]:
+        """Yield a module's outputs for the waiting arguments of each batch.
 
         Args:
-            module (nn.Module): Takes a unit's arguments.
+            module (nn.Module): Takes the arguments of the unit at which the
+                passes wait.
         """
         for k, arguments in enumerate(self._waiting):
-            self._refill(k)
-            args, kwargs = arguments  # type: ignore[misc]
+            assert arguments is not None
+            self._restore(k)
+            args, kwargs = arguments
             with torch.no_grad():
                 output = module(*args, **kwargs)
             yield output
             del output, args, kwargs, arguments
-            if k:  # An output may be the argument itself: let it be read.
-                self._drain(k - 1)
-        self._drain(len(self._waiting) - 1)
+            # An output may be the argument itself, and is read until the
+            # next one is asked for.
+            if k:
+                self._free(k - 1)
+        self._free(len(self._waiting) - 1)
 
     def _arrivals(
-        self, outputs: Optional[Iterable[Any]], names: list[Optional[str]]
+        self, outputs: Optional[Iterable[Nested]], names: list[Optional[str]]
     ) -> Iterator[Arguments]:
-        """The arguments of each pass where it waits next, and its unit."""
-        given = repeat(()) if outputs is None else zip(outputs)
-        for k, (suspended, value) in enumerate(zip(self._passes, given)):
-            self._refill(k)
+        """Resume each pass; yield the arguments with which it waits next.
+
+        Args:
+            outputs (iterable, optional): As in :meth:`advance`.
+            names (list): Filled with the unit at which each pass waits.
+        """
+        values = repeat(()) if outputs is None else zip(outputs)
+        for k, (suspended, value) in enumerate(zip(self._passes, values)):
+            self._restore(k)
             self._waiting[k] = None
             # Grad mode belongs to the thread, not to the coroutine, which
-            # may set it, inference mode included, between two units.
+            # may set it (inference mode included) between two units.
             with torch.inference_mode(False), torch.no_grad():
                 arrived = suspended.switch(*value)
             del value
-            # What nobody holds any more need not be held here either.
-            self._loans[k] = [
-                x for x in self._loans[k] if x.tensor() is not None
+            self._freeable[k] = [
+                x for x in self._freeable[k] if x.tensor() is not None
             ]
             name, arguments = (None, None) if suspended.dead else arrived
             names.append(name)
@@ -186,7 +222,7 @@ class Stream:
                 raise RuntimeError(
                     'The forward passes of several batches reach different '
                     f'units ({sorted(map(str, {name, names[0]}))}): a '
-                    'network whose way depends on its data cannot be '
+                    'network whose path depends on its data cannot be '
                     'reconstructed unit by unit'
                 )
             del arrived
@@ -194,31 +230,34 @@ class Stream:
                 self._waiting[k] = arguments
                 yield arguments
 
-    def _lend(self, k: int, held: list[tuple[Column, Tensor]]) -> None:
-        """Part ``k`` is held: what its pass holds too can be freed."""
+    def _add_freeable(
+        self, k: int, pairs: list[tuple[CachedTensor, Tensor]]
+    ) -> None:
+        """Note tensors of the k-th pass that are cached now, and free them."""
         start = self.images.starts[k]
-        self._loans[k] += [Loan(column, start, x) for column, x in held]
-        self._drain(k)
+        self._freeable[k] += [FreeableTensor(c, start, x) for c, x in pairs]
+        self._free(k)
 
-    def _drain(self, k: int) -> None:
-        """Free the memory of what the ``k``-th pass and its frames hold."""
-        if self.images.store.ample:
-            self._count(k, sum(loan.size for loan in self._loans[k]))
+    def _free(self, k: int) -> None:
+        """Free the tensors of the k-th pass, unless memory is ample."""
+        if self.images.store.has_ample_memory:
+            self._count_duplicates(k, sum(x.nbytes for x in self._freeable[k]))
             return
-        # Only two batches tell what is of images and what of the network.
-        for loan in self._loans[k] if len(self._loans) > 1 else ():
-            self._freed += loan.drain()
-        if self._freed > LEFT_LYING:
-            # Small objects settle in the gaps, which then fit no tensor.
+        # A single batch does not tell what belongs to the images.
+        if len(self._freeable) > 1:
+            self._freed_bytes += sum(x.free() for x in self._freeable[k])
+        if self._freed_bytes > MAX_FREED_BYTES:
+            # Else small objects settle in the gaps, which then fit no tensor.
             give_back_freed_memory()
-            self._freed = 0
+            self._freed_bytes = 0
 
-    def _count(self, k: int, twice: int) -> None:
-        """Tell the store what the ``k``-th pass has of its own."""
-        self.images.store.twice += twice - self._twice[k]
-        self._twice[k] = twice
+    def _count_duplicates(self, k: int, nbytes: int) -> None:
+        """Tell the store how many bytes the k-th pass duplicates."""
+        self.images.store.duplicate_bytes += nbytes - self._duplicate_bytes[k]
+        self._duplicate_bytes[k] = nbytes
 
     @torch.no_grad()
-    def _refill(self, k: int) -> None:
-        self._count(k, 0)
-        self._loans[k] = [loan for loan in self._loans[k] if loan.refill()]
+    def _restore(self, k: int) -> None:
+        """Fill the freed tensors of the k-th pass again."""
+        self._count_duplicates(k, 0)
+        self._freeable[k] = [x for x in self._freeable[k] if x.restore()]

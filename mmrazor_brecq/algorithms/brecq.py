@@ -13,8 +13,18 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..activations import AND_BACK, CachedBatches, Stream, at_once
-from ..functional import in_grad_mode, make_ordinary, tensors, unpack_extra
+from ..activations import (
+    MAX_ELEMENTS_BACKWARD,
+    CachedBatches,
+    Stream,
+    images_per_pass,
+)
+from ..functional import (
+    in_grad_mode,
+    make_tensors_normal,
+    tensors,
+    unpack_extra,
+)
 from ..graph import (
     Account,
     Network,
@@ -44,7 +54,7 @@ from ..reconstruction import (
 from ..registry import MODELS, TASK_UTILS
 from ..runtime.allocator import reuse_freed_memory
 from ..runtime.attention import no_fast_path, run_through_layers
-from ..runtime.distributed import own_generator
+from ..runtime.distributed import process_generator
 from ..validation import KeyPath, validate
 
 
@@ -159,7 +169,7 @@ class BRECQ(BaseModel):
             )
         network = self.architecture
         network.eval()
-        make_ordinary(network)
+        make_tensors_normal(network)
         run_through_layers(network)
         make_plain(network, example)
         recording = _record_in_fast_order(network, example)
@@ -219,16 +229,15 @@ class BRECQ(BaseModel):
         done = done or {}
         if not isinstance(images, CachedBatches):
             images = CachedBatches(images, [len(batch) for batch in images])
-        held_out = round(len(images) * self.held_out)
-        held_out = max(1, min(held_out, len(images) - 1))
+        held_out = self.held_out_of(len(images))
         with reuse_freed_memory(), no_fast_path():
             reconstructor.objective.watch(
                 teacher,
                 [unit for unit in self.units if unit.name not in done],
                 images,
-                own_generator(seed),
+                process_generator(seed),
             )
-            size = at_once(images.elements, 16, AND_BACK)
+            size = images_per_pass(images.elements, 16, MAX_ELEMENTS_BACKWARD)
             reconstructor.autocast.measure(
                 lambda x: tensors(run_float(teacher, x)),
                 teacher.parameters(),
@@ -268,7 +277,7 @@ class BRECQ(BaseModel):
             reached, reached_by_teacher = student.advance(), original.advance()
             while reached is not None and reached_by_teacher is not None:
                 start = time.perf_counter()
-                images.store.give_back()
+                images.store.release_freed_memory()
                 name, inputs = reached
                 _, float_inputs = reached_by_teacher
                 if not finished:  # So far both networks are the same.
@@ -281,12 +290,14 @@ class BRECQ(BaseModel):
                     images.sizes,
                     images.store,
                 )
-                images.store.give_back()
+                images.store.release_freed_memory()
                 if name in done and name not in finished:
                     unit.module.load_state_dict(unpack_extra(done[name]))
                 elif name not in finished:
                     data = UnitData(inputs, float_inputs, targets, held_out)
-                    generator = own_generator(seed * len(numbers) + number + 1)
+                    generator = process_generator(
+                        seed * len(numbers) + number + 1
+                    )
                     report = reconstructor(unit, data, generator)
                     del data
                     report.bits = {n: self.bits[n] for n in unit.layers}
@@ -300,6 +311,10 @@ class BRECQ(BaseModel):
             raise RuntimeError(
                 f'The forward pass never reached the units {missed}'
             )
+
+    def held_out_of(self, images: int) -> int:
+        """Return how many of so many images only validate: 1 or more."""
+        return max(1, min(round(images * self.held_out), images - 1))
 
     @property
     def reports(self) -> int:

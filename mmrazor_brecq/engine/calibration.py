@@ -18,7 +18,12 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..activations import FORWARD, CachedBatches, Store, at_once
+from ..activations import (
+    MAX_ELEMENTS_FORWARD,
+    CachedBatches,
+    Store,
+    images_per_pass,
+)
 from ..algorithms import BRECQ
 from ..runtime.distributed import local_share
 from ..validation import (
@@ -311,7 +316,9 @@ def collect_images(
     first = next(batches)
     whole = min(loader.batch_size or len(first), count)
     # What waits between two units is that of one part of a batch.
-    size = at_once(first[0].numel(), most=whole, room=FORWARD)
+    size = images_per_pass(
+        first[0].numel(), max_images=whole, max_elements=MAX_ELEMENTS_FORWARD
+    )
     sizes = [
         min(size, stop - i)
         for start in range(0, count, whole)

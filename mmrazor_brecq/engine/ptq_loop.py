@@ -39,9 +39,15 @@ from ..checkpoint import (
 )
 from ..functional import in_grad_mode
 from ..graph import copy_network
-from ..reconstruction import NearestRounding, UnitReport
+from ..reconstruction import NearestRounding, NetworkRefiner, UnitReport
 from ..registry import LOOPS
-from ..report import UnitProgress, closing_table, setback, weight_bytes
+from ..report import (
+    UnitProgress,
+    closing_table,
+    outdone,
+    setback,
+    weight_bytes,
+)
 from ..runtime.allocator import reuse_freed_memory
 from ..version import __version__
 from .calibration import (
@@ -52,7 +58,7 @@ from .calibration import (
     warn_of_overlap,
 )
 from .progress import Progress, in_first
-from .results import finished_metrics, made_by
+from .results import earlier_reports, finished_metrics, made_by
 from .runners import begin, starting
 
 
@@ -150,12 +156,19 @@ class PTQLoop(TestLoop):
                     teacher, images, self.runner.seed, NearestRounding()
                 ):
                     pass
+                progress.add_metrics(
+                    'divergence',
+                    dict(nearest=divergence(nearest, teacher, images)),
+                )
         with clock('evaluate'):
             self._evaluate(nearest, 'nearest', progress)
         del nearest
         with clock('reconstruct'):
             self._reconstruct(teacher, images, progress)
         with clock('evaluate'):
+            progress.metrics.setdefault('divergence', {}).update(
+                quantized=divergence(model, teacher, images)
+            )
             metrics = self._evaluate(self.runner.model, 'quantized', progress)
         if is_main_process():
             self._write(
@@ -173,7 +186,7 @@ class PTQLoop(TestLoop):
         with UnitProgress(model.reports, self.runner.logger) as show:
             for report in progress.reports:
                 show(report)
-            model.reconstructor.autocast.follow(progress.types)
+            model.reconstructor.autocast.resume(progress.types)
             for report in model.reconstruct(
                 teacher,
                 images,
@@ -281,8 +294,8 @@ class PTQLoop(TestLoop):
             peak_memory_mb=round(peak_memory_mb()),
             activations_mb=dict(
                 budget=None if store.budget is None else _mb(store.budget),
-                held=_mb(store.peak),
-                spilled=_mb(store.spilled),
+                held=_mb(store.peak_bytes),
+                spilled=_mb(store.spilled_bytes),
             ),
             processes=get_world_size(),
             account=self.model.account.to_dict(),
@@ -300,6 +313,7 @@ class PTQLoop(TestLoop):
             # A run that goes on may have been killed after it had written.
             if not self.resume or not made_by(path, identity):
                 keep_older(path)
+        earlier = earlier_reports(self.runner.work_dir)
         dataset = getattr(self.dataloader.dataset, 'metainfo', {})
         meta = dict(
             identity=identity,
@@ -308,8 +322,9 @@ class PTQLoop(TestLoop):
         save_quantized(self.model, meta, checkpoint)
         save_json(report, table)
         self.runner.logger.info('\n' + closing_table(report))
-        if worse := setback(report):
-            self.runner.logger.warning(worse)
+        for worse in setback(report), outdone(report, earlier):
+            if worse:
+                self.runner.logger.warning(worse)
         self.runner.logger.info(
             f'The quantized model lies in {checkpoint}, the report in {table}'
         )
@@ -336,6 +351,15 @@ class Clock:
         return {
             k: round(v, 2) for k, v in dict(self.parts, total=total).items()
         }
+
+
+def divergence(
+    model: BRECQ, teacher: nn.Module, images: CachedBatches
+) -> float:
+    """Return a model's divergence from float on held-out images, in nats."""
+    validator = NetworkRefiner(augment=[], likelihood=dict(type='FromOutput'))
+    first = len(images) - model.held_out_of(len(images))
+    return validator.divergence(model.architecture, teacher, images, first)
 
 
 def peak_memory_mb() -> float:

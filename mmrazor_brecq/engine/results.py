@@ -8,6 +8,8 @@ import os
 import os.path as osp
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from glob import escape as glob_escape
+from glob import glob
 from typing import Any, Optional
 
 from mmengine.config import Config
@@ -70,6 +72,17 @@ def finished_metrics(
     if all(made_by(path, identity) for path in (checkpoint, report)):
         return _read_report(report).get('quantized')
     return None
+
+
+def earlier_reports(folder: str) -> dict[str, dict[str, Any]]:
+    """Return the reports of runs that have ended in a folder, by name."""
+    found = {}
+    for path in sorted(glob(osp.join(glob_escape(folder), 'report*.json'))):
+        try:
+            found[osp.basename(path)] = _read_report(path)
+        except (OSError, ValueError):
+            continue  # It tells nothing, and is left as it is.
+    return found
 
 
 def made_by(path: str, identity: Mapping[str, str]) -> bool:

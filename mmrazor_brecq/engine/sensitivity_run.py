@@ -454,7 +454,7 @@ def _reconstruct(
     with UnitProgress(len(modules), logger) as show:
         for report in progress.reports:
             show(report)
-        how['reconstructor'].autocast.follow(progress.types)
+        how['reconstructor'].autocast.resume(progress.types)
         for report in model.reconstruct(done=done, **how):
             progress.add_unit(report, modules[report.name])
             show(report)

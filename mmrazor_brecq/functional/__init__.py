@@ -7,10 +7,29 @@ from .affine import (
     rounding_error,
 )
 from .extra_state import is_extra, pack_extra, unpack_extra
-from .layout import flat, from_rows, in_order_of, like, memory_order, rows
+from .layout import (
+    from_flat,
+    from_rows,
+    in_order_of,
+    memory_order,
+    to_flat,
+    to_rows,
+)
 from .losses import weighted_squared_error
-from .modes import in_grad_mode, make_ordinary, ordinary, own_draws
-from .nested import at_least_float32, flatten, leaves, map_tensors, tensors
+from .modes import (
+    in_grad_mode,
+    make_tensors_normal,
+    preserve_random_state,
+    to_normal_tensor,
+)
+from .nested import (
+    Nested,
+    at_least_float32,
+    flatten,
+    leaves,
+    map_tensors,
+    tensors,
+)
 from .packing import pack_bits, unpack_bits
 from .relaxation import (
     FusedPenalty,
@@ -23,36 +42,37 @@ from .relaxation import (
 
 __all__ = [
     'FusedPenalty',
+    'Nested',
     'annealed_beta',
+    'at_least_float32',
     'dequantize',
     'dequantize_rows',
     'fake_quantize',
-    'flat',
     'flatten',
+    'from_flat',
     'from_rows',
     'in_grad_mode',
     'in_order_of',
     'integer_range',
-    'is_extra',
     'inverse_rectified_sigmoid',
+    'is_extra',
     'leaves',
-    'like',
-    'make_ordinary',
+    'make_tensors_normal',
     'map_tensors',
     'memory_order',
-    'ordinary',
-    'own_draws',
     'pack_bits',
     'pack_extra',
+    'preserve_random_state',
     'quantize',
     'rectified_sigmoid',
     'relaxed_rows',
     'rounding_error',
     'rounding_penalty',
-    'rows',
     'tensors',
+    'to_flat',
+    'to_normal_tensor',
+    'to_rows',
     'unpack_bits',
     'unpack_extra',
     'weighted_squared_error',
-    'at_least_float32',
 ]

@@ -1,4 +1,4 @@
-"""The order of a tensor's elements in memory."""
+"""Views of tensors in the order of their elements in memory."""
 
 from __future__ import annotations
 
@@ -8,78 +8,101 @@ from typing import Optional
 from torch import Tensor
 
 
-def flat(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
-    """All elements in the order of memory, 1-dimensional.
+def to_flat(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
+    """Return all elements in the order of memory, 1-dimensional.
 
-    A view wherever memory has no gaps, so that one kernel serves every
+    It is a view if memory has no gaps, so that one kernel serves every
     shape and memory format.
 
     Args:
         x (Tensor): Of any shape.
-        order (Tensor, optional): A tensor of that shape, the memory order
-            of which is followed; that of ``x`` by default.
+        order (Tensor, optional): A tensor of that shape whose memory order
+            is followed. Default: ``x``.
     """
     return x.permute(memory_order(x if order is None else order)).reshape(-1)
 
 
-def like(values: Tensor, x: Tensor) -> Tensor:
-    """Undo :func:`flat`: ``values`` in the shape and memory order of ``x``."""
-    return _unpermuted(values, x, memory_order(x))
+def from_flat(values: Tensor, x: Tensor) -> Tensor:
+    """Undo :func:`to_flat`.
+
+    Args:
+        values (Tensor): 1-dimensional.
+        x (Tensor): A tensor of the shape and memory order of the result.
+    """
+    return _undo_permute(values, x, memory_order(x))
 
 
-def rows(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
-    """A row for each index of the first dimension, in the order of memory.
+def to_rows(x: Tensor, order: Optional[Tensor] = None) -> Tensor:
+    """Return one row for each index of the first dimension.
 
-    A view wherever memory has no gaps and the first dimension leads in it.
+    It is a view if memory has no gaps and the first dimension has the
+    largest stride.
 
     Args:
         x (Tensor): N x ...
-        order (Tensor, optional): As in :func:`flat`.
+        order (Tensor, optional): As in :func:`to_flat`.
+
+    Returns:
+        Tensor: N x K, each row in the order of memory.
     """
-    dims = _first_leads(x if order is None else order)
+    dims = _first_dim_first(x if order is None else order)
     return x.permute(dims).reshape(x.shape[0], -1)
 
 
 def from_rows(values: Tensor, x: Tensor) -> Tensor:
-    """Undo :func:`rows`: ``values`` in the shape of ``x``."""
-    return _unpermuted(values, x, _first_leads(x))
+    """Undo :func:`to_rows`.
+
+    Args:
+        values (Tensor): N x K.
+        x (Tensor): A tensor of the shape and memory order of the result.
+    """
+    return _undo_permute(values, x, _first_dim_first(x))
 
 
 def in_order_of(x: Tensor, order: Tensor) -> Tensor:
-    """Return ``x`` with its elements in another tensor's order of memory.
+    """Return a tensor with its elements in another tensor's memory order.
 
     Args:
         x (Tensor): N x ...
-        order (Tensor): M x ... of as many dimensions, the order of which is
-            followed, but that the first dimension leads.
+        order (Tensor): M x ... of as many dimensions. Its memory order is
+            followed, except that the first dimension always comes first.
 
     Returns:
-        Tensor: The same values; a view where its order is that one.
+        Tensor: The same values; a view if they have that order already.
     """
-    dims = _first_leads(order)
-    return _unpermuted(x.permute(dims).contiguous(), x, dims)
-
-
-def _first_leads(x: Tensor) -> tuple[int, ...]:
-    return (0, *(d for d in memory_order(x) if d))
-
-
-def _unpermuted(values: Tensor, x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    back = [dims.index(d) for d in range(x.dim())]
-    return values.view([x.shape[d] for d in dims]).permute(back)
+    dims = _first_dim_first(order)
+    return _undo_permute(x.permute(dims).contiguous(), x, dims)
 
 
 def memory_order(x: Tensor) -> tuple[int, ...]:
-    """Dimensions of ``x``, those of large steps in memory first.
+    """Return the dimensions of a tensor, from large strides to small ones.
 
     Args:
         x (Tensor): Of any shape.
     """
-    if x.is_contiguous():  # whatever the steps of dimensions of size 1
+    # A dimension of size 1 may have any stride.
+    if x.is_contiguous():
         return tuple(range(x.dim()))
-    return _by_steps(x.stride())
+    return _by_stride(x.stride())
 
 
 @functools.cache
-def _by_steps(steps: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(range(len(steps)), key=lambda d: (-steps[d], d)))
+def _by_stride(strides: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(strides)), key=lambda d: (-strides[d], d)))
+
+
+def _first_dim_first(x: Tensor) -> tuple[int, ...]:
+    """Return the first dimension, then the others in the order of memory."""
+    return (0, *(d for d in memory_order(x) if d))
+
+
+def _undo_permute(values: Tensor, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return ``values`` in the shape that ``x`` has before ``permute(dims)``.
+
+    Args:
+        values (Tensor): All elements, in the order after the permutation.
+        x (Tensor): A tensor of the shape before it.
+        dims (tuple[int]): The permutation.
+    """
+    back = [dims.index(d) for d in range(x.dim())]
+    return values.view([x.shape[d] for d in dims]).permute(back)

@@ -1,4 +1,4 @@
-"""Losses between what a quantized part gives and what it should give."""
+"""Losses between the output of a quantized part and its target."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..runtime.kernels import Kernel
-from .layout import from_rows, rows
+from .layout import from_rows, to_rows
 
 
 class _SquaredError(torch.autograd.Function):
-    """One kernel forward and one backward, in the output's memory order.
+    """The squared error in one kernel forward and one backward.
 
-    Directions cost a matrix product each way.
+    Both work in the output's memory order. Directions cost one more matrix
+    product each way.
     """
 
     @staticmethod
@@ -26,56 +27,61 @@ class _SquaredError(torch.autograd.Function):
         weight: Optional[Tensor],
         directions: Optional[Tensor],
     ) -> Tensor:
-        values = rows(output)
-        if weight is None:  # A kernel of its own would be compiled for it.
+        values = to_rows(output)
+        # Weights of 1 spare the compilation of a kernel without weights.
+        if weight is None:
             weight = target.new_ones(1, values.shape[1])
         else:
             weight = weight.expand(len(weight), *output.shape[1:])
-            weight = rows(weight, output)
-        change, errors = _changes(values, rows(target, output), weight)
+            weight = to_rows(weight, output)
+        change, errors = _row_errors(values, to_rows(target, output), weight)
         error = errors.mean()
-        axes = along = None
+        axes = projection = None
         if directions is not None:
-            axes = rows(directions.flatten(0, 1), output).to(change.dtype)
+            axes = to_rows(directions.flatten(0, 1), output).to(change.dtype)
             axes = axes.reshape(len(directions), -1)
-            along = change.view(-1, axes.shape[1]) @ axes.T
-            error += along.to(error.dtype).square().sum(1).mean()
-        ctx.save_for_backward(change, weight, axes, along)
-        # Only its order of memory, for its values are in the change.
-        ctx.form = torch.empty_like(output, device='meta')
+            projection = change.view(-1, axes.shape[1]) @ axes.T
+            error += projection.to(error.dtype).square().sum(1).mean()
+        ctx.save_for_backward(change, weight, axes, projection)
+        # The backward pass needs the output's memory order, not its values.
+        ctx.layout = torch.empty_like(output, device='meta')
         return error
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        change, weight, axes, along = ctx.saved_tensors
-        low = None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
+        change, weight, axes, projection = ctx.saved_tensors
+        axes_grad = None
         if axes is not None:
-            along = along * (2 / max(len(along), 1) * grad)
-            low = (along.to(axes.dtype) @ axes).view_as(change)
+            projection = projection * (2 / max(len(projection), 1) * grad)
+            axes_grad = (projection.to(axes.dtype) @ axes).view_as(change)
         factor = 2 / max(change.numel(), 1) * grad
-        slope = _slopes(change, weight, low, factor)
-        return from_rows(slope, ctx.form), None, None, None
+        output_grad = _row_errors_backward(change, weight, axes_grad, factor)
+        return from_rows(output_grad, ctx.layout), None, None, None
 
 
 @Kernel
-def _changes(
+def _row_errors(
     output: Tensor, target: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Elements of the error, and of each row the mean of their squares."""
+    """Return the error of each element, and each row's mean square."""
     change = output.to(target.dtype) - target
     square = change.square() * weight
     return change.to(output.dtype), square.mean(1)
 
 
 @Kernel
-def _slopes(
-    change: Tensor, weight: Tensor, low: Optional[Tensor], factor: Tensor
+def _row_errors_backward(
+    change: Tensor,
+    weight: Tensor,
+    axes_grad: Optional[Tensor],
+    factor: Tensor,
 ) -> Tensor:
-    slope = factor * change.to(factor.dtype) * weight
-    if low is not None:
-        slope = slope + low.to(factor.dtype)
-    return slope.to(change.dtype)
+    """Return the gradient for the output, that of directions added."""
+    grad = factor * change.to(factor.dtype) * weight
+    if axes_grad is not None:
+        grad = grad + axes_grad.to(factor.dtype)
+    return grad.to(change.dtype)
 
 
 def weighted_squared_error(
@@ -84,20 +90,21 @@ def weighted_squared_error(
     weight: Optional[Tensor] = None,
     directions: Optional[Tensor] = None,
 ) -> Tensor:
-    """Mean squared error, weighted element by element and along directions.
+    """Return the mean squared error, weighted by element and by direction.
 
     With the squared gradient of the task's loss as the weight this is the
     diagonal Fisher approximation (BRECQ, eq. 10); with scaled eigenvectors
     of the Fisher information as directions, that of low rank (FIMA-Q).
 
     Args:
-        output (Tensor): N x ... outputs, of shorter numbers than the
-            target's if need be: so is their gradient then.
+        output (Tensor): N x ... outputs. They may have lower precision than
+            the target: their gradient then has it, too.
         target (Tensor): The same shape.
-        weight (Tensor, optional): 1 x ... or N x ...
-        directions (Tensor, optional): R x F x ..., if F of the N rows are
-            of one image: the squares of an image's error along each of
-            them are summed, and added as a mean over images.
+        weight (Tensor, optional): 1 x ... or N x ... Default: 1.
+        directions (Tensor, optional): R x F x ..., where F of the N rows
+            belong to one image: the error of an image is projected onto
+            each of the R directions, the squares are summed, and their mean
+            over images is added.
 
     Returns:
         Tensor: A scalar.

@@ -1,4 +1,4 @@
-"""Work that comes to the same in any state of the caller's, and leaves it."""
+"""Independence of the caller's grad mode, inference mode and random state."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-#: Decorates what learns, or makes tensors that outlive the call: called
-#: under ``torch.no_grad`` or ``torch.inference_mode`` it does as without.
-#: A generator works under it between two of its values, too.
+#: Decorates functions that learn, or whose tensors outlive the call: they
+#: work the same under the caller's ``torch.no_grad`` or
+#: ``torch.inference_mode``. It covers a generator between two values, too.
 in_grad_mode = torch.inference_mode(False)
 
 
-def ordinary(tensor: Tensor) -> Tensor:
-    """Return a tensor that gradients can pass: the same one, or a copy of
-    one that was made in inference mode.
+def to_normal_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd can save.
+
+    Returns:
+        Tensor: The same tensor, or a copy if it was made in inference mode.
     """
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 @torch.inference_mode(False)
-def make_ordinary(network: nn.Module) -> None:
-    """Replace the parameters and buffers that were made in inference mode.
+def make_tensors_normal(network: nn.Module) -> None:
+    """Replace parameters and buffers that were made in inference mode.
 
     Args:
         network (nn.Module): It is changed in place.
@@ -36,15 +38,15 @@ def make_ordinary(network: nn.Module) -> None:
                 )
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = ordinary(buffer)
+                module._buffers[name] = to_normal_tensor(buffer)
 
 
 @contextmanager
-def own_draws(device: torch.device) -> Iterator[None]:
-    """Within it numbers are drawn from a copy of the caller's random state.
+def preserve_random_state(device: torch.device) -> Iterator[None]:
+    """Return a context whose random draws leave the caller's state alone.
 
     Args:
-        device (torch.device): Where they are drawn, besides the CPU.
+        device (torch.device): Device of the draws, besides the CPU.
     """
     if device.type == 'cpu':
         with torch.random.fork_rng(devices=[]):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..functional import own_draws, tensors
+from ..functional import preserve_random_state, tensors
 from .check import warn
 from .compare import TOLERANCE, differences
 from .record import Recording, run_float, watched
@@ -65,7 +65,7 @@ def check_behavior(
     buffers = {name: (x, x.clone()) for name, x in model.named_buffers()}
     kept = pair.clone()
     try:
-        with own_draws(inputs.device):
+        with preserve_random_state(inputs.device):
             first = _run(model, pair)
             if not torch.equal(pair, kept):
                 warn(

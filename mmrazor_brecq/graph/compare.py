@@ -14,7 +14,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from ..functional import map_tensors, own_draws, tensors
+from ..functional import map_tensors, preserve_random_state, tensors
 from .record import run_float
 
 #: Least difference, relative to the largest value, that tells a mistake
@@ -246,7 +246,7 @@ def relative_difference(
 @contextmanager
 def _same_draws(device: torch.device) -> Iterator[None]:
     """Within it a network that draws numbers draws the same every time."""
-    with own_draws(device):
+    with preserve_random_state(device):
         torch.manual_seed(0)
         yield
 

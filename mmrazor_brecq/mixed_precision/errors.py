@@ -109,7 +109,7 @@ class FisherError:
             return
         rows = gradient.reshape(which.stop - which.start, -1)
         if place not in self.gradients:
-            self.gradients[place] = images.store.column(len(images), rows)
+            self.gradients[place] = images.store.allocate(len(images), rows)
         self.gradients[place].write(which.start, rows)
 
     def __call__(self, output: Any, target: Any, images: slice) -> float:
@@ -141,7 +141,7 @@ class FisherError:
         some = next(iter(change.values()))
         first_order = some.new_zeros(self.draws, len(some))
         for (draw, i), column in self.gradients.items():
-            gradient = column.between(images.start, images.stop)
+            gradient = column.read(images.start, images.stop)
             first_order[draw] += (gradient * change[i]).sum(1)
         return float(first_order.square().sum())
 

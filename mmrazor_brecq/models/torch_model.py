@@ -9,15 +9,19 @@ from mmengine.model import BaseModel
 from mmengine.utils import get_object_from_string
 from torch import Tensor, nn, stack
 
+from ..functional import Nested
 from ..registry import MODELS, TASK_UTILS
 
 
 @TASK_UTILS.register_module()
 class Classification:
-    """What the outputs mean: one class of several, by N x C logits."""
+    """Task of a network whose outputs are N x C logits of C classes.
+
+    It is the default ``task`` of :class:`TorchModel`.
+    """
 
     def loss(self, logits: Tensor, samples: list) -> dict[str, Tensor]:
-        """Return the cross-entropy.
+        """Return the cross-entropy, under the key ``loss``.
 
         Args:
             logits (Tensor): N x C.
@@ -40,12 +44,12 @@ class Classification:
 
 @MODELS.register_module()
 class TorchModel(BaseModel):
-    """Make a model of OpenMMLab of any torch network.
+    """A torch network as a model of OpenMMLab.
 
-    ``tools/ptq.py``, data sets and metrics then work for it unchanged.
+    ``tools/ptq.py``, data sets and metrics work with it unchanged.
 
     Example:
-        A config's model::
+        The model in a config::
 
             model = dict(
                 type='mmrazor_brecq.TorchModel',
@@ -59,16 +63,18 @@ class TorchModel(BaseModel):
             )
 
     Args:
-        network (dict | nn.Module): The network, or what makes it: ``type``
-            is the dotted path of a class or a function, such as
-            ``timm.create_model``; the other keys are its arguments.
+        network (dict | nn.Module): The network, or a dict: its ``type`` is
+            the dotted path of a class or function that makes it, such as
+            ``timm.create_model``, and its other keys are the arguments.
         task (dict, optional): What the outputs mean: an object with
-            ``loss`` and ``predict``; by default :class:`Classification`.
-        data_preprocessor (dict, optional): As in mmengine.
-        init_cfg (dict, optional): As in mmengine.
+            ``loss`` and ``predict``. Default: :class:`Classification`.
+        data_preprocessor (dict, optional): See
+            :class:`mmengine.model.BaseModel`.
+        init_cfg (dict, optional): See :class:`mmengine.model.BaseModel`.
 
     Raises:
-        TypeError: If what is made is no ``nn.Module``.
+        TypeError: If ``network`` makes something else than an
+            ``nn.Module``.
         ValueError: If ``network.type`` is the path of nothing.
     """
 
@@ -89,11 +95,11 @@ class TorchModel(BaseModel):
             )
         self.network = network
         self.task = TASK_UTILS.build(task or dict(type='Classification'))
-        self._register_load_state_dict_pre_hook(self._take_bare_network)
+        self._register_load_state_dict_pre_hook(self._add_prefix)
 
     @property
     def backbone(self) -> nn.Module:
-        """The network, in which units are looked for."""
+        """The network, which is searched for units."""
         return self.network
 
     def forward(
@@ -101,28 +107,44 @@ class TorchModel(BaseModel):
         inputs: Tensor,
         data_samples: Optional[list] = None,
         mode: str = 'tensor',
-    ) -> Any:
-        """Run the network; see :class:`mmengine.model.BaseModel`."""
+    ) -> Nested:
+        """Run the network; see :class:`mmengine.model.BaseModel`.
+
+        Args:
+            inputs (Tensor): N x C x H x W, preprocessed.
+            data_samples (list, optional): N data samples; the task of the
+                modes ``'loss'`` and ``'predict'`` needs them.
+            mode (str): ``'tensor'``, ``'loss'`` or ``'predict'``.
+        """
         outputs = self.network(inputs)
         if mode == 'tensor':
             return outputs
-        work = self.task.loss if mode == 'loss' else self.task.predict
-        return work(outputs, data_samples)
+        run = self.task.loss if mode == 'loss' else self.task.predict
+        return run(outputs, data_samples)
 
-    def _take_bare_network(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
+    def _add_prefix(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object
     ) -> None:
-        """Take a checkpoint of the network alone."""
-        start = f'{prefix}network.'
-        own = [key for key in state_dict if key.startswith(prefix)]
-        if not any(key.startswith(start) for key in own):
-            for key in own:
+        """Add ``network.`` to the keys of a checkpoint of the bare network.
+
+        The state that is about to be loaded is changed in place; ``prefix``
+        is that of this model's keys in it.
+        """
+        network_prefix = f'{prefix}network.'
+        keys = [key for key in state_dict if key.startswith(prefix)]
+        if not any(key.startswith(network_prefix) for key in keys):
+            for key in keys:
                 name = key.removeprefix(prefix)
-                state_dict[start + name] = state_dict.pop(key)
+                state_dict[network_prefix + name] = state_dict.pop(key)
 
 
-def _make(type: str, **arguments: Any) -> Any:  # as configs name it
-    """Call what a dotted path names."""
+def _make(type: str, **arguments: Any) -> Any:
+    """Call the class or function of a dotted path.
+
+    Args:
+        type (str): The path. It has the name of its key in configs.
+        arguments: Arguments of the call.
+    """
     maker = get_object_from_string(type)
     if not callable(maker):
         raise ValueError(

@@ -14,7 +14,7 @@ from ..activations import CachedBatches
 from ..functional import in_order_of, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
-from ..runtime.distributed import local_share, total
+from ..runtime.distributed import local_share, sum_over_processes
 from ..validation import Count, Exponent
 from .base import Objective, takes_low_precision
 from .gradients import OutputKey, teacher_gradients
@@ -34,7 +34,7 @@ class PerImage:
         self, images: CachedBatches, first: Tensor, count: int
     ) -> None:
         fold = len(first) // count
-        self.column = images.store.column(len(images), first, fold)
+        self.column = images.store.allocate(len(images), first, fold)
         self.sum = torch.zeros(2, dtype=torch.float64)
         self.factor = 1.0
 
@@ -45,7 +45,7 @@ class PerImage:
 
     def mean(self) -> float:
         """Over all elements of all images of all processes."""
-        values, count = total(self.sum).tolist()
+        values, count = sum_over_processes(self.sum).tolist()
         return values / max(count, 1)
 
     def take(self, index: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class FisherDiag(Fisher):
         self.weights = {}
         for place, weight in found.items():
             if not self.per_sample:
-                weight = total(weight).pow(self.temper)
+                weight = sum_over_processes(weight).pow(self.temper)
             mean = weight.mean()
             if mean > 0:
                 if self.per_sample:

@@ -9,11 +9,11 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..activations import CachedBatches, Column, Store
+from ..activations import CachedBatches, CachedTensor, Store
 from ..functional import tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
-from ..runtime.distributed import gathered, local_share, total
+from ..runtime.distributed import gather_rows, local_share, sum_over_processes
 from ..validation import Amount, Count, Exponent
 from .base import takes_low_precision
 from .fisher import Fisher
@@ -85,7 +85,7 @@ class FisherLowRank(Fisher):
         self.temper = temper
         self.images = images
         self.store = Store()
-        self.gradients: dict[OutputKey, Column] = {}
+        self.gradients: dict[OutputKey, CachedTensor] = {}
         self.directions: dict[OutputKey, Tensor] = {}
         #: Shares of images' gradients that directions of others explain.
         self.explained: dict[OutputKey, float] = {}
@@ -110,7 +110,7 @@ class FisherLowRank(Fisher):
             if rest or not grad.numel():  # of no image: counts evenly
                 return
             if place not in self.gradients:
-                self.gradients[place] = self.store.column(count, grad, fold)
+                self.gradients[place] = self.store.allocate(count, grad, fold)
             self.gradients[place].write(which.start, grad)
 
         self._gradients(teacher, units, images, generator, collect, count)
@@ -122,7 +122,7 @@ class FisherLowRank(Fisher):
         places = [p for p in self.gradients if p[0] == unit.name]
         for place in places:
             self._decompose(place, self.gradients.pop(place))
-        self.store.give_back()
+        self.store.release_freed_memory()
         known = [place for place in places if place in self.directions]
         if known:
             self._balance(known, outputs, targets)
@@ -137,14 +137,14 @@ class FisherLowRank(Fisher):
         held = self.gradients, self.weights, self.directions
         return *held, self.short, self.explained
 
-    def _decompose(self, place: OutputKey, column: Column) -> None:
+    def _decompose(self, place: OutputKey, column: CachedTensor) -> None:
         """Weights and directions from the gradients of all processes."""
         gram = torch.zeros(1, 1, dtype=torch.float64)
-        squares = torch.empty(1, column.elements, device=column.home)
+        squares = torch.empty(1, column.elements, device=column.device)
         for part, piece in self._pieces(column):
             gram = gram + (piece @ piece.T).cpu().double()
             squares[0, part] = piece.square().mean(0).to(squares)
-        diagonal = column.unfolded(squares)
+        diagonal = column.from_elements(squares)
         diagonal = diagonal.mean(0, keepdim=True).pow(self.temper)
         if not (0 < gram.trace() < math.inf and diagonal.mean() > 0):
             return
@@ -159,12 +159,12 @@ class FisherLowRank(Fisher):
         axes = torch.empty(len(mix), column.elements).to(diagonal)
         for part, piece in self._pieces(column):
             axes[:, part] = mix @ piece
-        self.directions[place] = column.unfolded(axes).unflatten(
-            0, (-1, column.fold)
+        self.directions[place] = column.from_elements(axes).unflatten(
+            0, (-1, column.rows_per_image)
         )
         self.weights[place] = diagonal / diagonal.mean()
 
-    def _pieces(self, column: Column) -> Iterator[tuple[slice, Tensor]]:
+    def _pieces(self, column: CachedTensor) -> Iterator[tuple[slice, Tensor]]:
         """All images' gradients, as many elements at a time everywhere.
 
         What is made of them lies in one tensor from the beginning: small
@@ -174,7 +174,7 @@ class FisherLowRank(Fisher):
         for piece in column.pieces(max(1, self.room // self.images)):
             part = slice(start, start := start + piece.shape[1])
             wide = torch.promote_types(piece.dtype, torch.float32)
-            yield part, gathered(piece.to(wide))
+            yield part, gather_rows(piece.to(wide))
 
     def _balance(
         self,
@@ -202,7 +202,7 @@ class FisherLowRank(Fisher):
             if seen >= local_share(self.images):
                 break
         for place, sums in found.items():
-            diagonal, low, energy = total(sums).tolist()
+            diagonal, low, energy = sum_over_processes(sums).tolist()
             if 0 < low < math.inf and diagonal > 0:
                 square, even = diagonal * diagonal, self.even * energy
                 matrix = square / (square + even * even)

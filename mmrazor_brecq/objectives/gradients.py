@@ -8,8 +8,8 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor, nn
 
-from ..activations import AND_BACK, CachedBatches, at_once
-from ..functional import from_rows, map_tensors, rows, tensors
+from ..activations import MAX_ELEMENTS_BACKWARD, CachedBatches, images_per_pass
+from ..functional import from_rows, map_tensors, tensors, to_rows
 from ..graph import Unit, run_float
 from .likelihood import Likelihood
 
@@ -54,7 +54,9 @@ def teacher_gradients(
     """
     reached: set[str] = set()
     count = len(images) if count is None else min(count, len(images))
-    together = at_once(images.elements, most=32, room=AND_BACK)
+    together = images_per_pass(
+        images.elements, max_images=32, max_elements=MAX_ELEMENTS_BACKWARD
+    )
     seen: set[str] = set()
     now = slice(0, 0)
 
@@ -71,7 +73,7 @@ def teacher_gradients(
                     form = torch.empty_like(out, device='meta')
                     out.register_hook(
                         lambda g, i=i, form=form: take(
-                            (name, i), from_rows(rows(g, form), form)
+                            (name, i), from_rows(to_rows(g, form), form)
                         )
                     )
             return output

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import fake_quantize, flat, like
+from ..functional import fake_quantize, from_flat, to_flat
 from ..registry import MODELS, TASK_UTILS
 from ..validation import Bits, Share
 from .observers import Grid, ObserverConfig
@@ -179,4 +179,4 @@ class MaskPool:
         ``y``, two tensors of one shape. What ``y`` held is lost.
         """
         mask = self.cut(x.numel(), prob)
-        return like(flat(y, x).lerp_(flat(x), mask), x)
+        return from_flat(to_flat(y, x).lerp_(to_flat(x), mask), x)

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import dequantize_rows, from_rows, rows
+from ..functional import dequantize_rows, from_rows, to_rows
 from ..registry import MODELS, TASK_UTILS
 from ..validation import Bits, Count
 from .observers import Grid, ObserverConfig
@@ -73,7 +73,7 @@ class WeightQuantizer(nn.Module):
         Args:
             weight (Tensor): C x ..., finite.
         """
-        values = rows(weight.detach())
+        values = to_rows(weight.detach())
         if not self.per_channel:
             values = values.reshape(1, -1)
         scale, zero_point = self.observer(values, self.grid)
@@ -89,7 +89,7 @@ class WeightQuantizer(nn.Module):
             rounding (dict, optional): In place of the configured one.
         """
         self.rounding = MODELS.build(rounding or self.rounding_cfg)
-        self.rounding.start(rows(weight.detach()) / self.scale[:, None])
+        self.rounding.start(to_rows(weight.detach()) / self.scale[:, None])
         if self.learn_scale:
             self.log_scale = nn.Parameter(torch.zeros_like(self.scale))
             # A step moves all its weights: the more there are, the slower.
@@ -129,7 +129,7 @@ class WeightQuantizer(nn.Module):
         """
         step = self.scale[:, None]
         whole = self._integers(integers)
-        rest = (rows(near, integers) / step - whole).clamp(-0.4, 0.4)
+        rest = (to_rows(near, integers) / step - whole).clamp(-0.4, 0.4)
         return from_rows((whole + rest) * step, integers)
 
     def forget(self) -> None:
@@ -151,10 +151,12 @@ class WeightQuantizer(nn.Module):
     def _integers(self, weight: Tensor) -> Tensor:
         """C x K integers less the zero point, before they are clamped."""
         if not weight.is_floating_point():
-            return rows(weight).to(self.scale.dtype) - self.zero_point[:, None]
+            return (
+                to_rows(weight).to(self.scale.dtype) - self.zero_point[:, None]
+            )
         if self.rounding is not None:
             return self.rounding()
-        return (rows(weight) / self.scale[:, None]).round()
+        return (to_rows(weight) / self.scale[:, None]).round()
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any

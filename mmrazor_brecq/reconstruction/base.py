@@ -15,7 +15,7 @@ from ..graph import Unit
 from ..objectives import Objective
 from ..registry import TASK_UTILS
 from ..runtime.autocast import Autocast
-from ..runtime.distributed import mean_error, take_from_first
+from ..runtime.distributed import copy_from_first_process, mean_error
 from ..validation import Config
 from .network import NetworkRefiner
 from .open_parts import open_activations, open_layers, open_quantizers
@@ -82,7 +82,7 @@ class Reconstructor:
             quantizer.freeze()
         for layer in open_layers(unit.module):
             layer.freeze()
-        take_from_first(unit.module.state_dict().values())
+        copy_from_first_process(unit.module.state_dict().values())
         return report
 
     def learn(

@@ -226,7 +226,7 @@ class BlockReconstructor(Reconstructor):
         drop = quantizers[0].drop_prob if quantizers else 0.0
         if not drop:
             return data.inputs.take(index)
-        return data.inputs.mixed(
+        return data.inputs.take_mixed(
             data.float_inputs,
             index,
             lambda x, y: masks.mix(x, y, 1 - drop),

@@ -10,18 +10,23 @@ from typing import Annotated, Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..activations import AND_BACK, FORWARD, CachedBatches, at_once
-from ..functional import at_least_float32, ordinary
+from ..activations import (
+    MAX_ELEMENTS_BACKWARD,
+    MAX_ELEMENTS_FORWARD,
+    CachedBatches,
+    images_per_pass,
+)
+from ..functional import at_least_float32, to_normal_tensor
 from ..graph import run_float
 from ..layers import activation_quantizers, quant_layers
 from ..objectives import Likelihood, LikelihoodConfig, real_outputs
 from ..registry import TASK_UTILS
 from ..runtime.autocast import Autocast
 from ..runtime.distributed import (
+    copy_from_first_process,
     local_share,
     mean_error,
-    own_generator,
-    take_from_first,
+    process_generator,
 )
 from ..validation import Config, Count, Rate
 from .augment import AugmentationConfig
@@ -153,7 +158,7 @@ class NetworkRefiner:
         for layer in quant_layers(network).values():
             layer.freeze()
         network.requires_grad_(False)
-        take_from_first(network.state_dict().values())
+        copy_from_first_process(network.state_dict().values())
         if not report.note:
             report.after = self._validate(network, examined(), goals)
             report.accepted = report.after < report.before
@@ -165,9 +170,33 @@ class NetworkRefiner:
         return report
 
     @torch.no_grad()
+    def divergence(
+        self,
+        network: nn.Module,
+        teacher: nn.Module,
+        images: CachedBatches,
+        first: int,
+    ) -> float:
+        """Return how far a network is from the float one, in nats.
+
+        Args:
+            network (nn.Module): The network.
+            teacher (nn.Module): The float network.
+            images (CachedBatches): Preprocessed inputs, those of this
+                process.
+            first (int): The first of the images held out.
+        """
+        self._see(teacher, images)
+        # Each as it is asked for: those of maps are large.
+        goals = (_answers(teacher, x) for x in self._examined(images, first))
+        return self._validate(network, self._examined(images, first), goals)
+
+    @torch.no_grad()
     def _see(self, teacher: nn.Module, images: CachedBatches) -> None:
         """Show the likelihood the images that objectives show theirs."""
-        some = images.batch(0)[: at_once(images.elements, 32, AND_BACK)]
+        some = images.batch(0)[
+            : images_per_pass(images.elements, 32, MAX_ELEMENTS_BACKWARD)
+        ]
         self.likelihood.see(teacher, some, _answers(teacher, some))
 
     def _reopen(
@@ -210,11 +239,17 @@ class NetworkRefiner:
         report: UnitReport,
     ) -> None:
         """Minimize the divergence from the float network's outputs."""
-        generator = own_generator(seed)
+        generator = process_generator(seed)
         batch = local_share(self.batch_size)
         # Parts of half a batch would take a sixth longer.
-        room = 3 * AND_BACK if self.autocast.short else 3 * AND_BACK // 2
-        together = at_once(images.elements, most=batch, room=room)
+        room = (
+            3 * MAX_ELEMENTS_BACKWARD
+            if self.autocast.low_precision
+            else 3 * MAX_ELEMENTS_BACKWARD // 2
+        )
+        together = images_per_pass(
+            images.elements, max_images=batch, max_elements=room
+        )
         descent = Descent(
             self._reopen(network, teacher), self.iterations, report.losses
         )
@@ -238,15 +273,19 @@ class NetworkRefiner:
         return self.likelihood.divergence(outputs, goals)
 
     def _examined(
-        self, images: CachedBatches, first: int, seed: int
+        self, images: CachedBatches, first: int, seed: int = 0
     ) -> Iterator[Tensor]:
         """The images from ``first`` on, each varied several times.
 
         They are few, and one that lies between two classes can outweigh all
         others: its variations rarely do so all together.
         """
-        generator = own_generator(seed)
-        size = at_once(images.elements, most=self.batch_size, room=FORWARD)
+        generator = process_generator(seed)
+        size = images_per_pass(
+            images.elements,
+            max_images=self.batch_size,
+            max_elements=MAX_ELEMENTS_FORWARD,
+        )
         draws = self.draws if self.augment else 1
         index = torch.arange(first, len(images)).repeat(draws)
         for part in index.split(size):
@@ -283,6 +322,6 @@ RefinerConfig = Annotated[dict, Config(NetworkRefiner, TASK_UTILS)]
 def _answers(network: nn.Module, images: Tensor) -> list[Tensor]:
     """What a network says, in numbers of four bytes or more."""
     return [
-        ordinary(x)
+        to_normal_tensor(x)
         for x in at_least_float32(real_outputs(run_float(network, images)))
     ]

@@ -10,7 +10,7 @@ import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
-from ..runtime.distributed import average_gradients, total
+from ..runtime.distributed import average_gradients, sum_over_processes
 
 #: Of Adam: what is kept of the mean of gradients and of their squares.
 BETAS = 0.8, 0.95
@@ -113,7 +113,7 @@ class Descent:
 
 def _finite(error: Tensor, i: int) -> float:
     """Return the error of an iteration, the mean of all processes."""
-    value = float(total(error)) / get_world_size()
+    value = float(sum_over_processes(error)) / get_world_size()
     if not math.isfinite(value):
         raise NonFinite(f'NaN or infinity in iteration {i}')
     return value

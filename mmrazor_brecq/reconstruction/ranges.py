@@ -13,7 +13,11 @@ from torch import Tensor
 
 from ..graph import Unit
 from ..quantizers import ActivationQuantizer
-from ..runtime.distributed import local_share, take_from_first, total
+from ..runtime.distributed import (
+    copy_from_first_process,
+    local_share,
+    sum_over_processes,
+)
 from .open_parts import open_layers
 from .optimize import NonFinite
 from .unit import UnitData
@@ -71,9 +75,9 @@ def fit_scales(
             )
         quantizer.fit(values)
         # Samples settle in the gaps that activations leave.
-        data.inputs.store.give_back()
-    take_from_first(unit.module.buffers())
-    if total(torch.tensor(float(len(broken)))):
+        data.inputs.store.release_freed_memory()
+    copy_from_first_process(unit.module.buffers())
+    if sum_over_processes(torch.tensor(float(len(broken)))):
         where = ', '.join(broken) or 'another process'
         raise NonFinite(f'NaN or infinity at {where}')
 

@@ -8,7 +8,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..activations import CachedBatches, at_once
+from ..activations import CachedBatches, images_per_pass
 
 
 @dataclass
@@ -40,7 +40,7 @@ class UnitData:
             size (int): Images in a part, at the most.
         """
         elements = self.inputs.elements + self.targets.elements
-        return index.split(at_once(elements, most=size))
+        return index.split(images_per_pass(elements, max_images=size))
 
     def held_out_parts(self, size: int) -> tuple[Tensor, ...]:
         """Return indices of held-out images, ``size`` or fewer at a time."""

@@ -1,6 +1,6 @@
 from .bits import bits_figures, bits_table
 from .size import weight_bytes
-from .tables import closing_table, export_table, setback
+from .tables import closing_table, export_table, outdone, setback
 from .terminal import UnitProgress
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     'bits_table',
     'closing_table',
     'export_table',
+    'outdone',
     'setback',
     'weight_bytes',
 ]

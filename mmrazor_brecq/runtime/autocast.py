@@ -13,10 +13,10 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..validation import validated
-from .distributed import total
+from .distributed import sum_over_processes
 
-#: What a type may be called, and the type.
-TYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
+#: Low-precision dtypes by their names in a config.
+DTYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16)
 FASTEST = 'fastest'
 AutocastName = Optional[Literal['fastest', 'bfloat16', 'float16']]
 #: A forward pass, from inputs to outputs.
@@ -25,39 +25,51 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 
 @validated
 class Autocast:
-    """The type of the numbers that convolutions and matrix products take.
+    """The dtype in which convolutions and matrix products compute.
+
+    Example:
+        >>> with Autocast('bfloat16')(torch.device('cpu')):
+        ...     nn.Linear(2, 1)(torch.ones(1, 2)).dtype
+        torch.bfloat16
 
     Args:
         name (str, optional): ``'bfloat16'``, ``'float16'``, None for the
-            type of the weights, or ``'fastest'`` for bfloat16 if a short
-            measurement finds it much quicker on the device at hand: a
-            device may lack it, or have it for some layers only.
+            dtype of the weights, or ``'fastest'``: bfloat16 if a short
+            measurement finds it clearly faster on this device, since a
+            device may support it poorly, or for some layers only.
 
     Raises:
         ValueError: If it is none of them.
     """
 
-    #: Share of the usual time that is much quicker: the measurement shall
-    #: come to the same end when it is repeated.
-    quicker = 0.85
+    #: Largest ratio of its time to that of float32 at which bfloat16 is
+    #: chosen. It is below 1, so that a second measurement chooses the same.
+    max_time_ratio = 0.85
 
     def __init__(self, name: AutocastName = None) -> None:
+        #: Name of the chosen dtype; None is that of the weights.
         self.chosen: Optional[str] = name
 
     @property
-    def open(self) -> bool:
-        """Whether it is still to be measured."""
+    def undecided(self) -> bool:
+        """Whether the dtype is still to be measured."""
         return self.chosen == FASTEST
 
-    def follow(self, types: Iterable[Optional[str]]) -> None:
-        """Choose what an earlier run chose, to go on with it.
+    @property
+    def low_precision(self) -> bool:
+        """Whether layers compute in low precision, in half of the memory."""
+        return self.chosen in DTYPES
+
+    def resume(self, names: Iterable[Optional[str]]) -> None:
+        """Choose what an earlier run chose, if nothing else was asked for.
 
         Args:
-            types (iterable): In which the units learned that it finished.
+            names (iterable): The dtypes in which the finished units of that
+                run learned; None is that of the weights.
         """
-        begun = list(types)
-        if begun and self.open:
-            self.chosen = next(filter(None, begun), None)
+        names = list(names)
+        if names and self.undecided:
+            self.chosen = next(filter(None, names), None)
 
     def measure(
         self,
@@ -65,59 +77,54 @@ class Autocast:
         parameters: Iterable[nn.Parameter],
         inputs: Tensor,
     ) -> None:
-        """Choose by a measurement, if the name asks for one.
+        """Choose the fastest dtype by a measurement, if it was asked for.
 
         All processes choose the same.
 
         Args:
             run (callable): A forward pass, from inputs to outputs.
-            parameters (iterable): Parameters that the way back reaches.
-                None of them requires a gradient afterwards.
-            inputs (Tensor): N x ... preprocessed inputs, 2 or more.
+            parameters (iterable): Parameters that the backward pass
+                reaches. None of them requires a gradient afterwards.
+            inputs (Tensor): N x ... preprocessed inputs, N at least 2.
         """
-        if not self.open:
+        if not self.undecided:
             return
         parameters = [p for p in parameters if p.is_floating_point()]
-        # A CPU that has no instructions for the type takes eight times as
-        # long, which two images tell.
-        least = _least(run, parameters, inputs[:2], turns=2)
-        if least[1] < 2 * least[0]:
-            least = _least(run, parameters, inputs, turns=3)
-        usual, short = total(torch.tensor(least))
-        share = float(short / usual)
-        self.chosen = 'bfloat16' if share <= self.quicker else None
+        # A CPU without instructions for bfloat16 takes eight times as long,
+        # which two images show.
+        seconds = _min_seconds(run, parameters, inputs[:2], repeats=2)
+        if seconds[1] < 2 * seconds[0]:
+            seconds = _min_seconds(run, parameters, inputs, repeats=3)
+        exact, low_precision = sum_over_processes(torch.tensor(seconds))
+        ratio = float(low_precision / exact)
+        self.chosen = 'bfloat16' if ratio <= self.max_time_ratio else None
         print_log(
-            f'bfloat16 takes {share:.0%} of the time of float32 on this '
+            f'bfloat16 takes {ratio:.0%} of the time of float32 on this '
             f'device: learns in {self.chosen or "float32"}',
             'current',
             logging.INFO,
         )
 
     def __call__(self, device: torch.device) -> torch.autocast:
-        """A context in which layers compute in the type.
+        """Return a context in which layers compute in the chosen dtype.
 
         Args:
-            device (torch.device): Where they are.
+            device (torch.device): Device of the layers.
         """
         return torch.autocast(
             device.type,
-            TYPES.get(self.chosen or ''),
-            enabled=self.short,
+            DTYPES.get(self.chosen or ''),
+            enabled=self.low_precision,
         )
 
-    @property
-    def short(self) -> bool:
-        """Whether numbers take half of the memory."""
-        return self.chosen in TYPES
 
-
-def _least(
-    run: Run, parameters: list[nn.Parameter], inputs: Tensor, turns: int
+def _min_seconds(
+    run: Run, parameters: list[nn.Parameter], inputs: Tensor, repeats: int
 ) -> list[float]:
-    """Return the least seconds in the usual type, and in bfloat16."""
+    """Return the least seconds of a pass: in float32, and in bfloat16."""
     least = [math.inf, math.inf]
-    # In turns, so that whatever else runs slows both; the first loads code.
-    for _ in range(turns):
+    # The dtypes alternate, so that other load on the machine slows both.
+    for _ in range(repeats):
         for i, dtype in enumerate((None, torch.bfloat16)):
             seconds = _seconds(run, parameters, inputs, dtype)
             least[i] = min(least[i], seconds)
@@ -130,10 +137,10 @@ def _seconds(
     inputs: Tensor,
     dtype: Optional[torch.dtype],
 ) -> float:
-    """Time a forward and backward pass.
+    """Return the seconds of a forward and backward pass.
 
-    It takes forever in a type that the device or an operator lacks. On a
-    CPU the time of this process counts, since other processes come and go.
+    They are infinite if the device or an operator lacks the dtype. On a CPU
+    only the time of this process counts, since other processes come and go.
     """
     on_cpu = inputs.device.type == 'cpu'
     clock = time.process_time if on_cpu else time.perf_counter
@@ -141,7 +148,7 @@ def _seconds(
         for parameter in parameters:
             parameter.requires_grad_()
         start = clock()
-        _pass(run, parameters, inputs, dtype)
+        _forward_backward(run, parameters, inputs, dtype)
         return clock() - start
     except RuntimeError:
         if dtype is None:
@@ -153,16 +160,17 @@ def _seconds(
 
 
 @torch.enable_grad()
-def _pass(
+def _forward_backward(
     run: Run,
     parameters: list[nn.Parameter],
     inputs: Tensor,
     dtype: Optional[torch.dtype],
 ) -> None:
-    """Run forward and backward, and wait for the end of it."""
+    """Run forward and backward, and wait until the device has finished."""
     with torch.autocast(inputs.device.type, dtype, enabled=dtype is not None):
         outputs = run(inputs)
     losses = [x.float().square().mean() for x in outputs if x.requires_grad]
     if losses:
         grads = torch.autograd.grad(losses, parameters, allow_unused=True)
+        # Reading a value waits for all that it depends on.
         float(sum(g.sum() for g in grads if g is not None))

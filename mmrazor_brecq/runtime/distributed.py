@@ -1,8 +1,8 @@
-"""What several processes have to agree on.
+"""Communication between the processes of one run.
 
-Each process holds a share of the images. All of them begin with the same
-weights and take the same steps, since their gradients are averaged: so they
-end with the same integers. In a single process nothing here does anything.
+Each process has a part of the images. All begin with the same weights, and
+their gradients are averaged, so all end with the same integers. In a single
+process these functions change nothing.
 """
 
 from __future__ import annotations
@@ -21,68 +21,82 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 
-def own_generator(seed: int) -> torch.Generator:
-    """Random numbers that differ from process to process."""
+def process_generator(seed: int) -> torch.Generator:
+    """Return a generator that draws differently in each process.
+
+    Args:
+        seed (int): The same in all processes, below 2^40.
+    """
     return torch.Generator().manual_seed(seed + (get_rank() << 40))
 
 
 def local_share(count: int) -> int:
-    """How much of ``count`` falls to this process: 1 at least."""
-    most, rest = divmod(count, get_world_size())
-    return max(1, most + (get_rank() < rest))
+    """Return how many of ``count`` items fall to this process, at least 1."""
+    quotient, rest = divmod(count, get_world_size())
+    return max(1, quotient + (get_rank() < rest))
 
 
-def total(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+def sum_over_processes(value: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes."""
     value = value.clone()
     all_reduce(value, 'sum')
     return value
 
 
-def gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes, those of the first process first.
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows of all processes, in the order of their ranks.
 
     Args:
         rows (Tensor): N x D, where N may differ between processes.
+
+    Returns:
+        Tensor: M x D, where M is the sum of all N.
     """
     if get_world_size() == 1:
         return rows
     counts = [int(n) for n in all_gather(torch.tensor([len(rows)]))]
-    level = pad(rows, (0, 0, 0, max(counts) - len(rows)))
-    return torch.cat([x[:n] for x, n in zip(all_gather(level), counts)])
+    padded = pad(rows, (0, 0, 0, max(counts) - len(rows)))
+    return torch.cat([x[:n] for x, n in zip(all_gather(padded), counts)])
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Give all processes the mean of their gradients."""
+    """Replace the gradients of all processes by their mean."""
     if get_world_size() == 1:
         return
     grads = [p.grad for p in parameters if p.grad is not None]
-    together = torch.cat([grad.reshape(-1) for grad in grads])
-    all_reduce(together, 'mean')
-    parts = together.split([grad.numel() for grad in grads])
+    # One call for all of them, since each call has a fixed cost.
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    all_reduce(flat, 'mean')
+    parts = flat.split([grad.numel() for grad in grads])
     for grad, part in zip(grads, parts):
         grad.copy_(part.view_as(grad))
 
 
 def mean_error(errors: Iterable[tuple[Tensor, int]]) -> float:
-    """The mean error an image over the images of all processes.
+    """Return the mean error of an image, over the images of all processes.
 
     Args:
-        errors (iterable): Mean errors of batches, and their sizes.
+        errors (iterable): For each batch its mean error and its number of
+            images.
     """
-    found = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64)
     for error, images in errors:
-        found += torch.tensor([images * float(error), images])
-    summed, images = total(found).tolist()
-    return summed / max(images, 1)
+        sums += torch.tensor([images * float(error), images])
+    error_sum, images = sum_over_processes(sums).tolist()
+    return error_sum / max(images, 1)
 
 
-def take_from_first(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors by those of the first process."""
+def copy_from_first_process(tensors: Iterable[object]) -> None:
+    """Overwrite tensors with those of the first process.
+
+    Args:
+        tensors (iterable): Values of a ``state_dict``. Those that are no
+            tensors (extra states) are the same in all processes.
+    """
     if get_world_size() > 1:
         for x in tensors:
             if not isinstance(x, Tensor):
-                continue  # A state of a module's own, the same in all.
+                continue
             # As bytes, which every backend can send.
             content = x.detach().contiguous().view(-1).view(torch.uint8)
             broadcast(content, 0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_flatten
 
-from mmrazor_brecq.activations import CachedBatches, at_once
+from mmrazor_brecq.activations import CachedBatches, images_per_pass
 from mmrazor_brecq.functional import tensors
 
 SIZES = [4, 3, 5]
@@ -144,4 +144,4 @@ def test_an_image_has_the_numbers_of_all_that_is_its_own(parts):
     ('elements', 'count'), [(1, 32), (100, 10), (600, 1), (10**6, 1), (0, 32)]
 )
 def test_as_many_images_run_together_as_there_is_room_for(elements, count):
-    assert at_once(elements, most=32, room=1000) == count
+    assert images_per_pass(elements, max_images=32, max_elements=1000) == count

@@ -307,14 +307,14 @@ def test_what_lies_in_memory_twice_is_within_the_budget(
 
     def waits(stream):
         """Bytes of what the passes have beside the store."""
-        loans = [x for loans in stream._loans for x in loans]
+        freeable = [x for tensors in stream._freeable for x in tensors]
         found = sum(
             x.numel() * x.element_size()
-            for x in {loan.tensor() for loan in loans} - {None}
+            for x in {x.tensor() for x in freeable} - {None}
             if x.untyped_storage().nbytes()
         )
-        assert found == store.twice
-        assert store.held + found <= store.room
+        assert found == store.duplicate_bytes
+        assert store.cached_bytes + found <= store.max_bytes
         return found
 
     with driven.stream() as stream, torch.no_grad():
@@ -327,20 +327,20 @@ def test_what_lies_in_memory_twice_is_within_the_budget(
             )  # more is held now
             waits(stream)
             arrived = stream.advance(targets.split())
-    assert store.twice == 0
+    assert store.duplicate_bytes == 0
     assert (most > 0) == (budget in (80_000, None))
 
 
 @pytest.mark.parametrize(
-    ('budget', 'left_lying', 'calls'),
+    ('budget', 'max_freed', 'calls'),
     [(0, 0, True), (0, 2**40, False), (None, 0, False)],
 )
 def test_the_system_gets_back_what_was_freed(
-    budget, left_lying, calls, toy, batches, monkeypatch, tmp_path
+    budget, max_freed, calls, toy, batches, monkeypatch, tmp_path
 ):
     """Not at every tensor, but not only when all batches are through."""
     given = []
-    monkeypatch.setattr(stream_module, 'LEFT_LYING', left_lying)
+    monkeypatch.setattr(stream_module, 'MAX_FREED_BYTES', max_freed)
     monkeypatch.setattr(
         stream_module, 'give_back_freed_memory', lambda: given.append(1)
     )

@@ -64,6 +64,8 @@ def test_leaves_a_report_a_checkpoint_and_curves(finished):
         'total',
     }
     assert report['peak_memory_mb'] > 0
+    far = report['divergence']
+    assert 0 < far['quantized'] < far['nearest']
     assert report['weight_bytes']['quantized'] < (
         report['weight_bytes']['float'] / 6
     )
@@ -305,6 +307,29 @@ def test_warns_of_calibrating_on_test_images(quick, caplog, tmp_path):
     assert '24 of the 24 calibration images are test images' in (
         log.read_text()
     )
+
+
+def test_tells_of_a_shorter_run_in_the_folder_that_came_nearer(
+    finished, quick, tmp_path
+):
+    folder, _ = finished
+    report = json.loads((folder / 'report.json').read_text())
+    far = report['divergence']['quantized']
+    report['divergence']['quantized'] = far / 4
+    for unit in report['units']:
+        unit['seconds'] = 0.001
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/report.json').write_text(json.dumps(report))
+    (tmp_path / 'run/report.1.json').write_text('{"divergence": ')
+
+    ptq(quick(model__reconstructor__iterations=3), FLOAT)
+
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert f'came to {far / 4:.3g} (report.2.json)' in log
+    kept = json.loads((tmp_path / 'run/report.2.json').read_text())
+    assert kept == report
+    log = next(folder.glob('*/*.log')).read_text()
+    assert 'the longer one is the worse one' not in log
 
 
 def test_says_nothing_where_calibration_is_apart(finished):

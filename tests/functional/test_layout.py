@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from mmrazor_brecq.functional import (
-    flat,
+    from_flat,
     from_rows,
     in_order_of,
-    like,
-    rows,
+    to_flat,
+    to_rows,
 )
 
 LAYOUTS = dict(
@@ -32,11 +32,11 @@ def x(generator):
 @each_layout
 def test_flat_tensors_hold_all_elements_and_go_back(layout, x):
     x = LAYOUTS[layout](x)
-    values = flat(x)
+    values = to_flat(x)
 
     assert values.shape == (x.numel(),)
     assert torch.equal(values.sort().values, x.reshape(-1).sort().values)
-    assert torch.equal(like(values, x), x)
+    assert torch.equal(from_flat(values, x), x)
 
 
 @pytest.mark.parametrize(
@@ -45,22 +45,22 @@ def test_flat_tensors_hold_all_elements_and_go_back(layout, x):
 )
 def test_rows_are_those_of_the_first_dimension_and_go_back(layout, x):
     x = LAYOUTS[layout](x)
-    values = rows(x)
+    values = to_rows(x)
 
     assert len(values) == len(x)
     for row, original in zip(values, x):
         assert torch.equal(row.sort().values, original.flatten().sort().values)
     assert torch.equal(from_rows(values, x), x)
-    assert torch.equal(rows(x + 1, x), values + 1)
+    assert torch.equal(to_rows(x + 1, x), values + 1)
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'matrix'])
 def test_memory_without_gaps_is_not_copied(layout, x):
     x = LAYOUTS[layout](x)
-    values = flat(x)
+    values = to_flat(x)
 
     assert values.data_ptr() == x.data_ptr()
-    assert like(values, x).stride() == x.stride()
+    assert from_flat(values, x).stride() == x.stride()
 
 
 @each_layout
@@ -68,7 +68,7 @@ def test_two_tensors_meet_element_by_element(layout, x):
     """Whatever the memory order of the second is."""
     x = LAYOUTS[layout](x)
     for y in x + 100, (x + 100).clone(memory_format=torch.contiguous_format):
-        assert torch.equal(flat(y, x), flat(x) + 100)
+        assert torch.equal(to_flat(y, x), to_flat(x) + 100)
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'sliced'])
@@ -80,5 +80,5 @@ def test_an_order_is_taken_over_once_and_for_all(layout, images, x):
     found = in_order_of(y, order)
 
     assert torch.equal(found, y)
-    assert rows(found, order).data_ptr() == found.data_ptr()
+    assert to_rows(found, order).data_ptr() == found.data_ptr()
     assert in_order_of(found, order).data_ptr() == found.data_ptr()

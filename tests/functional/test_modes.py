@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from mmrazor_brecq.functional import in_grad_mode, make_ordinary, ordinary
+from mmrazor_brecq.functional import (
+    in_grad_mode,
+    make_tensors_normal,
+    to_normal_tensor,
+)
 
 GUARDS = dict(
     none=torch.enable_grad,
@@ -50,9 +54,9 @@ def test_a_tensor_is_copied_only_if_it_has_to_be():
     plain = torch.ones(2)
     with torch.inference_mode():
         made = torch.ones(2)
-    assert ordinary(plain) is plain
-    assert not ordinary(made).is_inference()
-    assert torch.equal(ordinary(made), made)
+    assert to_normal_tensor(plain) is plain
+    assert not to_normal_tensor(made).is_inference()
+    assert torch.equal(to_normal_tensor(made), made)
 
 
 def test_a_network_built_in_inference_mode_can_learn():
@@ -60,7 +64,7 @@ def test_a_network_built_in_inference_mode_can_learn():
         network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
         network[0].weight.requires_grad_(False)
         state = network.state_dict()
-        make_ordinary(network)
+        make_tensors_normal(network)
     network(torch.ones(1, 2)).sum().backward()
 
     assert network[0].bias.grad is not None

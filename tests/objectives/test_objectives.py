@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from mmrazor_brecq.activations import CachedBatches
-from mmrazor_brecq.functional import rows, tensors
+from mmrazor_brecq.functional import tensors, to_rows
 from mmrazor_brecq.graph import (
     BlockPartition,
     LayerPartition,
@@ -514,7 +514,7 @@ def test_weights_are_brought_in_the_order_of_outputs_once(
     weight = objective.weights[unit.name, 0]
 
     assert torch.equal(weight, before)
-    assert rows(weight, out).data_ptr() == weight.data_ptr()
+    assert to_rows(weight, out).data_ptr() == weight.data_ptr()
     assert objective.loss(unit, out, goals[0], torch.arange(5)) == error
 
 
@@ -604,18 +604,18 @@ def test_gradients_are_held_where_the_images_are_until_they_are_used(
     network = toy('residual')
     units = units_of(network, batches)
     rows = held(batches)
-    before = rows.store.held
+    before = rows.store.cached_bytes
     network.requires_grad_(False)
     objective.watch(network, units, rows, torch.Generator().manual_seed(0))
     outputs = first_outputs(network, units, batches)
     numbers = sum(outputs[unit.name][0][0].numel() for unit in units)
-    assert rows.store.held - before == 4 * 7 * numbers
+    assert rows.store.cached_bytes - before == 4 * 7 * numbers
 
     for unit in units[1:]:
         objective.begin(unit, outputs[unit.name], outputs[unit.name])
     for unit in units:  # the first has never begun
         objective.end(unit)
-    assert rows.store.held == before
+    assert rows.store.cached_bytes == before
     assert not (objective.weights or objective.directions)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from mmrazor_brecq.activations import CachedBatches, Stream, at_once
+from mmrazor_brecq.activations import CachedBatches, Stream, images_per_pass
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.functional import annealed_beta, rounding_penalty
 from mmrazor_brecq.graph import run_float
@@ -216,7 +216,7 @@ def test_a_batch_in_parts_learns_what_it_learns_as_a_whole(
     """Images too large to run together: the gradients of all add up."""
     found = []
     for room in 2**21, 1:
-        monkeypatch.setattr(at_once, '__defaults__', (room,))
+        monkeypatch.setattr(images_per_pass, '__defaults__', (room,))
         model, teacher = quantize('residual', (3, 3))
         unit, data = first_block(model, teacher, batches)
         assert len(data.parts(torch.arange(4), 4)) == (4 if room == 1 else 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -11,6 +12,7 @@ from mmrazor_brecq.reconstruction import UnitReport
 from mmrazor_brecq.report import (
     UnitProgress,
     closing_table,
+    outdone,
     setback,
     weight_bytes,
 )
@@ -79,6 +81,65 @@ def test_what_did_not_help_in_the_end_is_told(
     assert bool(told) is worse
     if worse:
         assert f'{learned:.2f}' in told and 'num_images' in told
+
+
+def ended(far, seconds, **changes):
+    """A report of a run, as far as runs are compared."""
+    return {
+        'identity': dict(config='c', checkpoint='w', calibration='i'),
+        'units': [
+            dict(name='a', bits={'a.conv': (4, 4)}, seconds=seconds),
+            dict(name='all units together', bits={}, seconds=0.0),
+        ],
+        'divergence': dict(nearest=3.0, quantized=far),
+        **changes,
+    }
+
+
+def as_json(report):
+    return json.loads(json.dumps(report))
+
+
+def test_a_shorter_run_that_came_nearer_is_told():
+    earlier = {
+        'report.json': as_json(ended(0.5, 30.0)),
+        'report.1.json': as_json(ended(0.3, 20.0)),
+    }
+    told = outdone(ended(0.672, 90.0), earlier)
+    for part in ('0.672', '0.3', '90 s', '20 s', 'report.1.json'):
+        assert part in told
+    assert not outdone(ended(0.2, 90.0), earlier)
+    assert not outdone(ended(0.32, 90.0), earlier)  # as good as the same
+    assert not outdone(ended(0.672, 90.0), {})
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        ended(0.1, 300.0),  # a longer one
+        ended(0.1, 20.0, identity=dict(checkpoint='x', calibration='i')),
+        ended(0.1, 20.0, identity=dict(checkpoint='w', calibration='x')),
+        ended(0.1, 20.0, units=[dict(bits={'a.conv': (8, 8)}, seconds=1)]),
+        ended(float('nan'), 20.0),
+        ended(0.1, 20.0, divergence={}),
+        ended(0.1, None),
+        ended(0.1, 20.0, units=3),
+        {},
+    ],
+)
+def test_runs_of_other_things_are_no_rivals(other):
+    assert not outdone(ended(0.672, 90.0), {'report.json': as_json(other)})
+
+
+def test_a_run_whose_outputs_are_no_numbers_is_outdone():
+    told = outdone(ended(float('nan'), 90.0), {'report.json': ended(0.1, 1.0)})
+    assert 'report.json' in told
+
+
+def test_a_run_of_an_earlier_version_has_no_rivals():
+    report = ended(0.672, 90.0)
+    del report['divergence']
+    assert not outdone(report, {'report.json': ended(0.1, 1.0)})
 
 
 def test_a_line_a_unit(caplog):

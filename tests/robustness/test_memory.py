@@ -13,7 +13,7 @@ from torch import nn
 
 import mmrazor_brecq
 from mmrazor_brecq import api
-from mmrazor_brecq.activations import CachedBatches, at_once
+from mmrazor_brecq.activations import CachedBatches, images_per_pass
 
 CASES = Path(__file__).parents[2] / 'benchmarks' / 'memory_cases.py'
 
@@ -59,7 +59,7 @@ def test_large_images_run_one_at_a_time_from_the_api(
 
 
 def test_an_image_that_is_larger_than_the_room_runs_alone():
-    assert at_once(10**9, most=32) == 1
-    assert at_once(0, most=32) == 32
+    assert images_per_pass(10**9, max_images=32) == 1
+    assert images_per_pass(0, max_images=32) == 32
     rows = CachedBatches([torch.zeros(1, 7), torch.ones(1, 7)], [1, 1])
-    assert at_once(rows.elements, most=32, room=3) == 1
+    assert images_per_pass(rows.elements, max_images=32, max_elements=3) == 1

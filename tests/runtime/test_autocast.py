@@ -41,9 +41,9 @@ def takes(monkeypatch):
 def test_it_takes_what_is_much_quicker(short, chosen, takes, toy, batches):
     takes(1.0, short)
     fastest = Autocast('fastest')
-    assert fastest.open
+    assert fastest.undecided
     measure(fastest, toy('residual'), batches)
-    assert fastest.chosen == chosen and not fastest.open
+    assert fastest.chosen == chosen and not fastest.undecided
 
 
 @pytest.mark.parametrize('name', [None, 'bfloat16', 'float16'])
@@ -92,7 +92,7 @@ def test_a_type_that_an_operator_lacks_is_not_taken(batches):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Exact())
     fastest = Autocast('fastest')
     measure(fastest, network, batches)
-    assert fastest.chosen is None and not fastest.open
+    assert fastest.chosen is None and not fastest.undecided
 
 
 @pytest.mark.parametrize('name', ['bfloat16', None])
@@ -105,23 +105,23 @@ def test_layers_compute_in_the_type(name):
 
 
 def test_it_knows_whether_numbers_are_short():
-    assert Autocast('bfloat16').short and not Autocast().short
-    assert not Autocast('fastest').short
+    assert Autocast('bfloat16').low_precision and not Autocast().low_precision
+    assert not Autocast('fastest').low_precision
 
 
 @pytest.mark.parametrize('before', ['bfloat16', None])
 def test_a_run_goes_on_in_the_type_it_began_with(before):
     fastest = Autocast('fastest')
-    fastest.follow([])
-    assert fastest.open
-    fastest.follow([None, before])
+    fastest.resume([])
+    assert fastest.undecided
+    fastest.resume([None, before])
     assert fastest.chosen == before
-    assert not fastest.open
+    assert not fastest.undecided
 
 
 def test_what_is_named_outweighs_what_was_begun():
     named = Autocast('float16')
-    named.follow(['bfloat16'])
+    named.resume(['bfloat16'])
     assert named.chosen == 'float16'
 
 

@@ -89,7 +89,7 @@ def reconstruct(rank, world, folder, kind):
         dict(
             state=brecq.state_dict(),
             reports=reports,
-            held=store.peak,
+            held=store.peak_bytes,
             images=sum(counted),
         ),
         f'{folder}/{world}_{rank}.pth',

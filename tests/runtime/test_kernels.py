@@ -10,8 +10,8 @@ from mmrazor_brecq.functional import (
     FusedPenalty,
     dequantize_rows,
     fake_quantize,
-    flat,
     relaxed_rows,
+    to_flat,
     weighted_squared_error,
 )
 from mmrazor_brecq.runtime import kernels
@@ -170,7 +170,7 @@ def results(x, keep):
     s = torch.tensor(0.2, requires_grad=True)
     out = fake_quantize(a, s, torch.tensor(0.3), torch.tensor(7), 0, 15, keep)
     (out * x).sum().backward()
-    alpha = flat(x).view(2, -1).clone().requires_grad_()
+    alpha = to_flat(x).view(2, -1).clone().requires_grad_()
     step = torch.tensor([[0.1], [0.2]], requires_grad=True)
     base = alpha.detach().floor()
     grid = step, torch.tensor([[3.0], [0.0]]), -2, 1
