@@ -95,11 +95,11 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
         resize=resizing(cfg),
         identity=meta.get('identity'),
     )
-    steps = build_target(request.target).step_after
+    calibrated = build_target(request.target).quantized_outputs
     calibration = [
         inputs
         for _, inputs, _ in load_images(
-            model, loader, 256 if steps else 1, request, most
+            model, loader, 256 if calibrated else 1, request, most
         )
     ]
     proof: list[tuple[Tensor, Tensor]] = []

@@ -1,11 +1,11 @@
-"""From a quantized network to the model of ONNX for a target."""
+"""Build the model of ONNX that a quantized network becomes for a target."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import onnx_ir as ir
 import torch
@@ -13,15 +13,9 @@ from torch import Tensor, nn
 
 from ..layers import activation_quantizers, quant_layers
 from ..version import __version__
-from .calibrate import fit_steps
-from .rewrite import (
-    add_steps,
-    integer_biases,
-    quantize_early,
-    store_weights,
-    tidy,
-    unstepped,
-)
+from .integer_bias import integer_biases
+from .rewrite import quantize_early, store_weights, tidy
+from .target_scales import add_quantizers, choose_scales, missing_quantizers
 from .targets import Target
 from .trace import is_rgb, trace
 
@@ -31,10 +25,10 @@ class Options:
     """What a user chooses about a file.
 
     Args:
-        target (Target): What it is for.
-        pack (bool): Whether weights of four bits and fewer are packed.
+        target (Target): Runtime that it is for.
+        pack (bool): Whether weights of 4 bits and fewer are packed.
         batch (str | int): ``'dynamic'``, or the number of images.
-        preprocess (bool): Whether the file normalises the images itself.
+        preprocess (bool): Whether the file normalizes the images itself.
         about (dict): More for its metadata, such as ``classes``.
     """
 
@@ -42,34 +36,34 @@ class Options:
     pack: bool = False
     batch: Union[str, int] = 'dynamic'
     preprocess: bool = False
-    about: dict[str, Any] = field(default_factory=dict)
+    about: Mapping[str, object] = field(default_factory=dict)
 
 
 def build(
     network: nn.Module,
-    preprocessor: Any,
+    preprocessor: Optional[nn.Module],
     calibration: Sequence[Tensor],
     options: Options,
 ) -> ir.Model:
-    """Make a model of ONNX.
+    """Build a model of ONNX.
 
     Args:
         network (nn.Module): Quantized, on the CPU, in evaluation mode.
-        preprocessor (nn.Module): What normalises its images.
-        calibration (list[Tensor]): Batches of images as the file takes
-            them; one is enough where the target wants no further steps.
-        options (Options): What is wanted.
+        preprocessor (nn.Module, optional): Normalizes its images.
+        calibration (list[Tensor]): Batches of images in the form that the
+            file takes; one is enough where the target wants no further
+            scales.
+        options (Options): What the user chose.
 
     Returns:
         ir.Model: Complete.
 
     Raises:
         ValueError: If torch cannot export the network, or the target
-            cannot have it.
+            does not allow it.
     """
     target = options.target
     target.check(network)
-    layers = quant_layers(network)
     example = calibration[0]
     model = trace(
         network,
@@ -77,49 +71,54 @@ def build(
         options.batch,
         preprocessor if options.preprocess else None,
     )
-    if target.step_after:
+    if target.quantized_outputs:
         quantize_early(model)
-        values = unstepped(model, target)
+        values = missing_quantizers(model, target)
         if values:
-            observer = _observer(network)
-            add_steps(model, fit_steps(model, values, calibration, observer))
+            observer = activation_quantizers(network)[0].observer
+            scales = choose_scales(model, values, calibration, observer)
+            add_quantizers(model, scales)
             quantize_early(model)
-    widths = {n: q.weight_quantizer.grid.bits for n, q in layers.items()}
-    stored = store_weights(model, target, widths, options.pack)
+    stored = store_weights(model, target, _weight_bits(network), options.pack)
     if target.integer_bias:
         integer_biases(model)
     model.graph.opset_imports[''] = max(
         target.opset, model.graph.opset_imports['']
     )
     tidy(model)
-    _describe(model, network, preprocessor, example, stored, options)
+    about = _description(network, preprocessor, example, stored, options)
+    for key, value in about.items():
+        if value is not None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            model.metadata_props[key] = text
+    model.producer_name, model.producer_version = 'mmrazor_brecq', __version__
+    model.graph.name = type(network).__name__
     return model
 
 
-def _observer(network: nn.Module) -> Any:
-    """What chose the grids of the network's own activations."""
-    return next(iter(activation_quantizers(network))).observer
+def _weight_bits(network: nn.Module) -> dict[str, int]:
+    """Return the bits of every layer's weight."""
+    return {
+        name: layer.weight_quantizer.grid.bits
+        for name, layer in quant_layers(network).items()
+    }
 
 
-def _describe(
-    model: ir.Model,
+def _description(
     network: nn.Module,
-    preprocessor: Any,
+    preprocessor: Optional[nn.Module],
     example: Tensor,
-    stored: dict[str, int],
+    stored: Mapping[str, int],
     options: Options,
-) -> None:
-    """Say in the file what it is."""
+) -> dict[str, object]:
+    """Return the metadata of a file; values that are None are left out."""
     shape = example.shape[1:]
     size = shape[:2] if options.preprocess else shape[-2:]
-    about = dict(
+    return dict(
         method='BRECQ (Li et al., ICLR 2021)',
         target=type(options.target).__name__,
         versions=dict(mmrazor_brecq=__version__, torch=torch.__version__),
-        weight_bits={
-            name: layer.weight_quantizer.grid.bits
-            for name, layer in quant_layers(network).items()
-        },
+        weight_bits=_weight_bits(network),
         activation_bits={
             name.removesuffix('.input_quantizer'): module.grid.bits
             for name, module in network.named_modules()
@@ -131,32 +130,30 @@ def _describe(
             dtype='uint8' if options.preprocess else 'float32',
             size=list(size),
         ),
-        normalisation=normalisation(preprocessor),
+        normalisation=normalization(preprocessor),
         **options.about,
     )
-    for key, value in about.items():
-        if value is not None:
-            text = value if isinstance(value, str) else json.dumps(value)
-            model.metadata_props[key] = text
-    model.producer_name, model.producer_version = 'mmrazor_brecq', __version__
-    model.graph.name = type(network).__name__
 
 
-def normalisation(preprocessor: Any) -> Optional[dict[str, Any]]:
-    """How images become a network's input: ``(x - mean) / std``.
+def normalization(
+    preprocessor: Optional[nn.Module],
+) -> Optional[dict[str, object]]:
+    """Return how images become a network's input: ``(x - mean) / std``.
 
     Args:
-        preprocessor (nn.Module): Of OpenMMLab.
+        preprocessor (nn.Module, optional): Of OpenMMLab.
 
     Returns:
         dict: ``mean`` and ``std`` of each channel for pixels of 0 to 255,
-        and the order of the ``channels``; None where there is nothing.
+        and the order of the ``channels``; None if images are not
+        normalized.
     """
     mean = getattr(preprocessor, 'mean', None)
-    if mean is None:
+    std = getattr(preprocessor, 'std', None)
+    if preprocessor is None or mean is None or std is None:
         return None
     return dict(
         mean=mean.flatten().tolist(),
-        std=preprocessor.std.flatten().tolist(),
+        std=std.flatten().tolist(),
         channels='RGB' if is_rgb(preprocessor) else 'BGR',
     )

@@ -1,159 +1,186 @@
-"""Comparing what a file holds with its network, without running either.
+"""Compare the constants of a file with its network, without running either.
 
 Images show a wrong weight only as far as it moves an output. Weights,
-biases, scales, zero points and ranges are therefore compared as they are.
+biases, scales, zero points and ranges are therefore compared directly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from ..layers import quant_layers
-from .nodes import QUANTIZER, number, only_user, producer, users, weights
-from .rewrite import CLIPS, clip_ends
+from ..layers import QuantLayer, quant_layers
+from ..quantizers import ActivationQuantizer
+from .nodes import (
+    QUANTIZER,
+    array_of,
+    bias_of,
+    by_channel,
+    is_constant,
+    only_user,
+    producer,
+    users,
+    weights,
+)
+from .rewrite import CLIPS, clip_bounds
 
-#: Relative error of a product in float32, and some.
+#: Relative error of a product in float32, rounded up.
 FLOAT_ERROR = 1e-6
 
 
 def compare_constants(network: nn.Module, model: ir.Model) -> dict[str, str]:
-    """Look for constants that are not those of the network.
+    """Find the constants of a file that differ from those of the network.
 
     Args:
         network (nn.Module): Quantized.
         model (ir.Model): Made from it.
 
     Returns:
-        dict[str, str]: What is wrong, by the layer's or quantizer's name,
-        in the order of the graph; empty where all is right.
+        dict[str, str]: What is wrong, by the name of the layer or the
+        quantizer, in the order of the graph; empty if all are right.
     """
     wrong: dict[str, str] = {}
     layers = quant_layers(network)
     for name, node in weights(model):
-        for reason in _wrong_layer(layers[name], node):
+        for reason in _layer_errors(layers[name], node):
             wrong.setdefault(name, reason)
     for node in model.graph:
         if QUANTIZER in node.metadata_props:
             name = node.metadata_props[QUANTIZER].rpartition('#')[0]
-            for reason in _wrong_grid(network.get_submodule(name), node):
+            quantizer = network.get_submodule(name)
+            assert isinstance(quantizer, ActivationQuantizer)
+            for reason in _grid_errors(quantizer, node):
                 wrong.setdefault(name, reason)
     return wrong
 
 
 def dequantized(node: ir.Node) -> np.ndarray:
-    """The real values that a DequantizeLinear of constants gives.
+    """Return the real values of a DequantizeLinear of constants.
 
     Args:
         node (ir.Node): Its scales go along the first axis.
     """
-    q, scale, zero_point = (number(x).astype('f8') for x in node.inputs)
-    column = (-1, *[1] * (q.ndim - 1))
-    return (q - zero_point.reshape(column)) * scale.reshape(column)
-
-
-def _wrong_layer(layer: Any, node: ir.Node) -> Iterator[str]:
-    quantizer = layer.weight_quantizer
-    own = layer.weight.detach().double().numpy()
-    found = dequantized(node)
-    column = (-1, *[1] * (own.ndim - 1))
-    scale = number(node.inputs[1]).astype('f8').reshape(column)
-    # A scale that was made coarser for the sake of the bias, by a power of
-    # two, rounds anew.
-    power = np.log2(scale / quantizer.scale.double().numpy().reshape(column))
-    coarser = (power > 0.5) & (np.abs(power - np.rint(power)) < FLOAT_ERROR)
-    rounded = np.where(coarser, scale / 2, 0)
-    yield from _apart('weight', own, found, rounded)
-    if getattr(layer, 'bias', None) is not None:
-        own = layer.bias.detach().double().numpy()
-        for user in users(node):
-            bias = _bias(user)
-            if bias is not None and bias[0].shape == own.shape:
-                yield from _apart('bias', own, *bias)
-
-
-def _apart(
-    what: str, own: np.ndarray, found: np.ndarray, rounded: np.ndarray
-) -> Iterator[str]:
-    """Say so if values differ by more than was rounded."""
-    largest = max(float(np.abs(own).max(initial=0)), 1e-30)
-    apart = np.abs(own - found)
-    bound = rounded * (1 + 1e-3) + FLOAT_ERROR * (np.abs(own) + 1e-3 * largest)
-    if not (apart <= bound).all():
-        yield (
-            f'its {what} in the file is another one; the largest difference '
-            f'is {np.nanmax(apart):.3g}, of values up to {largest:.3g}'
-        )
+    q, scale, zero_point = (array_of(x).astype('f8') for x in node.inputs)
+    return (q - by_channel(zero_point, q.ndim)) * by_channel(scale, q.ndim)
 
 
 def rounded_bias(node: ir.Node) -> Optional[np.ndarray]:
-    """By how much integers may move each channel's bias, None if it is real.
+    """Return how far integers may move each channel's bias.
 
     Args:
         node (ir.Node): A Conv or Gemm.
+
+    Returns:
+        numpy.ndarray: Half a scale for each channel; None where the bias is
+        real.
     """
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    integers = producer(bias, 'DequantizeLinear')
-    return None if integers is None else number(integers.inputs[1]) / 2
+    integers = producer(bias_of(node), 'DequantizeLinear')
+    return None if integers is None else array_of(integers.inputs[1]) / 2
 
 
-def _bias(node: ir.Node) -> Optional[tuple[np.ndarray, np.ndarray]]:
-    """Bias of a call of a layer, and by how much it was rounded."""
-    if node.op_type == 'MatMul':
-        add = only_user(node.outputs[0], 'Add')
-        values = [number(x) for x in add.inputs] if add is not None else []
-        real = next((x for x in values if x is not None), None)
-        return None if real is None else (real, np.zeros(1))
-    rounded = rounded_bias(node)
-    if rounded is not None:
-        return dequantized(node.inputs[2].producer()), rounded
-    real = number(node.inputs[2]) if len(node.inputs) > 2 else None
-    return None if real is None else (real, np.zeros(1))
+def _layer_errors(layer: QuantLayer, node: ir.Node) -> Iterator[str]:
+    """Yield what is wrong with a layer's weight or bias."""
+    expected = layer.weight.detach().double().numpy()
+    scale = array_of(node.inputs[1]).astype('f8')
+    ratio = scale / layer.weight_quantizer.scale.double().numpy()
+    power = np.log2(ratio)
+    # The export makes a scale coarser, by a power of two, where the bias
+    # would not fit otherwise; only then are weights rounded again.
+    coarser = (power > 0.5) & (np.abs(power - np.rint(power)) < FLOAT_ERROR)
+    rounded = by_channel(np.where(coarser, scale / 2, 0), expected.ndim)
+    yield from _value_errors('weight', expected, dequantized(node), rounded)
+    bias = getattr(layer, 'bias', None)
+    if bias is not None:
+        expected = bias.detach().double().numpy()
+        for call in users(node):
+            found = _bias(call)
+            if found is not None and found[0].shape == expected.shape:
+                yield from _value_errors('bias', expected, *found)
 
 
-def _wrong_grid(quantizer: Any, node: ir.Node) -> Iterator[str]:
-    """What an activation's DequantizeLinear and what comes before it say."""
-    scale, zero_point = (number(x) for x in node.inputs[1:3])
-    own = np.float32(quantizer.scale), int(quantizer.zero_point)
-    if (np.float32(scale), int(zero_point)) != own:
+def _value_errors(
+    kind: str, expected: np.ndarray, found: np.ndarray, rounded: np.ndarray
+) -> Iterator[str]:
+    """Yield a message if values differ by more than they were rounded."""
+    largest = max(float(np.abs(expected).max(initial=0)), 1e-30)
+    difference = np.abs(expected - found)
+    bound = rounded * (1 + 1e-3) + FLOAT_ERROR * (
+        np.abs(expected) + 1e-3 * largest
+    )
+    if not (difference <= bound).all():
         yield (
-            f'its scale and zero point in the file are {float(scale):.6g} '
-            f'and {int(zero_point)}, expected {own[0]:.6g} and {own[1]}'
+            f'its {kind} in the file is another one; the largest difference '
+            f'is {np.nanmax(difference):.3g}, of values up to {largest:.3g}'
+        )
+
+
+def _bias(call: ir.Node) -> Optional[tuple[np.ndarray, np.ndarray]]:
+    """Return the bias of a call and how far it was rounded, if it has one."""
+    if call.op_type == 'MatMul':
+        add = only_user(call.outputs[0], 'Add')
+        terms = add.inputs if add is not None else []
+        bias = next((x for x in terms if is_constant(x)), None)
+    else:
+        bias = bias_of(call)
+        integers = producer(bias, 'DequantizeLinear')
+        if integers is not None:
+            return dequantized(integers), array_of(integers.inputs[1]) / 2
+    return (array_of(bias), np.zeros(1)) if is_constant(bias) else None
+
+
+def _grid_errors(
+    quantizer: ActivationQuantizer, node: ir.Node
+) -> Iterator[str]:
+    """Yield what is wrong with an activation's scale, zero point or range.
+
+    Args:
+        quantizer (ActivationQuantizer): Of the network.
+        node (ir.Node): Its DequantizeLinear.
+    """
+    scale, zero_point = (array_of(x) for x in node.inputs[1:3])
+    expected = np.float32(quantizer.scale), int(quantizer.zero_point)
+    if (np.float32(scale), int(zero_point)) != expected:
+        yield (
+            f'its scale and zero point in the file are {float(scale):.6g} and '
+            f'{int(zero_point)}, expected {expected[0]:.6g} and {expected[1]}'
         )
         return
-    low, high = _range(node)
-    least, most = quantizer.grid.range
-    if low < least or high > most:
+    low, high = _integer_range(node)
+    lowest, highest = quantizer.grid.range
+    if low < lowest or high > highest:
         yield (
             f'its integers in the file go from {low} to {high}, expected '
-            f'{least} to {most}: a Clip is missing'
+            f'{lowest} to {highest}: a Clip is missing'
         )
 
 
-def _range(node: ir.Node) -> tuple[int, int]:
-    """Smallest and largest integer that come to a DequantizeLinear."""
-    scale, zero_point = (number(x) for x in node.inputs[1:3])
-    kind = np.iinfo(zero_point.dtype)
-    low, high, integers = int(kind.min), int(kind.max), True
+def _integer_range(node: ir.Node) -> tuple[int, int]:
+    """Return the smallest and largest integer that a DequantizeLinear gets.
+
+    It follows the clips before the node, of integers and of real values.
+    """
+    scale, zero_point = (array_of(x) for x in node.inputs[1:3])
+    info = np.iinfo(zero_point.dtype)
+    low, high, in_integers = int(info.min), int(info.max), True
     value = node.inputs[0]
 
-    def on_grid(end: float) -> float:
+    def on_grid(bound: float) -> float:
         with np.errstate(over='ignore'):
-            return float(np.rint(np.float32(end) / scale) + zero_point)
+            return float(np.rint(np.float32(bound) / scale) + zero_point)
 
     while before := producer(value, *CLIPS, 'MaxPool', 'QuantizeLinear'):
         if before.op_type == 'QuantizeLinear':
-            if not integers:
+            if not in_integers:
                 break
-            integers = False
-        ends = clip_ends(before) if before.op_type in CLIPS else None
-        if ends is not None:
-            if not integers:
-                ends = on_grid(ends[0]), on_grid(ends[1])
-            low, high = int(max(ends[0], low)), int(min(ends[1], high))
+            in_integers = False
+        bounds = clip_bounds(before) if before.op_type in CLIPS else None
+        if bounds is not None:
+            if not in_integers:
+                bounds = on_grid(bounds[0]), on_grid(bounds[1])
+            low, high = int(max(bounds[0], low)), int(min(bounds[1], high))
         value = before.inputs[0]
     return low, high

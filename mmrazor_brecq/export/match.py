@@ -1,51 +1,53 @@
-"""Comparing a file with its network layer by layer, each on the same input."""
+"""Compare a file with its network layer by layer, each on the same input."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from ..functional import leaves, tensors
-from ..graph import run_float
+from ..functional import tensors
 from ..layers import quant_layers
 from ..quantizers import ActivationQuantizer
+from .calls import CallMatcher, find_first_calls, run_with
 from .constants import rounded_bias
-from .nodes import QUANTIZER, number, only_user, users, weights
+from .nodes import QUANTIZER, array_of, only_user, users, weights
 from .rewrite import CLIPS
 from .session import look_inside
 
-#: What may stand between a layer and the quantizer after it without making
-#: a difference larger.
+#: Operators between a layer and the quantizer after it that do not amplify
+#: a difference.
 PASSING = (*CLIPS, 'MaxPool', 'Add', 'Reshape', 'Transpose', 'Flatten')
 
-#: How near two values are, in steps and relative to the largest one, if
-#: only the order of a sum tells them apart.
-TIE_STEPS = 0.02
-TIE_FLOAT = 1e-5
+#: How near two values are if only the order of a sum tells them apart: as a
+#: fraction of the scale, and of the largest value.
+TIE_OF_SCALE = 0.02
+TIE_OF_LARGEST = 1e-5
 
 
 @dataclass
 class LayerMatch:
     """How far one layer or quantizer of the file is from that in torch.
 
-    Both are given the same input, and what they put out is rounded to the
-    same integers: those of the quantizer itself; for a layer those of the
-    quantizer after it, or where none is near an 8-bit grid of its range.
+    Both get the same input, and their outputs are rounded to the same
+    integers: those of the quantizer itself; for a layer those of the
+    quantizer after it, or of an 8-bit grid of its range where none is near.
 
     Attributes:
-        name (str): Its name in the network.
-        exact (float): Share of integers that are equal, 0 to 1.
-        within (float): Share of integers that differ by one at most.
-        largest (float): The largest difference before rounding, in steps.
-        ties (float): Share of integers that differ though the values
-            before rounding do not, but for the order of sums and the bias
-            that the target has in integers: they lie on an edge.
+        name (str): Name in the network.
+        exact (float): Fraction of integers that are equal, 0 to 1.
+        within (float): Fraction of integers that differ by at most one.
+        largest (float): Largest difference before rounding, in scales.
+        ties (float): Fraction of integers that differ only because the
+            value lies on an edge between two: before rounding, the values
+            are the same but for the order of sums and for biases that the
+            target has as integers.
     """
 
     name: str
@@ -55,168 +57,42 @@ class LayerMatch:
     ties: float = 0.0
 
 
-def _match(
-    name: str, own: Tensor, other: Tensor, step: float, near: Tensor
-) -> LayerMatch:
-    """Compare two tensors of one shape.
+#: A forward hook: returns what replaces the output, None to keep it.
+Hook = Callable[[nn.Module, tuple, Tensor], Optional[Tensor]]
+
+
+class _FileValues:
+    """Values of a file that layers and quantizers are compared with.
 
     Args:
-        name (str): Whose they are.
-        own (Tensor): Of the network in torch.
-        other (Tensor): Of the file.
-        step (float): What both are rounded by.
-        near (Tensor): Bool, where they are the same but for a tie.
-    """
-    a, b = own.double() / step, other.double() / step
-    same = (a == b) | (a.isnan() & b.isnan())
-    apart = torch.where(same, 0.0, (a.round() - b.round()).abs())
-    near = near & (apart > 0)
-    distance = torch.where(same, 0.0, (a - b).abs())
-    return LayerMatch(
-        name,
-        float((apart == 0).double().mean()),
-        float(((apart <= 1) | near).double().mean()),
-        float(distance.max()),
-        float(near.double().mean()),
-    )
-
-
-def _match_layer(
-    name: str, own: Tensor, other: Tensor, call: Optional[ir.Node]
-) -> LayerMatch:
-    """A layer's output, or with ``call=None`` that of the network."""
-    largest = max(float(own.abs().max()), float(other.abs().max()))
-    step = (call and _step_after(_value(call))) or largest / 255 or 1.0
-    bound = torch.tensor(TIE_STEPS * step + TIE_FLOAT * largest)
-    rounded = None if call is None else rounded_bias(call)
-    if rounded is not None:
-        shape = [1, -1, *[1] * (own.dim() - 2)]
-        bound = bound + torch.from_numpy(np.array(rounded)).view(shape)
-    return _match(name, own, other, step, (own - other).abs() <= bound)
-
-
-def _match_quantizer(
-    name: str, x: Tensor, own: Tensor, other: Tensor, step: float
-) -> LayerMatch:
-    """What a quantizer makes of ``x``, and what it is in the file."""
-    place = (x / step).double()
-    edge = ((place - place.floor()) - 0.5).abs()
-    bound = TIE_STEPS + TIE_FLOAT * float(place.abs().max())
-    return _match(
-        name,
-        own,
-        other,
-        step,
-        (edge <= bound) & ((own - other).abs() <= 1.01 * step),
-    )
-
-
-def _step_after(value: ir.Value) -> Optional[float]:
-    """The step of the quantizer that a value comes to, if one is near."""
-    while True:
-        for use in value.uses():
-            if use.node.op_type == 'QuantizeLinear':
-                return float(number(use.node.inputs[1]))
-        node = only_user(value, *PASSING)
-        if node is None:
-            return None
-        value = node.outputs[0]
-
-
-def _value(call: ir.Node) -> ir.Value:
-    """What a call of a layer gives, its bias added."""
-    value = call.outputs[0]
-    add = only_user(value, 'Add')
-    if call.op_type == 'MatMul' and add is not None:
-        if any(x.is_initializer() for x in add.inputs):
-            value = add.outputs[0]
-    return value
-
-
-def _given(call: ir.Node) -> ir.Value:
-    """What the next ones get of it, another where the target rounds it."""
-    value = _value(call)
-    after = only_user(value, 'QuantizeLinear')
-    while after and after.op_type != 'DequantizeLinear':
-        after = only_user(after.outputs[0], 'Clip', 'DequantizeLinear')
-    if after and QUANTIZER not in after.metadata_props:
-        return after.outputs[0]
-    return value
-
-
-class _Calls:
-    """Which call of a module in torch is which one in the file.
-
-    A file has fewer where two calls on the same input are one, or where
-    nobody uses what a call gives.
-
-    Args:
-        same (list[int]): For each call in torch, the first one that had
-            the same input: itself, where none had.
-        found (int): How many calls there are in the file.
+        model (ir.Model): The file.
+        inputs (Tensor): Its input.
     """
 
-    def __init__(self, same: Sequence[int], found: int) -> None:
-        self.same, self.found = same, found
-        self.spare = len(same) - found
-        self.taken: dict[int, int] = {}
-        self.call = -1
-        self.next = 0
+    def __init__(self, model: ir.Model, inputs: Tensor) -> None:
+        #: By layer, the nodes that call it.
+        self.calls: dict[str, list[ir.Node]] = {}
+        for name, weight in weights(model):
+            self.calls.setdefault(name, []).extend(users(weight))
+        #: By ``quantizer#call``, what it puts out.
+        self.quantized = {
+            node.metadata_props[QUANTIZER]: node.outputs[0]
+            for node in model.graph
+            if QUANTIZER in node.metadata_props
+        }
+        self.outputs = list(model.graph.outputs)
+        values = [
+            value(node)
+            for nodes in self.calls.values()
+            for node in nodes
+            for value in (_output, _passed_on)
+        ]
+        values += [*self.quantized.values(), *self.outputs]
+        self.content = look_inside(model, values, inputs)
 
-    def place(self, fits: Any) -> Optional[int]:
-        """Place in the file of the call that comes now, if it has one.
-
-        Args:
-            fits (callable): Whether the one at a place may be it; asked
-                only while calls in torch are left over.
-        """
-        self.call += 1
-        first = self.same[self.call] if self.call < len(self.same) else -1
-        if self.spare > 0 and first in self.taken:
-            self.spare -= 1
-            return self.taken[first]
-        if self.next >= self.found:
-            return None
-        if self.spare > 0 and not fits(self.next):
-            self.spare -= 1
-            return None
-        self.taken.setdefault(first, self.next)
-        self.next += 1
-        return self.next - 1
-
-
-def _same_inputs(
-    network: nn.Module, images: Tensor, modules: dict[str, nn.Module]
-) -> dict[str, list[int]]:
-    """For each call of a module the first one that had the same input."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in modules}
-    same: dict[str, list[int]] = {name: [] for name in modules}
-
-    def watch(name: str, module: nn.Module) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = leaves((args, kwargs))[0]
-            equal = (i for i, y in enumerate(seen[name]) if _equal(x, y))
-            same[name].append(next(equal, len(seen[name])))
-            seen[name].append(x.clone())
-
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
-
-    _run_with([watch(n, m) for n, m in modules.items()], network, images)
-    return same
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and torch.equal(x, y)
-
-
-def _run_with(hooks: list, network: nn.Module, images: Tensor) -> Any:
-    """Run the network, and take the hooks off it again."""
-    try:
-        with torch.no_grad():
-            return run_float(network, images)
-    finally:
-        for handle in hooks:
-            handle.remove()
+    def of(self, value: ir.Value) -> Tensor:
+        """Return the content of a value."""
+        return self.content[value.name]
 
 
 def compare_layers(
@@ -225,99 +101,203 @@ def compare_layers(
     """Compare layer by layer, each on the same input.
 
     The network in torch runs once, with each layer's output and each
-    quantized activation replaced by what the file gives there: a difference
-    shows where it is made and nowhere else.
+    quantized activation replaced by that of the file: a difference shows
+    where it arises and nowhere else.
 
     Args:
         network (nn.Module): Quantized.
         model (ir.Model): Made from it.
-        images (Tensor): The network's input.
-        inputs (Tensor): The file's input for the same images.
+        images (Tensor): Input of the network.
+        inputs (Tensor): The same images, in the form that the file takes.
 
     Returns:
         list[LayerMatch]: In the order of the calls, and the network's
         outputs last.
     """
-    calls: dict[str, list[ir.Node]] = {}
-    for name, weight in weights(model):
-        calls.setdefault(name, []).extend(users(weight))
-    quantized = {
-        node.metadata_props[QUANTIZER]: node.outputs[0]
-        for node in model.graph
-        if QUANTIZER in node.metadata_props
-    }
-    values = [
-        f(x) for xs in calls.values() for x in xs for f in (_value, _given)
-    ]
-    ends = list(model.graph.outputs)
-    found = look_inside(model, [*values, *quantized.values(), *ends], inputs)
-    layers: dict[str, Any] = dict(quant_layers(network))
+    file = _FileValues(model, inputs)
+    layers: dict[str, nn.Module] = {**quant_layers(network)}
     quantizers = {
         name: module
         for name, module in network.named_modules()
         if isinstance(module, ActivationQuantizer) and module.active
     }
-    same = _same_inputs(network, images, {**layers, **quantizers})
+    first = find_first_calls(network, images, {**layers, **quantizers})
     matches: list[LayerMatch] = []
-
-    def watch_layer(name: str, layer: nn.Module) -> Any:
-        nodes = calls.get(name, [])
-        order = _Calls(same[name], len(nodes))
-
-        def hook(module: nn.Module, args: Any, out: Tensor) -> Any:
-            def compared(place: int) -> Optional[LayerMatch]:
-                other = found[_value(nodes[place]).name]
-                if other.numel() != out.numel():
-                    return None
-                other = other.view_as(out)
-                return _match_layer(name, out, other, nodes[place])
-
-            def fits(place: int) -> bool:
-                match = compared(place)
-                return match is not None and match.within > 0.5
-
-            place = order.place(fits)
-            if place is None:
-                return None
-            matches.append(
-                compared(place) or LayerMatch(name, 0, 0, torch.inf)
-            )
-            given = found[_given(nodes[place]).name]
-            return given.view_as(out) if given.numel() == out.numel() else None
-
-        return layer.register_forward_hook(hook)
-
-    def watch_quantizer(name: str, quantizer: ActivationQuantizer) -> Any:
-        count = [0]
-        first: dict[int, ir.Value] = {}
-        for call, origin in enumerate(same[name]):
-            if f'{name}#{call}' in quantized:
-                first.setdefault(origin, quantized[f'{name}#{call}'])
-
-        def hook(module: nn.Module, args: Any, out: Tensor) -> Any:
-            call, count[0] = count[0], count[0] + 1
-            # The same as that of another call, or used by nobody.
-            value = quantized.get(f'{name}#{call}') or first.get(
-                same[name][call]
-            )
-            if value is None:
-                return None
-            own, step = found[value.name], float(quantizer.scale)
-            matches.append(_match_quantizer(name, args[0], out, own, step))
-            return own
-
-        return quantizer.register_forward_hook(hook)
-
-    out = _run_with(
-        [
-            *(watch_layer(*pair) for pair in layers.items()),
-            *(watch_quantizer(*pair) for pair in quantizers.items()),
-        ],
-        network,
-        images,
-    )
-    return matches + [
-        _match_layer(value.name, own, found[value.name], None)
-        for own, value in zip(tensors(out), ends)
-        if own.is_floating_point()
+    hooks = [
+        layer.register_forward_hook(
+            _layer_hook(name, first[name], file, matches)
+        )
+        for name, layer in layers.items()
+    ] + [
+        quantizer.register_forward_hook(
+            _quantizer_hook(name, quantizer, first[name], file, matches)
+        )
+        for name, quantizer in quantizers.items()
     ]
+    outputs = tensors(run_with(hooks, network, images))
+    return matches + [
+        _match_layer(value.name, expected, file.of(value), None)
+        for expected, value in zip(outputs, file.outputs)
+        if expected.is_floating_point()
+    ]
+
+
+def _layer_hook(
+    name: str,
+    first_calls: Sequence[int],
+    file: _FileValues,
+    matches: list[LayerMatch],
+) -> Hook:
+    """Return a hook that compares a layer's output and replaces it."""
+    nodes = file.calls.get(name, [])
+    matcher = CallMatcher(first_calls, len(nodes))
+
+    def hook(
+        module: nn.Module, args: tuple, output: Tensor
+    ) -> Optional[Tensor]:
+        def compare(index: int) -> Optional[LayerMatch]:
+            found = file.of(_output(nodes[index]))
+            if found.numel() != output.numel():
+                return None
+            found = found.view_as(output)
+            return _match_layer(name, output, found, nodes[index])
+
+        def fits(index: int) -> bool:
+            match = compare(index)
+            return match is not None and match.within > 0.5
+
+        index = matcher.index(fits)
+        if index is None:
+            return None
+        matches.append(compare(index) or LayerMatch(name, 0, 0, torch.inf))
+        passed = file.of(_passed_on(nodes[index]))
+        same_size = passed.numel() == output.numel()
+        return passed.view_as(output) if same_size else None
+
+    return hook
+
+
+def _quantizer_hook(
+    name: str,
+    quantizer: ActivationQuantizer,
+    first_calls: Sequence[int],
+    file: _FileValues,
+    matches: list[LayerMatch],
+) -> Hook:
+    """Return a hook that compares a quantizer's output and replaces it."""
+    calls = itertools.count()
+    by_input: dict[int, ir.Value] = {}
+    for call, first in enumerate(first_calls):
+        if f'{name}#{call}' in file.quantized:
+            by_input.setdefault(first, file.quantized[f'{name}#{call}'])
+
+    def hook(
+        module: nn.Module, args: tuple, output: Tensor
+    ) -> Optional[Tensor]:
+        call = next(calls)
+        value = file.quantized.get(f'{name}#{call}')
+        if value is None:  # It became one with a call on the same input.
+            value = by_input.get(first_calls[call])
+        if value is None:  # Nothing uses it.
+            return None
+        found, scale = file.of(value), float(quantizer.scale)
+        matches.append(_match_quantizer(name, args[0], output, found, scale))
+        return found
+
+    return hook
+
+
+def _match(
+    name: str, expected: Tensor, found: Tensor, scale: float, near: Tensor
+) -> LayerMatch:
+    """Compare two tensors of one shape.
+
+    Args:
+        name (str): Of the layer or quantizer.
+        expected (Tensor): Of the network in torch.
+        found (Tensor): Of the file.
+        scale (float): Scale at which both are rounded.
+        near (Tensor): Bool, where they are the same but for a tie.
+    """
+    a, b = expected.double() / scale, found.double() / scale
+    same = (a == b) | (a.isnan() & b.isnan())
+    integers_apart = torch.where(same, 0.0, (a.round() - b.round()).abs())
+    ties = near & (integers_apart > 0)
+    distance = torch.where(same, 0.0, (a - b).abs())
+    return LayerMatch(
+        name,
+        exact=float((integers_apart == 0).double().mean()),
+        within=float(((integers_apart <= 1) | ties).double().mean()),
+        largest=float(distance.max()),
+        ties=float(ties.double().mean()),
+    )
+
+
+def _match_layer(
+    name: str, expected: Tensor, found: Tensor, call: Optional[ir.Node]
+) -> LayerMatch:
+    """Compare a layer's output, or that of the network if ``call`` is None."""
+    largest = max(float(expected.abs().max()), float(found.abs().max()))
+    scale = call and _scale_after(_output(call))
+    scale = scale or largest / 255 or 1.0
+    bound = torch.tensor(TIE_OF_SCALE * scale + TIE_OF_LARGEST * largest)
+    rounded = None if call is None else rounded_bias(call)
+    if rounded is not None:
+        shape = [1, -1, *[1] * (expected.dim() - 2)]
+        bound = bound + torch.from_numpy(np.array(rounded)).view(shape)
+    near = (expected - found).abs() <= bound
+    return _match(name, expected, found, scale, near)
+
+
+def _match_quantizer(
+    name: str, x: Tensor, expected: Tensor, found: Tensor, scale: float
+) -> LayerMatch:
+    """Compare a quantizer's output.
+
+    Args:
+        name (str): Of the quantizer.
+        x (Tensor): Its input.
+        expected (Tensor): Its output in torch.
+        found (Tensor): Its output in the file.
+        scale (float): Its scale.
+    """
+    scaled = (x / scale).double()
+    from_edge = ((scaled - scaled.floor()) - 0.5).abs()
+    bound = TIE_OF_SCALE + TIE_OF_LARGEST * float(scaled.abs().max())
+    neighbors = (expected - found).abs() <= 1.01 * scale
+    return _match(
+        name, expected, found, scale, (from_edge <= bound) & neighbors
+    )
+
+
+def _scale_after(value: ir.Value) -> Optional[float]:
+    """Return the scale of the quantizer that a value reaches, if any."""
+    while True:
+        for use in value.uses():
+            if use.node.op_type == 'QuantizeLinear':
+                return float(array_of(use.node.inputs[1]))
+        node = only_user(value, *PASSING)
+        if node is None:
+            return None
+        value = node.outputs[0]
+
+
+def _output(call: ir.Node) -> ir.Value:
+    """Return the output of a layer's call, its bias added."""
+    value = call.outputs[0]
+    add = only_user(value, 'Add')
+    if call.op_type == 'MatMul' and add is not None:
+        if any(x.is_initializer() for x in add.inputs):
+            value = add.outputs[0]
+    return value
+
+
+def _passed_on(call: ir.Node) -> ir.Value:
+    """Return what comes after a call: rounded, where the target rounds it."""
+    value = _output(call)
+    after = only_user(value, 'QuantizeLinear')
+    while after and after.op_type != 'DequantizeLinear':
+        after = only_user(after.outputs[0], 'Clip', 'DequantizeLinear')
+    if after and QUANTIZER not in after.metadata_props:
+        return after.outputs[0]
+    return value

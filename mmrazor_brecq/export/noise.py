@@ -1,16 +1,15 @@
-"""How much a network's outputs move where nothing is wrong.
+"""Measure how far a network's outputs move where nothing is wrong.
 
 A runtime sums in another order, or has biases in integers: a value next to
-the edge between two integers falls to the other side, and what comes after
-makes more of it, or less. How much depends on the network alone: little in
-a trained one of 8 bits, and all of it in one with random weights. It is
-therefore measured, and differences are held against it.
+the edge between two integers falls to the other side, and later layers
+amplify that, or do not. How much depends on the network alone: little in a
+trained one of 8 bits, and up to the whole output with random weights. So it
+is measured, and is the bound for differences between runtime and torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +20,26 @@ from ..graph import run_float
 from ..quantizers import ActivationQuantizer
 from .session import open_session, run
 
-#: By what share of a step values are moved: so one in forty integers flips.
-MOVED = 0.05
-#: Passes that are drawn, and the images of each.
-DRAWS, IMAGES = 3, 64
-#: How many standard deviations an output may be away.
+#: How far values are moved, as a fraction of the scale: one in forty
+#: integers changes.
+NOISE = 0.05
+#: Passes with noise, and the number of images of each.
+PASSES, IMAGES = 3, 64
+#: How many standard deviations an output may differ by.
 DEVIATIONS = 4
-#: What is noise in float, relative to an output's spread.
-FLOOR = 1e-3
+#: Noise of float arithmetic, relative to the spread of an output.
+FLOAT_NOISE = 1e-3
 
 
 def torch_outputs(
     network: nn.Module, batches: Sequence[Tensor]
 ) -> list[np.ndarray]:
-    """All tensors that a network puts out, for all batches together."""
+    """Return every output tensor of a network, for all batches together.
+
+    Args:
+        network (nn.Module): Any.
+        batches (list[Tensor]): N x ... preprocessed images each.
+    """
     found = []
     with torch.no_grad():
         for images in batches:
@@ -44,7 +49,14 @@ def torch_outputs(
 
 
 def joined(parts: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The outputs of batches, each in one array."""
+    """Join the outputs of several batches.
+
+    Args:
+        parts (list[list[numpy.ndarray]]): For each batch, its outputs.
+
+    Returns:
+        list[numpy.ndarray]: Each output, for all batches.
+    """
     return [
         np.concatenate(x) if x[0].ndim else np.stack(x) for x in zip(*parts)
     ]
@@ -56,57 +68,68 @@ def output_noise(
     batches: Sequence[tuple[Tensor, Tensor]],
     expected: Sequence[np.ndarray],
 ) -> list[float]:
-    """What each output may differ by.
+    """Return how far each output may differ.
 
     Args:
         network (nn.Module): Quantized, in torch.
-        content (bytes): The file. As the standard has it, it differs from
-            the network by what its target has in integers, which the
-            comparison of layers judges.
+        content (bytes): The file. Run as the standard says, it differs from
+            the network only by what its target has in integers, and the
+            comparison of layers checks that.
         batches (list[tuple]): Images as the network takes them, and as the
-            file does; the first few are enough.
+            file does; the first :data:`IMAGES` are used.
         expected (list[numpy.ndarray]): Outputs for all of them.
+
+    Returns:
+        list[float]: One bound for each output, in its own unit.
     """
     count = max(1, IMAGES // len(batches[0][0]))
-    some = batches[:count]
-    exact = torch_outputs(network, [x for x, _ in some])
+    images = [x for x, _ in batches[:count]]
+    exact = torch_outputs(network, images)
     session = open_session(content, fused=False)
-    moved = [joined([run(session, x) for _, x in some])]
+    moved = [joined([run(session, x) for _, x in batches[:count]])]
+    moved += _noisy_outputs(network, images)
+    return [
+        max(
+            [FLOAT_NOISE * _spread(output)]
+            + [DEVIATIONS * _distance(exact[i], other[i]) for other in moved]
+        )
+        for i, output in enumerate(expected)
+    ]
+
+
+def _noisy_outputs(
+    network: nn.Module, images: Sequence[Tensor]
+) -> list[list[np.ndarray]]:
+    """Return the outputs of several passes with noise at all quantizers."""
     generator = torch.Generator().manual_seed(0)
 
-    def move(module: Any, args: Any) -> Any:
-        x = args[0]
-        noise = torch.rand(x.shape, generator=generator) * 2 - 1
-        return (x + MOVED * module.scale * noise, *args[1:])
+    def add_noise(
+        quantizer: ActivationQuantizer, args: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        noise = torch.rand(args[0].shape, generator=generator) * 2 - 1
+        return (args[0] + NOISE * quantizer.scale * noise, *args[1:])
 
     handles = [
-        module.register_forward_pre_hook(move)
+        module.register_forward_pre_hook(add_noise)
         for module in network.modules()
         if isinstance(module, ActivationQuantizer) and module.active
     ]
     try:
-        for _ in range(DRAWS if handles else 0):
-            moved.append(torch_outputs(network, [x for x, _ in some]))
+        passes = PASSES if handles else 0
+        return [torch_outputs(network, images) for _ in range(passes)]
     finally:
         for handle in handles:
             handle.remove()
-    return [
-        max(
-            [FLOOR * _spread(own)]
-            + [DEVIATIONS * _apart(exact[i], other[i]) for other in moved]
-        )
-        for i, own in enumerate(expected)
-    ]
 
 
 def _spread(x: np.ndarray) -> float:
-    """Standard deviation, or where all are the same their magnitude."""
+    """Return the standard deviation, or for a constant its magnitude."""
     x = x.astype('f8')
     return max(float(x.std()), 1e-3 * float(np.abs(x).max(initial=0)), 1e-30)
 
 
-def _apart(x: np.ndarray, y: np.ndarray) -> float:
-    """Root of the mean squared difference, of what is finite in both."""
+def _distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the root mean squared difference of all finite elements."""
     x, y = x.astype('f8'), y.astype('f8').reshape(x.shape)
-    apart = np.square(x - y)[np.isfinite(x) & np.isfinite(y)]
-    return float(apart.mean() ** 0.5) if apart.size else 0.0
+    squares = np.square(x - y)[np.isfinite(x) & np.isfinite(y)]
+    return float(squares.mean() ** 0.5) if squares.size else 0.0

@@ -1,13 +1,12 @@
-"""Rewriting a traced network into the form that a target runs best.
+"""Rewrite a traced network into the form that a target runs best.
 
-Every pass but one leaves the function as it is: :func:`add_steps` rounds
-tensors that the network in torch leaves in float, with steps from
-calibration, and what that does is measured when the file is verified.
+Every pass here leaves the function that the network computes as it is.
 """
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from collections.abc import Mapping
+from typing import Optional
 
 import numpy as np
 import onnx_ir as ir
@@ -17,72 +16,92 @@ from .nodes import (
     LAYER,
     QUANTIZER,
     Editor,
-    number,
+    array_of,
+    by_channel,
+    is_constant,
     only_user,
     producer,
-    users,
     weights,
 )
-from .targets import PACKED, Target
+from .targets import OPSET_OF_PACKED, Target
 
-#: Operators that keep the order of numbers: clipping and choosing may as
-#: well be done on integers.
+#: Operators that clip. They keep the order of values, so that they may as
+#: well run on integers.
 CLIPS = ('Relu', 'Clip')
 
 PACKED_TYPES = {2: ir.DataType.INT2, 4: ir.DataType.INT4}
 
 
 def store_weights(
-    model: ir.Model, target: Target, widths: dict[str, int], pack: bool
+    model: ir.Model, target: Target, bits: Mapping[str, int], pack: bool
 ) -> dict[str, int]:
     """Put the weights into containers that the target takes.
 
-    Packed types keep the zero point. In ``int8`` it is taken off the
-    integers where all of them still fit, as those of fewer than eight bits
+    Packed types keep the zero point. In ``int8`` it is subtracted from the
+    integers where all of them still fit, as those of fewer than 8 bits
     always do: then no runtime has to.
 
     Args:
         model (ir.Model): Changed in place.
-        target (Target): What it is for.
-        widths (dict[str, int]): Bits of every layer's weight.
+        target (Target): What the file is for.
+        bits (dict[str, int]): Bits of every layer's weight.
         pack (bool): Whether to pack.
 
     Returns:
-        dict[str, int]: Bits that each layer's weight takes in the file.
+        dict[str, int]: Bits of every layer's weight in the file.
     """
-    editor, taken = Editor(model), {}
+    editor, stored = Editor(model), {}
     for name, node in weights(model):
-        q, _, zero_point = node.inputs
-        integers = number(q).astype(np.int16)
-        offset = number(zero_point).astype(np.int16)
-        taken[name] = width = target.width(widths[name], pack)
-        if width < 8:
-            kind = PACKED_TYPES[width]
-            opset = model.graph.opset_imports
-            opset[''] = max(opset[''], PACKED[width])
-            model.ir_version = max(model.ir_version or 10, 13 * (width == 2))
-        else:
-            kind = None
-            column = offset.reshape(-1, *[1] * (integers.ndim - 1))
-            if np.abs(integers - column).max() <= 127:
-                integers, offset = integers - column, 0 * offset
-            integers, offset = (x.astype(np.int8) for x in (integers, offset))
-        for place, value in ((0, integers), (2, offset)):
-            old = node.inputs[place]
-            new = editor.constant(f'{old.name}_', value, kind)
-            node.replace_input_with(place, new)
+        stored[name] = target.stored_bits(bits[name], pack)
+        if stored[name] < 8:
+            _require_packed(model, stored[name])
+        integers, zero_point, dtype = _contained(node, stored[name])
+        for position, array in ((0, integers), (2, zero_point)):
+            old = node.inputs[position]
+            new = editor.constant(f'{old.name}_', array, dtype)
+            node.replace_input_with(position, new)
             if not old.uses():
                 del model.graph.initializers[old.name]
                 new.name = old.name
-    return taken
+    return stored
+
+
+def _require_packed(model: ir.Model, bits: int) -> None:
+    """Raise the versions of a model to those that have a packed type."""
+    opsets = model.graph.opset_imports
+    opsets[''] = max(opsets[''], OPSET_OF_PACKED[bits])
+    if bits == 2:
+        model.ir_version = max(model.ir_version or 10, 13)
+
+
+def _contained(
+    node: ir.Node, bits: int
+) -> tuple[np.ndarray, np.ndarray, Optional[ir.DataType]]:
+    """Return integers and zero points of a weight as a container has them.
+
+    Args:
+        node (ir.Node): The weight's DequantizeLinear.
+        bits (int): Bits of the container: 2, 4 or 8.
+
+    Returns:
+        tuple: Both arrays, and their packed type, None for ``int8``.
+    """
+    integers = array_of(node.inputs[0]).astype(np.int16)
+    zero_point = array_of(node.inputs[2]).astype(np.int16)
+    if bits < 8:
+        return integers, zero_point, PACKED_TYPES[bits]
+    centered = integers - by_channel(zero_point, integers.ndim)
+    if np.abs(centered).max() <= 127:
+        integers, zero_point = centered, np.zeros_like(zero_point)
+    return integers.astype(np.int8), zero_point.astype(np.int8), None
 
 
 def quantize_early(model: ir.Model) -> None:
     """Move Relu, Clip and MaxPool behind the QuantizeLinear after them.
 
-    They keep the order of numbers, so it is the same on the integers, and
-    the operator before them can put out integers. Clips become one Clip,
-    and none where the type of the integers clips by itself.
+    They keep the order of values, so the result is the same on the integers,
+    and the operator before them can put out integers. Clips become a single
+    Clip, or none where the type of the integers clips by itself.
 
     Args:
         model (ir.Model): Changed in place.
@@ -95,11 +114,14 @@ def quantize_early(model: ir.Model) -> None:
 
 
 def _quantize_early(editor: Editor, node: ir.Node) -> None:
-    scale, zero_point = number(node.inputs[1]), number(node.inputs[2])
-    if scale is None or scale.ndim or not _is_worth_it(node):
+    """Move one QuantizeLinear in front of what is before it."""
+    if not is_constant(node.inputs[1]) or not _runs_in_integers(node):
         return
-    kind = np.iinfo(zero_point.dtype)
-    low, high = int(kind.min), int(kind.max)
+    scale, zero_point = array_of(node.inputs[1]), array_of(node.inputs[2])
+    if scale.ndim:
+        return
+    info = np.iinfo(zero_point.dtype)
+    low, high = int(info.min), int(info.max)
     while True:
         value = node.inputs[0]
         before = producer(value, *CLIPS, 'MaxPool')
@@ -110,14 +132,14 @@ def _quantize_early(editor: Editor, node: ir.Node) -> None:
                 break
             _pool_integers(node, before)
             continue
-        ends = clip_ends(before)
-        if ends is None:
+        bounds = clip_bounds(before)
+        if bounds is None:
             break
-        grid = [np.rint(np.float32(end) / scale) + zero_point for end in ends]
-        low, high = int(max(grid[0], low)), int(min(grid[1], high))
+        on_grid = [np.rint(np.float32(x) / scale) + zero_point for x in bounds]
+        low, high = int(max(on_grid[0], low)), int(min(on_grid[1], high))
         node.replace_input_with(0, before.inputs[0])
         editor.graph.remove(before, safe=True)
-    if (low, high) != (kind.min, kind.max):
+    if (low, high) != (info.min, info.max):
         _clip_integers(editor, node, zero_point.dtype, (low, high))
 
 
@@ -130,39 +152,41 @@ def _pool_integers(node: ir.Node, pool: ir.Node) -> None:
     pooled.type, q.shape = q.type, node.inputs[0].shape
 
 
-def _is_worth_it(node: ir.Node) -> bool:
-    """Whether an operator with integers inside comes before the clips."""
+def _runs_in_integers(node: ir.Node) -> bool:
+    """Return whether an operator that has an integer form feeds the clips."""
     value = node.inputs[0]
-    while True:
-        before = producer(value, *CLIPS, 'MaxPool')
-        if before is None:
-            return producer(value, 'Conv', 'Add', 'Gemm') is not None
+    while before := producer(value, *CLIPS, 'MaxPool'):
         value = before.inputs[0]
+    return producer(value, 'Conv', 'Add', 'Gemm') is not None
 
 
-def clip_ends(clip: ir.Node) -> Optional[tuple[float, float]]:
-    """The least and largest number that a Relu or Clip gives; None where
-    they are no constants.
+def clip_bounds(clip: ir.Node) -> Optional[tuple[float, float]]:
+    """Return the smallest and largest value that a Relu or Clip puts out.
+
+    Returns:
+        tuple[float, float]: Both bounds, infinite where there is none; None
+        where a bound is no constant.
     """
     if clip.op_type == 'Relu':
         return 0.0, np.inf
-    ends = [-np.inf, np.inf]
+    bounds = [-np.inf, np.inf]
     for i, value in enumerate(clip.inputs[1:]):
         if value is not None:
-            if value.const_value is None:
+            if not is_constant(value):
                 return None
-            ends[i] = float(number(value))
-    return ends[0], ends[1]
+            bounds[i] = float(array_of(value))
+    return bounds[0], bounds[1]
 
 
 def _clip_integers(
-    editor: Editor, node: ir.Node, dtype: Any, ends: tuple[int, int]
+    editor: Editor, node: ir.Node, dtype: np.dtype, bounds: tuple[int, int]
 ) -> None:
+    """Put a Clip behind a QuantizeLinear."""
     q = node.outputs[0]
     uses = list(q.uses())
     low, high = (
-        editor.constant(f'{q.name}_{side}', np.array(end, dtype))
-        for side, end in zip(('low', 'high'), ends)
+        editor.constant(f'{q.name}_{side}', np.array(bound, dtype))
+        for side, bound in zip(('low', 'high'), bounds)
     )
     name = f'{q.name}_clipped'
     clipped = editor.node('Clip', [q, low, high], name, q.dtype, q)
@@ -170,152 +194,12 @@ def _clip_integers(
         use.node.replace_input_with(use.idx, clipped)
 
 
-def unstepped(model: ir.Model, target: Target) -> list[ir.Value]:
-    """Outputs that the target wants quantized, and the network does not.
-
-    Args:
-        model (ir.Model): After :func:`quantize_early`.
-        target (Target): What it is for.
-
-    Returns:
-        list[ir.Value]: Each as far behind its operator as clips reach.
-    """
-    found = []
-    for _, weight in weights(model):
-        for node in users(weight):
-            if node.op_type not in target.step_after:
-                continue
-            if producer(node.inputs[0], 'DequantizeLinear') is None:
-                continue
-            value = node.outputs[0]
-            while clip := only_user(value, *CLIPS):
-                value = clip.outputs[0]
-            stepped = only_user(value, 'QuantizeLinear') is not None
-            if not stepped and not value.is_graph_output():
-                found.append(value)
-    return found
-
-
-def add_steps(
-    model: ir.Model, steps: dict[ir.Value, tuple[float, int]]
-) -> None:
-    """Quantize tensors that the network leaves in float.
+def tidy(model: ir.Model) -> None:
+    """Remove unused constants, and the notes of torch on its own code.
 
     Args:
         model (ir.Model): Changed in place.
-        steps (dict): Step and zero point (``uint8``) of each.
     """
-    editor = Editor(model)
-    for value, (scale, zero_point) in steps.items():
-        uses = list(value.uses())
-        grid = [
-            editor.constant(f'{value.name}_scale', np.float32(scale)),
-            editor.constant(f'{value.name}_zero_point', np.uint8(zero_point)),
-        ]
-        q = editor.node(
-            'QuantizeLinear',
-            [value, *grid],
-            f'{value.name}_quantized',
-            ir.DataType.UINT8,
-            value,
-        )
-        out = editor.node(
-            'DequantizeLinear',
-            [q, *grid],
-            f'{value.name}_stepped',
-            ir.DataType.FLOAT,
-            q,
-        )
-        for use in uses:
-            use.node.replace_input_with(use.idx, out)
-
-
-def integer_biases(model: ir.Model) -> None:
-    """Give biases as integers in steps of input times weight.
-
-    Args:
-        model (ir.Model): Changed in place, after :func:`store_weights`.
-    """
-    editor = Editor(model)
-    for _, weight in weights(model):
-        if weight.inputs[0].dtype != ir.DataType.INT8:
-            continue
-        calls = []
-        for node in users(weight):
-            given = producer(node.inputs[0], 'DequantizeLinear')
-            bias = number(node.inputs[2]) if len(node.inputs) > 2 else None
-            if given is not None and bias is not None:
-                calls.append((node, bias, number(given.inputs[1])))
-        if calls:
-            bounds = [
-                np.abs(bias).astype('f8') / (float(step) * 2**30)
-                for _, bias, step in calls
-            ]
-            _rescale(editor, weight, np.max(bounds, 0))
-        for node, bias, step in calls:
-            _give_integers(editor, weight, node, bias, step)
-
-
-def _give_integers(
-    editor: Editor, weight: ir.Node, node: ir.Node, bias: Any, step: Any
-) -> None:
-    name = node.inputs[2].name
-    scale = (number(weight.inputs[1]) * step).astype('f4')
-    integers = editor.constant(
-        f'{name}_integers', np.rint(bias / scale.astype('f8')).astype('i4')
-    )
-    grid = [
-        editor.constant(f'{name}_scale', scale),
-        editor.constant(f'{name}_zero_point', np.zeros(len(bias), 'i4')),
-    ]
-    out = editor.node(
-        'DequantizeLinear',
-        [integers, *grid],
-        f'{name}_dequantized',
-        ir.DataType.FLOAT,
-        node.inputs[0],
-        axis=0,
-    )
-    out.shape = integers.shape
-    node.replace_input_with(2, out)
-
-
-def _rescale(editor: Editor, weight: ir.Node, least: np.ndarray) -> None:
-    """Make a weight's steps as fine as eight bits let them be, by powers of
-    two, so that a bias in such steps loses nothing that counts.
-
-    Where a channel's weights are so small that its bias would leave the 32
-    bits, its step becomes coarser instead; that rounds the weights by less
-    than the bias could show before.
-
-    Args:
-        editor (Editor): Of the graph.
-        weight (ir.Node): Its DequantizeLinear, in ``int8``.
-        least (numpy.ndarray): The smallest step of each channel.
-    """
-    q, scale, offset = (number(x).astype('f8') for x in weight.inputs)
-    rows = q.reshape(len(q), -1) - offset.reshape(-1, 1)
-    largest = np.maximum(np.abs(rows).max(1), 1)
-    finer = np.floor(np.log2(127 / largest))  # below 0 keeps its zero point
-    coarsest = np.floor(np.log2(scale / np.maximum(least, 1e-300)))
-    power = np.minimum(finer, coarsest)
-    same = (power == 0) | ((finer < 0) & (coarsest >= 0))
-    moved = np.clip(np.rint(rows * 2 ** power[:, None]), -128, 127)
-    rows = np.where(same[:, None], q.reshape(rows.shape), moved)
-    content = (
-        rows.reshape(q.shape).astype('i1'),
-        np.where(same, scale, scale * 2.0**-power).astype('f4'),
-        np.where(same, offset, 0).astype('i1'),
-    )
-    for place, value in enumerate(content):
-        name = weight.inputs[place].name
-        weight.replace_input_with(
-            place, editor.constant(f'{name}_rescaled', value)
-        )
-
-
-def tidy(model: ir.Model) -> None:
-    """Drop constants that nobody uses, and torch's notes on its own code."""
     graph = model.graph
     for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()

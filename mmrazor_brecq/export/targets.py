@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from mmengine.registry import Registry
 from torch import nn
@@ -16,41 +15,54 @@ from ..validation import nearest
 
 TARGETS = Registry('target', scope=SCOPE, locations=['mmrazor_brecq.export'])
 
+#: The first opset in which a packed type of so many bits can be dequantized.
+OPSET_OF_PACKED = {2: 25, 4: 21}
+
 
 @dataclass(frozen=True)
 class Target:
-    """What a runtime allows.
+    """Description of what a runtime allows.
 
     Args:
-        runtime (str): What runs the file. It has to, where it is installed
-            here; others may refuse.
-        opset (int): Version of ONNX's operators; those that a packed type
-            needs are in :data:`PACKED`.
-        zero_points (bool): Whether weights and activations may have some.
-        packed (tuple[int]): Bit widths that weights can be packed to, the
-            smaller ones first.
-        step_after (tuple[str]): Operators that only run in integers if
-            their output is quantized; it gets a step of its own where the
-            network quantizes it at no later place.
-        integer_bias (bool): Whether they want their biases as integers.
+        runtime (str): Name of the runtime. Where it is installed, it has to
+            run the file; other runtimes may refuse it.
+        opset (int): Version of ONNX's operators; packed types may need a
+            later one (:data:`OPSET_OF_PACKED`).
+        zero_points (bool): Whether weights and activations may have zero
+            points.
+        packed (tuple[int]): Bit widths that weights can be packed to, in
+            ascending order.
+        quantized_outputs (tuple[str]): Operators that run in integers only
+            if their output is quantized. Where the network leaves it in
+            float, it gets a scale from calibration images.
+        integer_bias (bool): Whether biases have to be integers.
+
+    Example:
+        >>> @TARGETS.register_module(name='npu')
+        ... @dataclass(frozen=True)
+        ... class Npu(Target):
+        ...     runtime: str = 'NPU'
+        ...     zero_points: bool = False
+        >>> build_target('npu').stored_bits(4, pack=True)
+        8
     """
 
     runtime: str = ''
     opset: int = 21
     zero_points: bool = True
     packed: tuple[int, ...] = ()
-    step_after: tuple[str, ...] = ()
+    quantized_outputs: tuple[str, ...] = ()
     integer_bias: bool = False
 
     def check(self, model: nn.Module) -> None:
-        """See that a network can be brought there.
+        """Check that a network can be exported for this target.
 
         Args:
             model (nn.Module): Quantized.
 
         Raises:
-            ValueError: If it cannot. It names the first layer that stands
-                in the way, and the line of the config that helps.
+            ValueError: If it cannot. The message names the first layer that
+                prevents it, and the config key that helps.
         """
         if self.zero_points:
             return
@@ -62,66 +74,69 @@ class Target:
                 for kind in dict.fromkeys(kind for _, kind in asymmetric)
             )
             raise ValueError(
-                f'{self.runtime} takes symmetric integers alone, and the '
+                f'{self.runtime} takes symmetric integers only, and the '
                 f'{kind} of {layer!r} is not: quantize with '
                 'mmrazor_brecq.quantize(..., symmetric=True), or with the '
                 f'tools and --cfg-options {" ".join(cures)}'
             )
 
     def remarks(self, model: nn.Module, pack: bool) -> list[str]:
-        """What a user should know who asks for this.
+        """Return what a user should know before exporting a network.
 
         Args:
             model (nn.Module): Quantized.
             pack (bool): Whether packing is asked for.
+
+        Returns:
+            list[str]: Sentences; none if there is nothing to say.
         """
-        widths = {
-            self.width(layer.weight_quantizer.grid.bits, pack)
+        stored = {
+            self.stored_bits(layer.weight_quantizer.grid.bits, pack)
             for layer in quant_layers(model).values()
         }
         found = []
-        if pack and widths == {8}:
+        if pack and stored == {8}:
             found.append(
                 f'--pack changes nothing (`pack=True`): {self.runtime} takes '
                 f'packed weights of {list(self.packed)} bits, these have more'
             )
-        if 2 in widths:
+        if 2 in stored:
             found.append(
                 'INT2 weights (opset 25) are for storage: of the runtimes '
                 'known here only ONNX Runtime loads them, and only with '
-                'session.disable_quant_qdq=1 or basic optimisation, which '
+                'session.disable_quant_qdq=1 or basic optimization, which '
                 'computes in float'
             )
         return found
 
-    def width(self, bits: int, pack: bool) -> int:
-        """Bits that a weight takes in the file.
+    def stored_bits(self, bits: int, pack: bool) -> int:
+        """Return the bits that each element of a weight takes in the file.
 
         Args:
-            bits (int): Its own.
+            bits (int): Bits of the weight, 2 to 8.
             pack (bool): Whether packing is asked for.
         """
-        fits = [width for width in self.packed if bits <= width]
-        return fits[0] if pack and fits else 8
+        fitting = [packed for packed in self.packed if bits <= packed]
+        return fitting[0] if pack and fitting else 8
 
 
-#: What makes weights of eight bits better to run.
+#: How to get 8-bit weights that run faster.
 SYMMETRIC = (
     'quantized with mmrazor_brecq.quantize(..., symmetric=True), or with '
     '--cfg-options model.quantization.weight.symmetric=True, they have none'
 )
 
 
-def _is_grouped(layer: Any) -> bool:
-    return getattr(layer, 'groups', 1) > 1
-
-
 def _asymmetric(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Layers and units with a zero point that no rewriting takes away."""
+    """Yield layers and units whose zero points stay in the file.
+
+    Yields:
+        tuple[str, str]: The name, and ``weight`` or ``activation``.
+    """
     for name, module in model.named_modules():
         if isinstance(module, QuantLayer):
             quantizer = module.weight_quantizer
-            # Of fewer bits, the integers less the zero point fit as well.
+            # With fewer bits, the integers less the zero point still fit.
             if quantizer.grid.bits == 8 and quantizer.zero_point.any():
                 yield name, 'weight'
         if isinstance(module, ActivationQuantizer):
@@ -129,8 +144,9 @@ def _asymmetric(model: nn.Module) -> Iterator[tuple[str, str]]:
                 yield name.removesuffix('.input_quantizer'), 'activation'
 
 
-#: The first opset in which a packed type can be dequantized.
-PACKED = {2: 25, 4: 21}
+def _asymmetric_weights(model: nn.Module) -> list[str]:
+    """Return the names of layers whose weights keep zero points."""
+    return [name for name, kind in _asymmetric(model) if kind == 'weight']
 
 
 @TARGETS.register_module(name='onnxruntime')
@@ -144,13 +160,16 @@ class OnnxRuntime(Target):
 
     runtime: str = 'ONNX Runtime'
     packed: tuple[int, ...] = (2, 4)
-    step_after: tuple[str, ...] = ('Conv',)
+    quantized_outputs: tuple[str, ...] = ('Conv',)
     integer_bias: bool = True
 
     def remarks(self, model: nn.Module, pack: bool) -> list[str]:
         found = super().remarks(model, pack)
-        layers = [n for n, kind in _asymmetric(model) if kind == 'weight']
-        slow = [n for n in layers if _is_grouped(model.get_submodule(n))]
+        slow = [
+            name
+            for name in _asymmetric_weights(model)
+            if getattr(model.get_submodule(name), 'groups', 1) > 1
+        ]
         if slow:
             found.append(
                 f'{len(slow)} grouped convolutions, {slow[0]!r} first, have '
@@ -168,14 +187,14 @@ class OnnxRuntime(Target):
 @TARGETS.register_module(name='openvino')
 @dataclass(frozen=True)
 class OpenVINO(Target):
-    """OpenVINO, which fuses residual adds and biases as real numbers."""
+    """OpenVINO, which fuses residual adds and real biases."""
 
     runtime: str = 'OpenVINO'
     packed: tuple[int, ...] = (4,)
 
     def remarks(self, model: nn.Module, pack: bool) -> list[str]:
         found = super().remarks(model, pack)
-        layers = [n for n, kind in _asymmetric(model) if kind == 'weight']
+        layers = _asymmetric_weights(model)
         if layers:
             found.append(
                 f'{len(layers)} layers, {layers[0]!r} first, have 8-bit '
@@ -195,12 +214,15 @@ class TensorRT(Target):
 
 
 def build_target(name: str) -> Target:
-    """A target by its name.
+    """Return the target of a name.
+
+    Args:
+        name (str): A registered name, such as ``onnxruntime``.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If no target has this name.
     """
-    target: Any = TARGETS.get(name)
+    target = TARGETS.get(name)
     if target is None:
         known = ', '.join(sorted(TARGETS.module_dict))
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From a quantized network in torch to nodes of ONNX.
+"""Trace a network in torch, and emit nodes of ONNX for its quantizers.
 
 A copy of the network gets modules in place of its quantizers that put
 QuantizeLinear and DequantizeLinear into the graph, with the integers as
@@ -13,7 +13,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import onnx_ir as ir
 import torch
@@ -25,14 +25,35 @@ from ..layers import quant_layers
 from ..quantizers import ActivationQuantizer, WeightQuantizer
 from .nodes import LAYER, QUANTIZER, name_calls
 
-#: Operators that all have been there in this opset, and are as they were.
+#: The opset that torch emits. All our operators exist in it, and later ones
+#: have not changed them.
 OPSET = 21
 
 
-def _node(op: str, inputs: tuple, x: Tensor, **kwargs: Any) -> Tensor:
-    """One node of ONNX whose output has the shape of ``x``."""
+def _node(
+    op: str,
+    inputs: tuple[Tensor, ...],
+    dtype: torch.dtype,
+    axis: Optional[int] = None,
+    metadata: Optional[dict[str, str]] = None,
+) -> Tensor:
+    """Emit one node of ONNX, whose output has the shape of its input.
+
+    Args:
+        op (str): Type of the operator.
+        inputs (tuple[Tensor]): Its inputs.
+        dtype (torch.dtype): Type of the output.
+        axis (int, optional): Axis of the scales, where they have one.
+        metadata (dict, optional): Metadata of the node.
+    """
     return torch.onnx.ops.symbolic(
-        op, inputs, shape=x.shape, version=OPSET, **kwargs
+        op,
+        inputs,
+        {} if axis is None else dict(axis=axis),
+        dtype=dtype,
+        shape=inputs[0].shape,
+        version=OPSET,
+        metadata_props=metadata,
     )
 
 
@@ -40,8 +61,8 @@ class WeightNodes(nn.Module):
     """DequantizeLinear on the integers of a layer.
 
     Args:
-        quantizer (WeightQuantizer): The layer's.
-        name (str): The layer's name.
+        quantizer (WeightQuantizer): Of the layer.
+        name (str): Name of the layer.
     """
 
     scale: Tensor
@@ -62,22 +83,21 @@ class WeightNodes(nn.Module):
         return _node(
             'DequantizeLinear',
             (weight, scale, zero_point),
-            weight,
-            attrs=dict(axis=0),
-            dtype=scale.dtype,
-            metadata_props={LAYER: self.name},
+            scale.dtype,
+            axis=0,
+            metadata={LAYER: self.name},
         )
 
 
 class ActivationNodes(nn.Module):
     """Clip (below 8 bits), QuantizeLinear and DequantizeLinear.
 
-    The clip comes first, in real numbers, where every runtime takes it;
-    its ends are points of the grid, so that it changes nothing else.
+    The clip comes first, on real values, where every runtime takes it. Its
+    bounds are points of the grid, so it changes nothing else.
 
     Args:
         quantizer (ActivationQuantizer): Active.
-        name (str): Its name.
+        name (str): Name of the quantizer.
     """
 
     scale: Tensor
@@ -93,43 +113,39 @@ class ActivationNodes(nn.Module):
         self.register_buffer(
             'zero_point', torch.tensor(zero_point, dtype=self.dtype)
         )
-        self.ends: Optional[tuple[float, float]] = None
+        self.bounds: Optional[tuple[float, float]] = None
         if quantizer.grid.bits < 8:
-            self.ends = (
+            self.bounds = (
                 float((low - zero_point) * scale),
                 float((high - zero_point) * scale),
             )
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.ends is not None:
-            x = x.clamp(*self.ends)
-        scale = self.scale, self.zero_point
-        meta = {QUANTIZER: f'{self.name}#{self.calls}'}
+        if self.bounds is not None:
+            x = x.clamp(*self.bounds)
+        grid = self.scale, self.zero_point
+        metadata = {QUANTIZER: f'{self.name}#{self.calls}'}
         self.calls += 1
-        q = _node('QuantizeLinear', (x, *scale), x, dtype=self.dtype)
+        q = _node('QuantizeLinear', (x, *grid), self.dtype)
         return _node(
-            'DequantizeLinear',
-            (q, *scale),
-            x,
-            dtype=x.dtype,
-            metadata_props=meta,
+            'DequantizeLinear', (q, *grid), x.dtype, metadata=metadata
         )
 
 
-class Normalise(nn.Module):
-    """From images as a file holds them to what the network takes.
+class Normalize(nn.Module):
+    """Conversion of images as a file takes them to those of the network.
 
     Args:
-        preprocessor (nn.Module, optional): Of OpenMMLab, with ``mean`` and
-            ``std`` of three channels, and ``to_rgb``.
+        preprocessor (nn.Module): Of OpenMMLab. Its ``mean`` and ``std`` of
+            three channels count, and whether it turns BGR into RGB.
     """
 
     mean: Tensor
     std: Tensor
     order: Tensor
 
-    def __init__(self, preprocessor: Any) -> None:
+    def __init__(self, preprocessor: nn.Module) -> None:
         super().__init__()
         mean = getattr(preprocessor, 'mean', torch.zeros(3))
         std = getattr(preprocessor, 'std', torch.ones(3))
@@ -139,23 +155,26 @@ class Normalise(nn.Module):
         self.register_buffer('order', torch.tensor(order))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalise.
+        """Normalize images.
 
         Args:
             image (Tensor): N x H x W x 3, ``uint8``, RGB.
 
         Returns:
-            Tensor: N x 3 x H x W.
+            Tensor: N x 3 x H x W, float.
         """
         x = image.float().index_select(-1, self.order)
         return ((x - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
-def is_rgb(preprocessor: Any) -> bool:
-    """Whether a network takes its channels as red, green, blue.
+def is_rgb(preprocessor: nn.Module) -> bool:
+    """Return whether a network takes its channels as red, green, blue.
 
-    OpenMMLab reads images as blue, green, red; its preprocessors turn them
-    round if told to.
+    OpenMMLab reads images as blue, green, red; its preprocessors reverse
+    them if they are configured to.
+
+    Args:
+        preprocessor (nn.Module): Of OpenMMLab.
     """
     return bool(
         getattr(preprocessor, 'to_rgb', False)
@@ -164,25 +183,37 @@ def is_rgb(preprocessor: Any) -> bool:
 
 
 class Plain(nn.Module):
-    """A network as one function from images to a tuple of tensors."""
+    """A network as one function from images to a tuple of tensors.
 
-    def __init__(self, network: nn.Module, normalise: Optional[nn.Module]):
+    Args:
+        network (nn.Module): Any.
+        normalize (nn.Module, optional): Applied to the images first.
+    """
+
+    def __init__(
+        self, network: nn.Module, normalize: Optional[nn.Module]
+    ) -> None:
         super().__init__()
         self.network = network
-        self.normalise = normalise
+        self.normalize = normalize
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        if self.normalise is not None:
-            image = self.normalise(image)
+        if self.normalize is not None:
+            image = self.normalize(image)
         return tuple(tensors(run_float(self.network, image)))
 
 
 def with_nodes(network: nn.Module) -> nn.Module:
-    """A copy whose quantizers put nodes of ONNX into a graph."""
+    """Copy a network, its quantizers replaced by modules that emit nodes.
+
+    Args:
+        network (nn.Module): Quantized; it is left as it is.
+    """
     network = copy.deepcopy(network)
     for name, layer in quant_layers(network).items():
-        nodes: Any = WeightNodes(layer.weight_quantizer, name)
-        layer.weight_quantizer = nodes
+        layer.add_module(
+            'weight_quantizer', WeightNodes(layer.weight_quantizer, name)
+        )
     for name, module in list(network.named_modules()):
         if getattr(module, 'inplace', False):
             # The graph is the same, and torch takes half as long for it.
@@ -197,7 +228,7 @@ def with_nodes(network: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch tells much of its own workings while it exports."""
+    """Silence torch, which reports on its own workings while it exports."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -213,55 +244,40 @@ def trace(
     network: nn.Module,
     example: Tensor,
     batch: Union[str, int] = 'dynamic',
-    preprocessor: Any = None,
+    preprocessor: Optional[nn.Module] = None,
 ) -> ir.Model:
-    """A network as a model of ONNX, float or quantized.
+    """Convert a network, float or quantized, to a model of ONNX.
 
     Args:
         network (nn.Module): In evaluation mode; it is left as it is.
-        example (Tensor): One input or more, N x ..., as the file is to take
-            them.
+        example (Tensor): N x ... images in the form that the file shall
+            take; the first one is used.
         batch (str | int): ``'dynamic'``, or the number of images.
-        preprocessor (nn.Module, optional): Baked in, if given: then the
-            input is N x H x W x 3, ``uint8``, RGB.
+        preprocessor (nn.Module, optional): Becomes part of the file, whose
+            input then is N x H x W x 3, ``uint8``, RGB.
 
     Returns:
         ir.Model: With the input ``image`` and the output ``logits``, or
         ``output_0``, ``output_1`` and so on.
 
     Raises:
-        ValueError: If torch cannot export it.
+        ImportError: If torch is older than 2.8.
+        ValueError: If torch cannot export the network.
     """
     if not hasattr(torch.onnx, 'ops'):
         raise ImportError(
             f'The export needs torch>=2.8, and found {torch.__version__}'
         )
-    normalise = Normalise(preprocessor) if preprocessor is not None else None
-    plain = Plain(with_nodes(network), normalise).eval().cpu()
-    # One image alone would be taken for a constant of the network.
-    count = 2 if batch == 'dynamic' else int(batch)
-    example = example[:1].cpu().expand(count, *example.shape[1:]).contiguous()
-    dynamic = ({0: torch.export.Dim('batch')},) if batch == 'dynamic' else None
+    normalize = Normalize(preprocessor) if preprocessor is not None else None
+    plain = Plain(with_nodes(network), normalize).eval().cpu()
     try:
-        with _quiet(), torch.no_grad():
-            # By itself first: the exporter to ONNX takes a batch that is no
-            # free number for the example's, and says nothing.
-            captured = torch.export.export(
-                plain, (example,), dynamic_shapes=dynamic, strict=False
-            )
-            program = torch.onnx.export(
-                captured,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=['image'],
-                verbose=False,
-            )
+        model = _export(plain, example, batch)
     except Exception as error:
+        cure = ' Try a fixed --batch (`batch`)' if batch == 'dynamic' else ''
         raise ValueError(
-            f'{type(network).__name__} cannot be exported: {_reason(error)}'
-            + (' Try a fixed --batch (`batch`)' if batch == 'dynamic' else '')
+            f'{type(network).__name__} cannot be exported: '
+            f'{_reason(error)}{cure}'
         ) from error
-    model = program.model  # type: ignore[union-attr]
     outputs = model.graph.outputs
     single = len(outputs) == 1 and len(outputs[0].shape) == 2
     for i, output in enumerate(outputs):
@@ -270,8 +286,30 @@ def trace(
     return model
 
 
+def _export(plain: Plain, example: Tensor, batch: Union[str, int]) -> ir.Model:
+    """Have torch make a model of ONNX; see :func:`trace`."""
+    # A batch of one image would be taken for a constant of the network.
+    count = 2 if batch == 'dynamic' else int(batch)
+    example = example[:1].cpu().expand(count, *example.shape[1:]).contiguous()
+    dynamic = ({0: torch.export.Dim('batch')},) if batch == 'dynamic' else None
+    with _quiet(), torch.no_grad():
+        # In two steps: by itself the exporter to ONNX silently fixes a batch
+        # that the network's code makes a constant.
+        captured = torch.export.export(
+            plain, (example,), dynamic_shapes=dynamic, strict=False
+        )
+        program = torch.onnx.export(
+            captured,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=['image'],
+            verbose=False,
+        )
+    return program.model  # type: ignore[union-attr]
+
+
 def _reason(error: BaseException) -> str:
-    """What went wrong at the root, on one line."""
+    """Return the root cause of an error, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     if 'Constraints violated' in str(error):

@@ -99,7 +99,7 @@ def test_an_objective_of_ones_own(define, toy, generator):
 def test_a_target_of_ones_own(define, toy, generator):
     define('MyNPU')
     target = build_target('my-npu')
-    assert target.width(3, pack=True) == 4
+    assert target.stored_bits(3, pack=True) == 4
     images = torch.randn(64, 3, 8, 8, generator=generator)
     model, _ = mmrazor_brecq.quantize(
         toy('residual'),

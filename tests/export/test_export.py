@@ -1,4 +1,4 @@
-"""A file is the network that it was made from, for every target."""
+"""Exported files compute what their networks compute, for every target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from mmrazor_brecq.quantizers import ActivationQuantizer
 onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
 from mmrazor_brecq.export.match import LayerMatch  # noqa: E402
-from mmrazor_brecq.export.verify import Match, Verification  # noqa: E402
+from mmrazor_brecq.export.outputs import OutputMatch  # noqa: E402
+from mmrazor_brecq.export.proof import Proof  # noqa: E402
 
 ANY_CLASS = dict(least_agreement=0.0)
 
@@ -46,14 +47,15 @@ def test_a_residual_network_runs_in_integers(quantized, images, path):
     assert report['matches'][0]['mean'] < 0.02
     assert report['float_convolutions'] == {}
     assert report['operators']['QLinearConv'] == 6
-    assert report['operators']['QLinearAdd'] == 1  # the last one ends there
+    # Nothing quantizes the second sum.
+    assert report['operators']['QLinearAdd'] == 1
     with open(f'{path}.json') as file:
         assert json.load(file) == report
 
     session = ort.InferenceSession(path)
     assert [x.name for x in session.get_inputs()] == ['image']
     assert [x.name for x in session.get_outputs()] == ['logits']
-    for count in (1, 3):  # any number of images at once
+    for count in (1, 3):  # The batch is dynamic.
         found = session.run(None, {'image': images[:count].numpy()})[0]
         assert found.shape == (count, 5)
     meta = session.get_modelmeta().custom_metadata_map
@@ -63,7 +65,7 @@ def test_a_residual_network_runs_in_integers(quantized, images, path):
 
 
 @pytest.mark.slow
-def test_without_further_steps_it_is_the_same_to_the_last_digit(
+def test_without_further_scales_it_is_the_same_to_the_last_digit(
     quantized, images, path
 ):
     """OpenVINO fuses residual adds by itself, so nothing is added."""
@@ -73,23 +75,23 @@ def test_without_further_steps_it_is_the_same_to_the_last_digit(
     )
     assert exact(report) == 1
     assert report['matches'][0]['largest'] < 1e-5
-    steps = {
+    scales = {
         round(float(onnx.numpy_helper.to_array(tensor)), 9)
         for tensor in onnx.load(path).graph.initializer
         if tensor.name.endswith('quantizer.scale') and not list(tensor.dims)
     }
-    own = {
+    expected = {
         round(float(q.scale), 9)
         for q in model.modules()
         if isinstance(q, ActivationQuantizer)
     }
-    assert steps <= own
+    assert scales <= expected
 
 
 @pytest.mark.slow
 def test_learned_integers_are_not_rounded_again(quantized, images, path):
-    """Weights go into DequantizeLinear as they are: nothing quantizes them,
-    and those that were rounded away from the nearest stay so.
+    """Weights go into DequantizeLinear as integers, wherever they were
+    rounded to, and nothing quantizes them.
     """
     model = quantized('residual', 4, 8)
     layer = model.architecture.blocks[0].conv1
@@ -107,12 +109,11 @@ def test_learned_integers_are_not_rounded_again(quantized, images, path):
         for n in nodes(path, 'DequantizeLinear')
         if any(p.value == 'blocks.0.conv1' for p in n.metadata_props)
     )
-    integers, scale, offset = (tensors[name] for name in node.input)
+    integers, scale, zero_point = (tensors[name] for name in node.input)
     assert integers.dtype == np.int8
     column = (-1, 1, 1, 1)
-    real = (integers.astype('f4') - offset.reshape(column)) * scale.reshape(
-        column
-    )
+    centered = integers.astype('f4') - zero_point.reshape(column)
+    real = centered * scale.reshape(column)
     assert np.array_equal(real, layer.weight.numpy())
     quantized_inputs = {n.input[0] for n in nodes(path, 'QuantizeLinear')}
     assert not quantized_inputs & set(tensors)
@@ -120,7 +121,7 @@ def test_learned_integers_are_not_rounded_again(quantized, images, path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('batch', [1, 3])
-def test_a_fixed_batch(quantized, images, path, batch):
+def test_a_batch_can_be_fixed(quantized, images, path, batch):
     model = quantized('inverted', 4, 4)
     mmrazor_brecq.export_onnx(model, images, path, batch=batch, **ANY_CLASS)
     shape = ort.InferenceSession(path).get_inputs()[0].shape
@@ -128,7 +129,7 @@ def test_a_fixed_batch(quantized, images, path, batch):
 
 
 @pytest.mark.slow
-def test_a_head_that_is_called_twice(quantized, images, path):
+def test_a_head_that_is_called_twice_is_exported(quantized, images, path):
     model = quantized('shared', 4, 4)
     report = mmrazor_brecq.export_onnx(model, images, path, **ANY_CLASS)
     names = [layer['name'] for layer in report['layers']]
@@ -201,7 +202,7 @@ def test_tensorrt_takes_the_symmetric_form(quantized, images, path):
             assert not onnx.numpy_helper.to_array(tensor).any()
 
 
-def test_targets_say_what_they_are_slow_with(quantized):
+def test_targets_warn_of_weights_that_run_slowly(quantized):
     plain, symmetric = (
         quantized('inverted', symmetric=x) for x in (False, True)
     )
@@ -217,14 +218,14 @@ def test_targets_say_what_they_are_slow_with(quantized):
         assert '--pack changes nothing' in remark
 
 
-def test_too_few_images(quantized, images, path):
+def test_too_few_images_are_refused(quantized, images, path):
     with pytest.raises(ValueError, match='1 images, expected two batches'):
         mmrazor_brecq.export_onnx(quantized('residual'), images[:1], path)
 
 
 @pytest.fixture
 def own_target():
-    """A target of somebody else's, by its name."""
+    """Register a target of a user, and remove it again."""
 
     @TARGETS.register_module(name='mine')
     class Mine(Target):
@@ -242,13 +243,13 @@ def test_a_registered_target_is_found(quantized, images, path, own_target):
         )
 
 
-def test_an_unknown_target():
+def test_an_unknown_target_is_refused():
     with pytest.raises(ValueError, match="'npu' is unknown.*onnxruntime"):
         build_target('npu')
 
 
 def damaged(kind):
-    """Ways in which an exporter could go wrong without anybody's notice."""
+    """Return a ``tidy`` that damages a layer of the file."""
     from mmrazor_brecq.export import build, nodes
 
     original = build.tidy
@@ -257,11 +258,14 @@ def damaged(kind):
         original(model)
         name, node = list(nodes.weights(model))[2]
         if kind == 'scale':
-            place, value = 1, nodes.number(node.inputs[1]) * np.float32(1.2)
+            position, value = (
+                1,
+                nodes.array_of(node.inputs[1]) * np.float32(1.2),
+            )
         else:
-            place, value = 0, np.roll(nodes.number(node.inputs[0]), 1, 0)
+            position, value = 0, np.roll(nodes.array_of(node.inputs[0]), 1, 0)
         new = nodes.Editor(model).constant('damaged', value)
-        node.replace_input_with(place, new)
+        node.replace_input_with(position, new)
 
     return tidy
 
@@ -280,10 +284,10 @@ def test_a_wrong_layer_is_found_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disagreement_is_told():
-    match = Match('ONNX Runtime 1', 100, 0.5, 0.1, 0.1)
+def test_a_disagreement_is_reported():
+    match = OutputMatch('ONNX Runtime 1', 100, 0.5, 0.1, 0.1)
     layer = LayerMatch('stem', 0.99, 1.0, 0.6)
-    found = Verification([match], [layer], refused=dict(OpenVINO='no INT2'))
+    found = Proof([match], [layer], refused=dict(OpenVINO='no INT2'))
     assert found.problem('', 0.5, 0.9, 1.0) is None
     problem = found.problem('', 0.6, 0.9, 1.0)
     assert 'ONNX Runtime 1 and torch agree on 50.00% of 100' in problem
@@ -293,7 +297,7 @@ def test_a_disagreement_is_told():
     assert 'agree on' in found.problem('', 0.5, 0.9, 1.0)
 
 
-def test_a_file_that_is_there_stays(quantized, images, path):
+def test_an_existing_file_stays(quantized, images, path):
     model = quantized('residual')
     with open(path, 'w') as file:
         file.write('precious')
@@ -303,14 +307,14 @@ def test_a_file_that_is_there_stays(quantized, images, path):
         assert file.read() == 'precious'
 
 
-def test_a_package_that_is_missing(quantized, images, path, monkeypatch):
+def test_a_missing_package_is_named(quantized, images, path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'onnxruntime', None)
     with pytest.raises(ImportError, match=r'onnxruntime.*_brecq\[export\]'):
         mmrazor_brecq.export_onnx(quantized('residual'), images, path)
 
 
 class Windows(nn.Module):
-    """Its code makes a plain number of the batch, as Swin's windows do."""
+    """Network whose code makes a constant of the batch, as Swin's does."""
 
     def __init__(self):
         super().__init__()
@@ -324,8 +328,8 @@ class Windows(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_batch_that_is_not_free_is_told(images, path):
-    """The exporter of torch fixes it in silence, and the file is wrong."""
+def test_a_batch_that_cannot_be_dynamic_is_refused(images, path):
+    """Alone, torch's exporter silently fixes it, and the file is wrong."""
     model, _ = mmrazor_brecq.quantize(
         Windows().eval(),
         images,
@@ -340,7 +344,7 @@ def test_a_batch_that_is_not_free_is_told(images, path):
 
 
 class Unexportable(nn.Module):
-    """Its code asks for what its tensors hold."""
+    """Network whose code depends on the values of its tensors."""
 
     def __init__(self):
         super().__init__()
@@ -377,7 +381,9 @@ def test_what_cannot_be_exported_says_so(images, path):
         ('transformer', (4, None), 'openvino'),
     ],
 )
-def test_every_toy(quantized, images, path, name, bits, target):
+def test_every_toy_network_is_exported(
+    quantized, images, path, name, bits, target
+):
     model = quantized(name, *bits)
     report = mmrazor_brecq.export_onnx(
         model,

@@ -1,4 +1,4 @@
-"""The proof: right files are never refused, wrong ones always are."""
+"""Right files are never refused, and wrong files always are."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ ort = pytest.importorskip('onnxruntime')
 import onnx_ir as ir  # noqa: E402
 
 from mmrazor_brecq.export import build, nodes  # noqa: E402
-from mmrazor_brecq.export.match import _Calls, compare_layers  # noqa: E402
-from mmrazor_brecq.export.verify import (  # noqa: E402
-    Match,
-    Verification,
+from mmrazor_brecq.export.calls import CallMatcher  # noqa: E402
+from mmrazor_brecq.export.match import compare_layers  # noqa: E402
+from mmrazor_brecq.export.outputs import (  # noqa: E402
+    OutputMatch,
     compare_outputs,
 )
+from mmrazor_brecq.export.proof import Proof  # noqa: E402
 
 
 def conv(inner, outer, **options):
@@ -33,7 +34,7 @@ def conv(inner, outer, **options):
 
 
 class Chain(nn.Module):
-    """Convolutions, and an end that differs."""
+    """Two convolutions, and any function at the end."""
 
     def __init__(self, end=None, outputs=5):
         super().__init__()
@@ -49,7 +50,7 @@ class Chain(nn.Module):
 
 
 class Dead(Chain):
-    """A ReLU that never fires: what comes after it is constant."""
+    """A ReLU that puts out zeros only: all after it is constant."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +59,7 @@ class Dead(Chain):
 
 
 class Constant(Chain):
-    """All images have one and the same output."""
+    """The same output for all images."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +68,7 @@ class Constant(Chain):
 
 
 class Zero(Constant):
-    """An output that is zero, and so has no range."""
+    """An output of zeros, which has no range."""
 
     def __init__(self):
         super().__init__()
@@ -75,7 +76,7 @@ class Zero(Constant):
 
 
 class Twice(Chain):
-    """A stem on one input twice, a head on two scales."""
+    """A stem that runs twice on one input, a head on two sizes."""
 
     def __init__(self):
         super().__init__()
@@ -87,7 +88,7 @@ class Twice(Chain):
 
 
 class Unused(Chain):
-    """One call of three is for nothing."""
+    """Three calls of a layer, one of which nothing uses."""
 
     def forward(self, x):
         a, b = self.stem(x), self.stem(x * 0.5)
@@ -107,7 +108,7 @@ class Maps(Chain):
 
 
 class Tiny(nn.Module):
-    """One element a layer."""
+    """Layers with a single element."""
 
     def __init__(self):
         super().__init__()
@@ -118,8 +119,9 @@ class Tiny(nn.Module):
 
 
 class Tokens(Chain):
-    """A linear layer over places, then a mean: OpenVINO computes another
-    one."""
+    """A linear layer over positions, then a mean, which OpenVINO gets
+    wrong.
+    """
 
     def __init__(self):
         super().__init__()
@@ -132,7 +134,7 @@ class Tokens(Chain):
 
 
 class Sequence(nn.Module):
-    """Convolutions of one dimension."""
+    """One-dimensional convolutions."""
 
     def __init__(self):
         super().__init__()
@@ -145,7 +147,7 @@ class Sequence(nn.Module):
 
 
 class Deep(nn.Module):
-    """Random and deep: each rounding is made larger by all that follow."""
+    """Many random layers, each of which amplifies earlier rounding."""
 
     def __init__(self):
         super().__init__()
@@ -191,7 +193,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def finished(images):
-    """Builds a network, settles its norms, and quantizes it."""
+    """Return a function that builds a network and quantizes it."""
 
     def build_one(kind, bits=8, symmetric=None, **options):
         with torch.random.fork_rng(devices=[]):
@@ -261,10 +263,10 @@ def activation(model):
     return next(n for n in model.graph if nodes.QUANTIZER in n.metadata_props)
 
 
-def put(model, node, place, change):
-    """Put something else in the place of a constant."""
-    old = node.inputs[place]
-    value = change(nodes.number(old).copy())
+def replace_constant(model, node, position, change):
+    """Change a constant of the graph."""
+    old = node.inputs[position]
+    value = change(nodes.array_of(old).copy())
     new = nodes.Editor(model).constant('damaged', value)
     for use in list(old.uses()):
         use.node.replace_input_with(use.idx, new)
@@ -275,7 +277,7 @@ def one_weight(model):
         q.flat[5] += 1 if q.flat[5] < 100 else -1
         return q
 
-    put(model, first_layer(model), 0, change)
+    replace_constant(model, first_layer(model), 0, change)
 
 
 def one_scale(model):
@@ -283,36 +285,42 @@ def one_scale(model):
         scale[0] *= np.float32(1.001)
         return scale
 
-    put(model, first_layer(model), 1, change)
+    replace_constant(model, first_layer(model), 1, change)
 
 
 def weight_zero_point(model):
-    def change(offset):
-        offset[0] += 1
-        return offset
+    def change(zero_point):
+        zero_point[0] += 1
+        return zero_point
 
-    put(model, first_layer(model), 2, change)
+    replace_constant(model, first_layer(model), 2, change)
 
 
 def input_scale(model):
-    put(model, activation(model), 1, lambda x: x * np.float32(1.001))
+    replace_constant(
+        model, activation(model), 1, lambda x: x * np.float32(1.001)
+    )
 
 
 def input_zero_point(model):
-    put(model, activation(model), 2, lambda x: x + np.array(1, x.dtype))
+    replace_constant(
+        model, activation(model), 2, lambda x: x + np.array(1, x.dtype)
+    )
 
 
 def one_bias(model):
     node = first_layer(model)
     (user, *_) = nodes.users(node)
-    given = user.inputs[2].producer()
-    holder, place = (user, 2) if given is None else (given, 0)
+    integers = user.inputs[2].producer()
 
     def change(bias):
-        bias[0] = bias[0] * 1.1 + (given is not None)
+        bias[0] = bias[0] * 1.1 + (0 if integers is None else 1)
         return bias
 
-    put(model, holder, place, change)
+    if integers is None:
+        replace_constant(model, user, 2, change)
+    else:
+        replace_constant(model, integers, 0, change)
 
 
 def no_clip(model):
@@ -330,7 +338,7 @@ def no_relu(model):
 
 
 def another_end(model):
-    """Something between the last layer and the output."""
+    """Add an operator between the last layer and the output."""
     (output,) = model.graph.outputs
     output.producer().outputs[0].name = 'before'
     value = nodes.Editor(model).node(
@@ -393,21 +401,21 @@ def test_a_wrong_file_is_refused(
 
 
 def test_another_runtime_is_a_warning_that_names_it():
-    good = Match('ONNX Runtime 1', 100, 1.0, 0.0, 0.0)
-    bad = Match('OpenVINO 2', 100, 0.2, 1.0, 1.0)
-    found = Verification([good, bad], [])
+    good = OutputMatch('ONNX Runtime 1', 100, 1.0, 0.0, 0.0)
+    bad = OutputMatch('OpenVINO 2', 100, 0.2, 1.0, 1.0)
+    found = Proof([good, bad], [])
     for runtime in 'ONNX Runtime', 'TensorRT', '':
         assert found.problem(runtime, 0.9, 1.0, 1.0) is None
-        (said,) = found.others(runtime, 0.9)
-        assert 'OpenVINO 2 and torch agree on 20.00%' in said
+        (warning,) = found.others(runtime, 0.9)
+        assert 'OpenVINO 2 and torch agree on 20.00%' in warning
     assert 'OpenVINO 2 and torch' in found.problem('OpenVINO', 0.9, 1.0, 1.0)
     assert found.others('OpenVINO', 0.9) == []
-    only = Verification([good], [])  # it is not installed
+    only = Proof([good], [])  # OpenVINO is not installed.
     assert only.problem('OpenVINO', 0.9, 1.0, 1.0) is None
 
 
 @pytest.mark.slow
-def test_a_file_that_openvino_gets_wrong(
+def test_a_file_that_openvino_gets_wrong_has_a_warning(
     finished, images, tmp_path, warnings_log
 ):
     pytest.importorskip('openvino')
@@ -417,15 +425,15 @@ def test_a_file_that_openvino_gets_wrong(
     if report['matches'][1]['near'] > 0.9:
         pytest.skip('this version of OpenVINO computes it')
     assert any('OpenVINO' in line and 'else' in line for line in warnings_log)
-    # In the form that is meant for it, it computes it.
+    # OpenVINO computes the file that is made for it.
     path = str(tmp_path / 'b.onnx')
     mmrazor_brecq.export_onnx(model, images, path, target='openvino')
 
 
 def test_ties_are_no_disagreement():
-    own = np.array([[1.0, 0.99], [1.0, 0.0]])
+    expected = np.array([[1.0, 0.99], [1.0, 0.0]])
     other = np.array([[0.99, 1.0], [0.0, 1.0]])
-    match = compare_outputs('x', [own], [other], noise=[0.02])
+    match = compare_outputs('x', [expected], [other], noise=[0.02])
     assert (match.agreement, match.tied) == (0.0, 0.5)
     assert match.near == 0.5
     assert match.problem(0.5) is None
@@ -433,25 +441,25 @@ def test_ties_are_no_disagreement():
 
 
 @pytest.mark.parametrize('shape', [(6, 1), (6,), (6, 2, 3)])
-def test_what_has_no_classes_is_judged_by_its_values(shape):
-    own = np.random.default_rng(0).normal(size=shape).astype('f4')
-    right = compare_outputs('x', [own], [own + 1e-3], noise=[0.01])
-    wrong = compare_outputs('x', [own], [own + 1], noise=[0.01])
+def test_outputs_without_classes_are_compared_by_value(shape):
+    expected = np.random.default_rng(0).normal(size=shape).astype('f4')
+    right = compare_outputs('x', [expected], [expected + 1e-3], noise=[0.01])
+    wrong = compare_outputs('x', [expected], [expected + 1], noise=[0.01])
     assert right.agreement is None and right.problem(0.9) is None
     assert 'in 0.00% of the outputs' in wrong.problem(0.9)
 
 
-def test_maps_are_judged_place_by_place():
-    own = np.zeros((2, 3, 4, 4), 'f4')
-    own[:, 1] = 1
-    other = own.copy()
+def test_maps_are_compared_by_element():
+    expected = np.zeros((2, 3, 4, 4), 'f4')
+    expected[:, 1] = 1
+    other = expected.copy()
     other[0, 2, :2] = 2
-    match = compare_outputs('x', [own], [other], noise=[0.5])
+    match = compare_outputs('x', [expected], [other], noise=[0.5])
     assert match.agreement == 0.75
 
 
 @pytest.mark.parametrize(
-    'same, found, places',
+    'first_calls, found, indices',
     [
         ([0, 1, 2], 3, [0, 1, 2]),
         ([0, 0, 2], 2, [0, 0, 1]),
@@ -460,24 +468,24 @@ def test_maps_are_judged_place_by_place():
         ([0], 0, [None]),
     ],
 )
-def test_calls_on_one_input_are_one(same, found, places):
-    calls = _Calls(same, found)
-    assert [calls.place(lambda place: True) for _ in same] == places
+def test_calls_on_one_input_are_one(first_calls, found, indices):
+    calls = CallMatcher(first_calls, found)
+    assert [calls.index(lambda i: True) for _ in first_calls] == indices
 
 
-def test_a_call_that_nobody_uses_is_passed_over():
-    calls = _Calls([0, 1, 2], 2)
+def test_a_call_that_nothing_uses_is_skipped():
+    calls = CallMatcher([0, 1, 2], 2)
     fits = iter([True, False])
-    found = [calls.place(lambda place: next(fits)) for _ in range(3)]
+    found = [calls.index(lambda i: next(fits)) for _ in range(3)]
     assert found == [0, None, 1]
 
 
-def test_tensorrt_says_what_python_has_for_it(finished, images, path):
+def test_tensorrt_names_the_argument_in_python(finished, images, path):
     with pytest.raises(ValueError, match=r'quantize\(..., symmetric=True\)'):
         mmrazor_brecq.export_onnx(
             finished('plain'), images, path, target='tensorrt'
         )
-    for bits in 8, 4:  # the first and the last layer have 8 then
+    for bits in 8, 4:  # With 4, the first and the last layer have 8.
         model = finished('plain', bits, symmetric=True)
         build_target('tensorrt').check(model.architecture)
 

@@ -10,20 +10,20 @@ from mmrazor_brecq.export.session import open_session  # noqa: E402
 
 @pytest.fixture
 def large_products():
-    """A product of the largest integers, in steps of its result."""
+    """Return a model that multiplies the largest integers."""
     helper, kind = onnx.helper, onnx.TensorProto.UINT8
     tensors = dict(
         weight=np.full((16, 16), 127, np.int8),
         one=np.float32(1),
         zero=np.uint8(0),
         none=np.int8(0),
-        step=np.float32(16 * 255 * 127 / 200),
+        scale=np.float32(16 * 255 * 127 / 200),
     )
     nodes = [
         helper.make_node('DequantizeLinear', ['x', 'one', 'zero'], ['a']),
         helper.make_node('DequantizeLinear', ['weight', 'one', 'none'], ['b']),
         helper.make_node('MatMul', ['a', 'b'], ['c']),
-        helper.make_node('QuantizeLinear', ['c', 'step', 'zero'], ['y']),
+        helper.make_node('QuantizeLinear', ['c', 'scale', 'zero'], ['y']),
     ]
     graph = helper.make_graph(
         nodes,
