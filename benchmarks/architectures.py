@@ -127,7 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     print(
         '| Model | MB | Export (s) | Same class | Mean diff. | Equal '
-        '| Within a step | In integers | Convolutions in float |\n'
+        '| Within one | In integers | Convolutions in float |\n'
         '| :-- | --: | --: | --: | --: | --: | --: | :-- | :-- |'
     )
     for name in args.models:

@@ -1,6 +1,7 @@
 from .bits import bits_figures, bits_table
+from .earlier_runs import outdone
 from .size import weight_bytes
-from .tables import closing_table, export_table, outdone, setback
+from .tables import closing_table, export_table, setback
 from .terminal import UnitProgress
 
 __all__ = [

@@ -1,37 +1,37 @@
-"""What a search of widths found, for people: a table and three figures."""
+"""Show what a search of bit widths found: a table and three figures."""
 
 from __future__ import annotations
 
 import io
 import os.path as osp
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mmengine.logging import print_log
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: What ``search.json`` has, or a part of it.
 Content = Mapping[str, Any]
 
 
 def bits_table(content: Content, found: Content) -> str:
-    """Each layer's parameters, widths, and share of the predicted loss.
+    """Return each layer's parameters, bits, and part of the predicted loss.
 
     Args:
         content (dict): As in ``search.json``.
         found (dict): One of ``content['found']``.
 
     Returns:
-        str: A table of a line a layer.
+        str: A table with a line for each layer.
     """
     table = Table('Layer', title=found['budget'])
     for name in ('Parameters', 'Weight', 'Input', 'Sensitivity (nats)'):
         table.add_column(name, justify='right')
-    losses: dict[str, float] = {}
-    for choice in content['choices']:
-        width = found['bits'][choice['layers'][0]][choice['kind'] != 'weight']
-        layer = choice['layers'][0]
-        losses[layer] = losses.get(layer, 0.0) + choice['loss'][width]
+    losses = _loss_by_layer(content, found)
     for layer in content['layers']:
         weight, activation = found['bits'][layer['name']]
         loss = losses.get(layer['name'])
@@ -55,12 +55,23 @@ def bits_table(content: Content, found: Content) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def _loss_by_layer(content: Content, found: Content) -> dict[str, float]:
+    """Return the loss of each layer that has a choice, weight plus input."""
+    losses: dict[str, float] = {}
+    for choice in content['choices']:
+        layer = choice['layers'][0]
+        weight, activation = found['bits'][layer]
+        bits = weight if choice['kind'] == 'weight' else activation
+        losses[layer] = losses.get(layer, 0.0) + choice['loss'][bits]
+    return losses
+
+
 def bits_figures(content: Content, folder: str) -> list[str]:
-    """Draw sensitivities, the Pareto front, and widths along the depth.
+    """Draw sensitivities, the Pareto front, and the bits of every layer.
 
     Args:
         content (dict): As in ``search.json``.
-        folder (str): Where they go.
+        folder (str): Where the files go.
 
     Returns:
         list[str]: The files; none, with a warning, without matplotlib.
@@ -76,10 +87,11 @@ def bits_figures(content: Content, folder: str) -> list[str]:
         )
         return []
     paths = []
-    draw: Any
-    for name, draw in dict(
-        sensitivity=_draw_sensitivity, front=_draw_front, depth=_draw_depth
-    ).items():
+    for name, draw in (
+        ('sensitivity', _draw_sensitivity),
+        ('front', _draw_front),
+        ('depth', _draw_depth),
+    ):
         figure = Figure(figsize=(8, 4), layout='constrained')
         draw(figure.subplots(), content)
         paths.append(osp.join(folder, f'{name}.png'))
@@ -87,21 +99,20 @@ def bits_figures(content: Content, folder: str) -> list[str]:
     return paths
 
 
-def _draw_sensitivity(axes: Any, content: Content) -> None:
-    """A line for each width, over the layers."""
+def _draw_sensitivity(axes: Axes, content: Content) -> None:
+    """Draw a line over the layers for each bit width."""
     for kind, marker in (('weight', 'o'), ('activation', 'x')):
         choices = [c for c in content['choices'] if c['kind'] == kind]
         if not choices:
             continue
-        widths = list(choices[0]['loss'])
-        for i, width in enumerate(widths):
+        for i, bits in enumerate(choices[0]['loss']):
             axes.plot(
-                [c['loss'][width] for c in choices],
+                [c['loss'][bits] for c in choices],
                 marker=marker,
                 markersize=3,
                 linewidth=1 if kind == 'weight' else 0,
                 color=f'C{i}',
-                label=f'{width} bits, {kind}',
+                label=f'{bits} bits, {kind}',
             )
     axes.set(
         xlabel='layer, by depth',
@@ -111,11 +122,11 @@ def _draw_sensitivity(axes: Any, content: Content) -> None:
     axes.legend(fontsize='x-small', ncols=2)
 
 
-def _draw_front(axes: Any, content: Content) -> None:
-    """Predicted loss over cost, with the uniform models."""
+def _draw_front(axes: Axes, content: Content) -> None:
+    """Draw predicted loss over cost, with the uniform models."""
     name = content['cost']
 
-    def points(results: Any) -> tuple[list[float], list[float]]:
+    def points(results: Iterable[Content]) -> tuple[list[float], list[float]]:
         pairs = sorted((r['costs'][name], r['loss']) for r in results)
         return [x for x, _ in pairs], [y for _, y in pairs]
 
@@ -123,8 +134,8 @@ def _draw_front(axes: Any, content: Content) -> None:
     uniform = [u for u in content['uniform'] if u['loss'] is not None]
     axes.plot(*points(uniform), 's', label='uniform')
     for model in uniform:
-        at = model['costs'][name], model['loss']
-        axes.annotate(f' {model["bits"]}', at, fontsize='small')
+        point = model['costs'][name], model['loss']
+        axes.annotate(f' {model["bits"]}', point, fontsize='small')
     axes.plot(*points(content['found']), '*', markersize=12, label='found')
     axes.set(
         xlabel=name,
@@ -135,18 +146,18 @@ def _draw_front(axes: Any, content: Content) -> None:
     axes.legend()
 
 
-def _draw_depth(axes: Any, content: Content) -> None:
-    """The widths that were found, over the layers."""
+def _draw_depth(axes: Axes, content: Content) -> None:
+    """Draw the bits that were found over the layers."""
     names = [layer['name'] for layer in content['layers']]
     for found in content['found']:
-        for place, kind in enumerate(('weight', 'input')):
-            widths = [found['bits'][name][place] for name in names]
-            if None not in widths:
+        for i, (kind, line) in enumerate((('weight', '-'), ('input', ':'))):
+            bits = [found['bits'][name][i] for name in names]
+            if None not in bits:
                 axes.step(
                     range(len(names)),
-                    widths,
+                    bits,
                     where='mid',
-                    linestyle='-' if place == 0 else ':',
+                    linestyle=line,
                     label=f'{found["budget"]}, {kind}',
                 )
     axes.set(xlabel='layer, by depth', ylabel='bits', yticks=range(2, 9))

@@ -1,4 +1,4 @@
-"""How many bytes the weights take."""
+"""Count the bytes that weights take."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from ..layers import packed_bytes, quant_layers
 
 
 def weight_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of all weights and biases, in float and quantized.
+    """Return the bytes of all weights and biases, in float and quantized.
 
-    Quantized weights count as many bits as they have, and 5 bytes for
-    each step and its zero point; all else is 4 bytes a number.
+    An element of a quantized weight counts as many bits as it has, and each
+    scale 5 bytes together with its zero point. All other elements count 4
+    bytes.
 
     Args:
         model (nn.Module): A prepared network.
@@ -20,8 +21,8 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
         dict[str, int]: ``float`` and ``quantized``.
     """
     layers = quant_layers(model).values()
-    numbers = sum(p.numel() for p in model.parameters())
-    own = sum(layer.stored_weight.numel() for layer in layers)
+    elements = sum(p.numel() for p in model.parameters())
+    in_layers = sum(layer.stored_weight.numel() for layer in layers)
     packed = sum(
         packed_bytes(
             layer.stored_weight.numel(),
@@ -30,4 +31,6 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
         )
         for layer in layers
     )
-    return dict(float=4 * numbers, quantized=4 * (numbers - own) + packed)
+    return dict(
+        float=4 * elements, quantized=4 * (elements - in_layers) + packed
+    )

@@ -1,23 +1,26 @@
-"""Tables for people."""
+"""Show results as tables."""
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import operator
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Optional
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+#: Content of a JSON file that a run writes.
+Report = Mapping[str, Any]
+
+#: Keys of a report, and the names of their models in tables.
 MODELS = dict(float='float', nearest='nearest rounding', quantized='BRECQ')
 
 
-def closing_table(report: dict[str, Any]) -> str:
-    """Metrics and size of the float, nearest and reconstructed model.
+def closing_table(report: Report) -> str:
+    """Return metrics and size of the float, nearest and learned model.
 
     Args:
         report (dict): As in ``report.json``.
@@ -56,29 +59,27 @@ def closing_table(report: dict[str, Any]) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def setback(report: dict[str, Any]) -> str:
-    """Says so if learning cost what nearest rounding alone would keep.
+def setback(report: Report) -> str:
+    """Return advice if what was learned is worse than nearest rounding.
 
-    It did where its metric is worse than that of nearest rounding, and
-    than that of the float model: one that is better than float needs no
-    advice.
+    A metric that is better than that of the float model needs no advice.
 
     Args:
         report (dict): As in ``report.json``; its first metric counts.
 
     Returns:
-        str: A sentence, or nothing.
+        str: A sentence, or an empty string.
     """
     metric = next(iter(report['quantized']), None)
     if metric is None:
         return ''
-    exact, nearest, learned = (report[key][metric] for key in MODELS)
-    worse = operator.gt if _falls(metric) else operator.lt
-    if not (worse(learned, exact) and worse(learned, nearest)):
+    floating, nearest, learned = (report[key][metric] for key in MODELS)
+    worse = operator.gt if _is_error(metric) else operator.lt
+    if not (worse(learned, floating) and worse(learned, nearest)):
         return ''
     return (
         f'{metric} is {learned:.2f} with what was learned, worse than '
-        f'{nearest:.2f} with nearest rounding alone (float {exact:.2f}): '
+        f'{nearest:.2f} with nearest rounding alone (float {floating:.2f}): '
         'where the difference is more than chance, give more images '
         '(`test_cfg.calibration.num_images`) or more iterations '
         '(`model.reconstructor.iterations`), or keep nearest rounding '
@@ -86,90 +87,22 @@ def setback(report: dict[str, Any]) -> str:
     )
 
 
-def outdone(
-    report: dict[str, Any], earlier: Mapping[str, dict[str, Any]]
-) -> str:
-    """Says so if a shorter run has come nearer to the float network.
-
-    It is one of the same weights, images and bits, whose outputs diverge
-    clearly less, by a tenth, on the calibration images that were held out.
-
-    Args:
-        report (dict): As in ``report.json``.
-        earlier (dict): Reports of other runs, by name of their file.
-
-    Returns:
-        str: A sentence, or nothing.
-    """
-    ours = _ended(report)
-    rivals = {
-        name: run
-        for name, other in earlier.items()
-        if ours and (run := _ended(other)) and run.outdoes(ours)
-    }
-    name = min(rivals, key=lambda name: rivals[name].far, default=None)
-    if ours is None or name is None:
-        return ''
-    return (
-        f'On the calibration images held out, outputs diverge from those of '
-        f'the float network by {ours.far:.3g} nats; an earlier run of '
-        f'{rivals[name].seconds:.0f} s in place of {ours.seconds:.0f} s came '
-        f'to {rivals[name].far:.3g} ({name}): the longer one is the worse '
-        'one, so keep the checkpoint of the shorter'
-    )
-
-
-class _Run(NamedTuple):
-    """What counts of a report when runs are compared."""
-
-    of: tuple[Any, ...]
-    far: float
-    seconds: float
-
-    def outdoes(self, other: _Run) -> bool:
-        """Whether it is shorter, of the same things, and clearly nearer."""
-        return (
-            self.of == other.of
-            and self.seconds < other.seconds
-            and math.isfinite(self.far)
-            and not self.far >= 0.9 * other.far
-        )
-
-
-def _ended(report: Mapping[str, Any]) -> Optional[_Run]:
-    """What a report says; nothing where it is of an earlier version."""
-    try:
-        identity = report['identity']
-        bits: dict[str, Any] = {}
-        for unit in report['units']:
-            bits.update(unit['bits'])
-        # As JSON has it, where pairs are lists.
-        known = json.dumps(bits, sort_keys=True)
-        return _Run(
-            (identity['checkpoint'], identity['calibration'], known),
-            float(report['divergence']['quantized']),
-            sum(float(unit['seconds']) for unit in report['units']),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
-
-
-#: Words in the names of metrics that are better the smaller they are.
-FALLING = frozenset(
+#: Words in the names of metrics that are better when they are smaller.
+ERRORS = frozenset(
     'loss error err mae mse rmse nll fid epe perplexity ppl'.split()
 )
 
 
-def _falls(metric: str) -> bool:
-    """Whether a metric is better the smaller it is, by its name."""
-    return not FALLING.isdisjoint(re.findall('[a-z]+', metric.lower()))
+def _is_error(metric: str) -> bool:
+    """Return whether a metric is better when smaller, by its name."""
+    return not ERRORS.isdisjoint(re.findall('[a-z]+', metric.lower()))
 
 
-def export_table(report: dict[str, Any]) -> str:
-    """How far an exported file is from the network that it was made from.
+def export_table(report: Report) -> str:
+    """Return how far an exported file is from its network.
 
     Args:
-        report (dict): As in the JSON file beside it.
+        report (dict): As in the JSON file beside the exported one.
 
     Returns:
         str: A table and a few lines.
@@ -196,6 +129,15 @@ def export_table(report: dict[str, Any]) -> str:
             f'{match["mean"]:.2%}',
             *top1,
         )
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table)
+    for line in _export_lines(report):
+        console.print(line, highlight=False)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _export_lines(report: Report) -> list[str]:
+    """Return sentences on the layers of an exported file and its runtimes."""
     layers = report['layers']
     lines = []
     if layers:
@@ -205,8 +147,8 @@ def export_table(report: dict[str, Any]) -> str:
         lines.append(
             f'Layer by layer, each on the same input: {equal} of '
             f'{len(layers)} give the same integers throughout, at '
-            f'least {_floor(within)} are within one step in all; furthest is '
-            f'{worst["name"]}, {_floor(worst["exact"])} equal'
+            f'least {_floor(within)} differ by at most one in each; furthest '
+            f'is {worst["name"]}, {_floor(worst["exact"])} equal'
         )
     lines += [
         f'{name} does not take it: {reason}'
@@ -226,15 +168,16 @@ def export_table(report: dict[str, Any]) -> str:
             'session.x64quantprecision=1 on x86 CPUs without VNNI, where '
             'sums saturate without it'
         )
-    console = Console(file=io.StringIO(), width=100)
-    console.print(table)
-    for line in lines:
-        console.print(line, highlight=False)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return lines
 
 
 def _by_reason(names: dict[str, str], shown: int = 3) -> list[str]:
-    """Names with one reason together, the first few of them."""
+    """Return one text for each reason, with the names that have it.
+
+    Args:
+        names (dict[str, str]): Reasons, by name.
+        shown (int): Names that are listed; others are counted.
+    """
     groups: dict[str, list[str]] = {}
     for name, reason in names.items():
         groups.setdefault(reason, []).append(name)
@@ -246,6 +189,6 @@ def _by_reason(names: dict[str, str], shown: int = 3) -> list[str]:
     ]
 
 
-def _floor(share: float) -> str:
-    """Per cent, rounded down: what is not all of it shall not look so."""
-    return f'{math.floor(share * 1e4) / 1e4:.2%}'
+def _floor(fraction: float) -> str:
+    """Return per cent, rounded down: 99.999 must not look like 100."""
+    return f'{math.floor(fraction * 1e4) / 1e4:.2%}'

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar over units and a line for each."""
+"""Show progress on the terminal: a bar over units and a line for each."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from ..reconstruction import UnitReport
 
 
 class UnitProgress:
-    """A bar that moves on with every report.
+    """A progress bar over the units of a network.
+
+    A context manager: the bar is shown within it.
 
     Args:
         total (int): Number of units.
-        logger (logging.Logger): Takes the lines.
-        what (str): What is done to them.
+        logger (logging.Logger): Gets a line for each unit.
+        action (str): Verb for what is done to the units.
     """
 
     def __init__(
-        self, total: int, logger: logging.Logger, what: str = 'reconstruct'
+        self, total: int, logger: logging.Logger, action: str = 'reconstruct'
     ) -> None:
         self.logger = logger
         self.bar = Progress(
-            TextColumn(what),
+            TextColumn(action),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -46,7 +48,7 @@ class UnitProgress:
 
     def __enter__(self) -> UnitProgress:
         self.bar.start()
-        # The bar has taken the place of stderr, so that lines go above it.
+        # The bar has replaced stderr, so that lines appear above it.
         for handler in self.logger.handlers:
             if type(handler) is logging.StreamHandler:
                 self._streams.append((handler, handler.stream))
@@ -55,16 +57,20 @@ class UnitProgress:
 
     def __exit__(
         self,
-        kind: Optional[type[BaseException]],
+        error_type: Optional[type[BaseException]],
         error: Optional[BaseException],
-        trace: Optional[TracebackType],
+        traceback: Optional[TracebackType],
     ) -> None:
         for handler, stream in self._streams:
             handler.setStream(stream)
         self.bar.stop()
 
     def __call__(self, report: UnitReport) -> None:
-        """Show a finished unit."""
+        """Show that a unit is finished.
+
+        Args:
+            report (UnitReport): Of the unit.
+        """
         line = (
             f'{report.name or "network"}: error {report.before:.3g} -> '
             f'{report.after:.3g}, {report.seconds:.1f} s'
@@ -74,6 +80,10 @@ class UnitProgress:
         self.advance(line)
 
     def advance(self, line: str) -> None:
-        """Move on, with a line about it."""
+        """Advance the bar by one unit.
+
+        Args:
+            line (str): Text about the unit, for the logger.
+        """
         self.logger.info(line)
         self.bar.advance(self.task)

@@ -42,7 +42,7 @@ CONTENT = dict(
 )
 
 
-def test_the_table_has_a_line_a_layer():
+def test_the_table_has_a_line_for_each_layer():
     table = bits_table(CONTENT, CONTENT['found'][0])
     (a,) = (line for line in table.splitlines() if '1,234' in line)
     # Weight and input together: 0.5 and 0.125.
@@ -55,7 +55,7 @@ def test_the_table_has_a_line_a_layer():
     assert 'not proven' in bits_table(CONTENT, unproven)
 
 
-def test_figures(tmp_path):
+def test_figures_are_drawn(tmp_path):
     pytest.importorskip('matplotlib')
     paths = bits_figures(CONTENT, str(tmp_path))
     assert [path.rsplit('/', 1)[1] for path in paths] == [
@@ -67,7 +67,7 @@ def test_figures(tmp_path):
         assert open(path, 'rb').read(4) == b'\x89PNG'
 
 
-def test_without_matplotlib_there_is_a_word(
+def test_without_matplotlib_there_is_a_warning(
     tmp_path, monkeypatch, warnings_log
 ):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
