@@ -19,16 +19,24 @@ import sys
 MOST_PIXELS, LONGEST_EDGE = 2**27, 2**14
 
 
+def check_regular(path: str, expected: str) -> None:
+    """Refuse pipes and devices, which would be waited for."""
+    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise SystemExit(f'{path!r} is no regular file: give {expected}')
+
+
 def read_image(path: str, size: list, resize: dict):
     """Read an RGB image of the model's size, H x W x 3, from 0 to 255."""
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # It refuses twice as many.
-    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-        raise SystemExit(f'{path!r} is no regular file: give an image')
+    check_regular(path, 'an image')
     try:
-        image = Image.open(path).convert('RGB')
+        image = Image.open(path)
+        if image.mode.startswith('I'):  # 16 bits, which it would cut off
+            image = image.point(lambda x: x / 256).convert('L')
+        image = ImageOps.exif_transpose(image).convert('RGB')
     except FileNotFoundError:
         raise SystemExit(f'No image at {path!r}') from None
     except Image.DecompressionBombError as error:
@@ -80,6 +88,7 @@ def read_model(path: str):
     """A session, and what the file says of itself."""
     import onnxruntime
 
+    check_regular(path, 'a file that tools/export.py wrote')
     options = onnxruntime.SessionOptions()
     # x86 CPUs without VNNI saturate without it, and are wrong by points.
     options.add_session_config_entry('session.x64quantprecision', '1')
@@ -191,4 +200,7 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -22,7 +22,7 @@ class WatchingLoader(DataLoader):
     """Gives batches of images that can be read.
 
     Whoever iterates over it as over any other counts on all of them, such
-    as an evaluation, and is refused the first that cannot be read.
+    as an evaluation, and is told of the first that cannot be read.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -30,8 +30,7 @@ class WatchingLoader(DataLoader):
             if bad:
                 raise ValueError(
                     f'The image {bad[0]} cannot be read: mend it, or take it '
-                    'out of the data set. An evaluation without it would be '
-                    'another one'
+                    'out of the data set'
                 )
             yield data
 

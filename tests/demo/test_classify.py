@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -107,6 +108,37 @@ def test_an_image_that_is_none(monkeypatch, tmp_path):
     assert 'is no image' in classify(monkeypatch, text, '--model', path)
     missing = tmp_path / 'missing.png'
     assert 'No image at' in classify(monkeypatch, missing, '--model', path)
+
+
+def test_pipes_are_never_opened(monkeypatch, tmp_path, picture):
+    path = model(tmp_path / 'm.onnx', 'uint8')
+    pipe = tmp_path / 'pipe.png'
+    os.mkfifo(pipe)
+    assert 'regular file' in classify(monkeypatch, pipe, '--model', path)
+    assert 'regular file' in classify(monkeypatch, picture, '--model', pipe)
+
+
+@pytest.mark.parametrize('orientation, corner', [(1, 0), (3, 2), (6, 1)])
+def test_an_image_is_turned_as_the_camera_says(tmp_path, orientation, corner):
+    """Corners from the upper left, clockwise."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4, :4] = 200
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = str(tmp_path / 'a.png')
+    Image.fromarray(pixels).save(path, exif=exif)
+    found = runpy.run_path(str(SCRIPT))['read_image'](path, [8, 8], {})
+    corners = [found[y, x, 0] for y, x in ((0, 0), (0, 7), (7, 7), (7, 0))]
+    assert corners.index(200) == corner
+
+
+@pytest.mark.parametrize('kind', ['png', 'tif'])
+def test_sixteen_bits_are_scaled(tmp_path, kind):
+    gray = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    path = str(tmp_path / f'a.{kind}')
+    Image.fromarray(gray).save(path)
+    found = runpy.run_path(str(SCRIPT))['read_image'](path, [16, 16], {})
+    assert np.abs(found[..., 0].astype(int) - gray // 256).max() <= 1
 
 
 def test_a_model_that_is_none(monkeypatch, tmp_path, picture):
