@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from threading import Timer
 from types import FrameType
 from typing import Any, Optional
 
@@ -22,7 +25,7 @@ TWICE = 1.0
 class _State:
     """What the handler knows of the process."""
 
-    hint = 'give the same command again'
+    hint = later = 'give the same command again'
     working = told = False
     begun, last = 0.0, -TWICE
     owner = os.getpid()
@@ -42,13 +45,19 @@ def install() -> None:
     """Answer Ctrl-C from now on; a process that is no tool stays as it is.
 
     Before the work and after it there is nothing to clean, and the process
-    ends at once. Processes that this one forks leave the answer to it.
+    ends at once. Processes that this one starts leave the answer to it.
     """
-    if is_tool() and signal.getsignal(signal.SIGINT) in (
+    processes = sys.modules.get('multiprocessing.process')
+    if processes and processes.current_process().name != 'MainProcess':
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    elif is_tool() and signal.getsignal(signal.SIGINT) in (
         signal.default_int_handler,
         _answer,
     ):
         signal.signal(signal.SIGINT, _answer)
+        # Called after all others, when there is nothing left to interrupt:
+        # Python would die of the signal, whatever its status was to be.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def _answer(number: int, frame: Optional[FrameType]) -> None:
@@ -79,22 +88,47 @@ def happened() -> bool:
 
 def tell() -> None:
     """Say how to go on, once, in the first of several processes."""
-    if not _State.told and os.environ.get('RANK', '0') == '0':
-        print(f'\nInterrupted: {_State.hint}', file=sys.stderr, flush=True)
-    _State.told = True
+    told, _State.told = _State.told, True
+    if not told and os.environ.get('RANK', '0') == '0':
+        # A progress bar may have hidden the cursor.
+        shown = '\x1b[?25h' if os.isatty(2) else ''
+        # Past Python's own buffer, which may be what was interrupted.
+        with suppress(OSError):
+            os.write(2, f'{shown}\nInterrupted: {_State.hint}\n'.encode())
 
 
 @contextmanager
 def working(hint: str) -> Iterator[None]:
     """Raise KeyboardInterrupt on Ctrl-C, so that work can clean up.
 
+    An exception in a place where Python drops exceptions, such as a
+    finalizer, is raised again where it does not.
+
     Args:
-        hint (str): How to go on, told by :func:`tell`.
+        hint (str): How to go on once there is something to go on with, as
+            :func:`resumable` says, told by :func:`tell`.
     """
-    _State.hint = hint or _State.hint
+    _State.later = hint or _State.hint
     _State.working, _State.told = True, False
     _State.begun = time.monotonic()
+    hook = sys.unraisablehook
+    sys.unraisablehook = partial(_raised_in_vain, hook)
     try:
         yield
     finally:
         _State.working = False
+        sys.unraisablehook = hook
+
+
+def resumable() -> None:
+    """From now on there is something to go on with."""
+    _State.hint = _State.later
+
+
+def _raised_in_vain(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """Repeat a Ctrl-C that a finalizer swallowed, when it is over."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _State.last = -TWICE
+        Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        hook(unraisable)

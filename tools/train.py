@@ -15,6 +15,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmrazor_brecq._interrupt import resumable
 from mmrazor_brecq.cli import run_tool, tool_parser
 from mmrazor_brecq.config.load import check_data, check_writable
 from mmrazor_brecq.config.read import read_file
@@ -55,9 +56,16 @@ def train(cfg: Config) -> None:
     from mmengine.runner import Runner
 
     from mmrazor_brecq.checkpoint import save_tensors
+    from mmrazor_brecq.engine.loaders import build_dataloader
+
+    class WatchingRunner(Runner):
+        """Names images that cannot be read."""
+
+        build_dataloader = staticmethod(build_dataloader)
 
     register_wrapper()
-    runner = Runner.from_cfg(cfg)
+    runner = WatchingRunner.from_cfg(cfg)
+    resumable()
     runner.model.to(memory_format=torch.channels_last)
     model = runner.train()
     path = osp.join(runner.work_dir, 'float.pth')

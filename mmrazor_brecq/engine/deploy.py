@@ -173,9 +173,9 @@ def write(
         for said in found.others(target.runtime, request.least_agreement):
             print_log(said, 'current', logging.WARNING)
     content = to_bytes(built)
-    write_whole(path, content)
-    if report:
+    if report:  # First, for where the file is, all is done.
         save_json(report, f'{path}.json')
+    write_whole(path, content)
     print_log(f'{path}: {len(content):,} bytes', 'current')
     return report
 
