@@ -1,7 +1,6 @@
 from .affine import (
     dequantize,
     dequantize_rows,
-    fake_quantize,
     integer_range,
     quantize,
     rounding_error,
@@ -16,6 +15,7 @@ from .layout import (
     to_rows,
 )
 from .losses import weighted_squared_error
+from .lsq import fake_quantize
 from .modes import (
     in_grad_mode,
     make_tensors_normal,

@@ -74,10 +74,10 @@ def _pack(key: str, value: object) -> Tensor:
         text = json.dumps(_to_json(value)).encode()
     except (TypeError, RecursionError) as error:
         raise ValueError(
-            f'The state {key!r} (get_extra_state) holds {error}, which no '
-            'file can hold without code in it: let it return None, numbers, '
-            'text, bytes, tensors, and lists, tuples, sets and dicts of '
-            'these'
+            f'The state {key!r} (get_extra_state) contains {error}, which a '
+            'file can only store with code in it: let it return None, '
+            'numbers, text, bytes, tensors, and lists, tuples, sets and '
+            'dicts of these'
         ) from error
     return torch.frombuffer(bytearray(MARK + text), dtype=torch.uint8)
 

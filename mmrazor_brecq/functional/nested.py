@@ -111,7 +111,7 @@ def _flatten_all(
 ) -> tuple[list[Nested], Callable[[Sequence[Nested]], list[Nested]]]:
     """Return the leaves of several structures, and what rebuilds a list.
 
-    The function that rebuilds holds no leaf, since that would keep
+    The function that rebuilds keeps no leaf, since that would keep
     activations in memory.
     """
     parts = [_flatten(x, parents) for x in structures]

@@ -1,4 +1,4 @@
-"""Activations in memory and in files, which nobody can tell apart."""
+"""Cached tensors are the same in memory and in files."""
 
 from __future__ import annotations
 
@@ -34,85 +34,85 @@ def store(request, tmp_path):
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.int64])
-def test_a_column_gives_back_what_it_was_given(
+def test_cached_rows_are_returned_as_they_were_written(
     store, layout, dtype, generator
 ):
     x = torch.randint(99, (9, 4, 5, 3), generator=generator).to(dtype)
     x = LAYOUTS[layout](x)
-    column = store.allocate(9, x)
+    cached = store.allocate(9, x)
     for start in 0, 4:
-        column.write(start, x[start : start + 5])
+        cached.write(start, x[start : start + 5])
     index = torch.tensor([7, 0, 7])
 
     for found, expected in (
-        (column.take(index), x[index]),
-        (column.read(2, 6), x[2:6]),
+        (cached.take(index), x[index]),
+        (cached.read(2, 6), x[2:6]),
     ):
         assert torch.equal(found, expected)
         if layout == 'channels_last':
             assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_rows_of_one_image_stay_together(store, generator):
+def test_rows_of_one_image_are_cached_together(store, generator):
     x = torch.randn(12, 5, generator=generator)
-    column = store.allocate(4, x, rows_per_image=3)
-    column.write(0, x)
+    cached = store.allocate(4, x, rows_per_image=3)
+    cached.write(0, x)
 
     expected = x.view(4, 3, 5)[[2, 0]].flatten(0, 1)
-    assert torch.equal(column.take(torch.tensor([2, 0])), expected)
+    assert torch.equal(cached.take(torch.tensor([2, 0])), expected)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('fold', [1, 3])
-def test_elements_of_all_images_come_piece_by_piece(
-    store, layout, fold, generator
+@pytest.mark.parametrize('rows', [1, 3])
+def test_pieces_have_a_few_elements_of_all_images(
+    store, layout, rows, generator
 ):
     x = LAYOUTS[layout](torch.randn(6, 4, 5, 3, generator=generator))
-    column = store.allocate(6 // fold, x, fold)
-    column.write(0, x)
+    cached = store.allocate(6 // rows, x, rows)
+    cached.write(0, x)
 
-    pieces = list(column.pieces(7))
+    pieces = list(cached.pieces(7))
     assert {piece.shape[1] for piece in pieces[:-1]} == {7}
     whole = torch.cat(pieces, 1)
-    assert whole.shape == (6 // fold, fold * 60)
-    assert torch.equal(column.from_elements(whole), x)
+    assert whole.shape == (6 // rows, rows * 60)
+    assert torch.equal(cached.from_elements(whole), x)
     pieces[0].zero_()
-    assert torch.equal(column.read(0, 6 // fold), x)
+    assert torch.equal(cached.read(0, 6 // rows), x)
 
 
-def test_what_is_beyond_the_budget_goes_to_files(tmp_path):
+def test_tensors_beyond_the_budget_are_cached_in_files(tmp_path):
     x = torch.zeros(8, 16)  # 512 bytes
     store = Store(1100, str(tmp_path))
-    columns = [store.allocate(8, x) for _ in range(3)]
+    tensors = [store.allocate(8, x) for _ in range(3)]
 
-    assert [c.file is None for c in columns] == [True, True, False]
+    assert [c.file is None for c in tensors] == [True, True, False]
     assert (store.cached_bytes, store.peak_bytes, store.spilled_bytes) == (
         1024,
         1024,
         512,
     )
-    del columns[0]
+    del tensors[0]
     gc.collect()
     assert store.cached_bytes == 512
     assert store.allocate(8, x).file is None
 
 
 @pytest.mark.parametrize(
-    ('at_work', 'held'), [(0, 1024), (100, 512), (10**9, 512)]
+    ('working_bytes', 'cached_bytes'), [(0, 1024), (100, 512), (10**9, 512)]
 )
-def test_a_part_of_the_budget_is_for_what_is_worked_on(
-    tmp_path, at_work, held
+def test_a_part_of_the_budget_is_reserved_for_the_unit_at_work(
+    tmp_path, working_bytes, cached_bytes
 ):
-    """Half of it at the most."""
-    store = Store(1100, str(tmp_path), at_work)
-    columns = [store.allocate(64, torch.zeros(64, 2)) for _ in range(3)]
+    """That part is at most half of the budget."""
+    store = Store(1100, str(tmp_path), working_bytes)
+    tensors = [store.allocate(64, torch.zeros(64, 2)) for _ in range(3)]
 
-    assert store.cached_bytes == held
-    assert all(len(c.take(torch.arange(8))) == 8 for c in columns)
+    assert store.cached_bytes == cached_bytes
+    assert all(len(c.take(torch.arange(8))) == 8 for c in tensors)
 
 
-def test_large_images_leave_more_room_for_what_is_worked_on(tmp_path):
-    """Of few of them a unit at work has more than of many small ones."""
+def test_large_images_reserve_more_of_the_budget(tmp_path):
+    """A unit works on several copies of each image."""
     store = Store(2**14, str(tmp_path), working_bytes=2**12)
 
     assert store.allocate(2, torch.zeros(2, 64)).file is None
@@ -120,7 +120,7 @@ def test_large_images_leave_more_room_for_what_is_worked_on(tmp_path):
     assert store.allocate(16, torch.zeros(16, 16)).file is None
 
 
-def test_without_a_limit_little_lies_in_memory_twice():
+def test_without_a_budget_memory_is_ample_for_small_caches_only():
     store = Store()
     small = store.allocate(1, torch.zeros(1, 2**20))
     assert store.has_ample_memory and small.file is None
@@ -129,60 +129,64 @@ def test_without_a_limit_little_lies_in_memory_twice():
 
 
 @pytest.mark.parametrize(
-    ('budget', 'columns', 'ample'),
+    ('budget', 'count', 'ample'),
     [(None, 9, True), (4096, 2, True), (4096, 3, False), (511, 1, False)],
 )
-def test_there_is_ample_room_up_to_a_quarter(budget, columns, ample, tmp_path):
-    """And where all of it is in memory."""
+def test_memory_is_ample_up_to_a_quarter_of_the_budget(
+    budget, count, ample, tmp_path
+):
+    """It is not once a tensor was cached in a file."""
     store = Store(budget, str(tmp_path))
-    held = [store.allocate(8, torch.zeros(8, 16)) for _ in range(columns)]
+    tensors = [store.allocate(8, torch.zeros(8, 16)) for _ in range(count)]
     assert store.has_ample_memory == ample
-    held.clear()
+    tensors.clear()
     assert store.has_ample_memory == (budget != 511)
 
 
 @pytest.mark.parametrize('budget', [1024, 511])
-def test_freed_memory_goes_back_where_room_is_scarce(
+def test_freed_memory_is_released_unless_memory_is_ample(
     budget, monkeypatch, tmp_path
 ):
-    given = []
+    calls = []
     monkeypatch.setattr(
-        store_module, 'give_back_freed_memory', lambda: given.append(1)
+        store_module, 'give_back_freed_memory', lambda: calls.append(1)
     )
     store = Store(budget=budget, folder=str(tmp_path))
-    held = [store.allocate(1, torch.zeros(1, 32)) for _ in range(2)]
+    tensors = [store.allocate(1, torch.zeros(1, 32)) for _ in range(2)]
     store.release_freed_memory()
-    assert len(held) == 2
-    assert bool(given) != store.has_ample_memory
+    assert len(tensors) == 2
+    assert bool(calls) != store.has_ample_memory
     assert store.has_ample_memory == (budget == 1024)
 
 
 def test_files_have_no_name(tmp_path):
-    """So that nothing is left of them, whatever ends the process."""
+    """Nothing is left of them, however the process ends."""
     store = Store(0, str(tmp_path))
-    column = store.allocate(8, torch.zeros(8, 16))
-    column.write(0, torch.ones(8, 16))
+    cached = store.allocate(8, torch.zeros(8, 16))
+    cached.write(0, torch.ones(8, 16))
 
     assert os.listdir(tmp_path) == []
-    assert column.take(torch.arange(8)).sum() == 128
+    assert cached.take(torch.arange(8)).sum() == 128
 
 
-def test_a_full_disk_says_what_to_do(monkeypatch, tmp_path):
+def test_a_full_disk_is_an_error_with_the_cure(monkeypatch, tmp_path):
     def full(*args):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     monkeypatch.setattr(store_module.os, 'posix_fallocate', full)
-    with pytest.raises(OSError, match=r'calibration\.memory') as error:
+    with pytest.raises(
+        OSError, match=r'No space for .*calibration\.memory'
+    ) as error:
         Store(0, str(tmp_path)).allocate(8, torch.zeros(8, 16))
     assert error.value.errno == errno.ENOSPC
 
 
-def test_a_lent_tensor_gives_its_memory_and_gets_it_back(store, generator):
+def test_a_freed_tensor_is_restored(store, generator):
     x = torch.randn(4, 3, 2, generator=generator)
     expected = x.clone()
-    column = store.allocate(4, x)
-    column.write(0, x)
-    freeable = FreeableTensor(column, 0, x)
+    cached = store.allocate(4, x)
+    cached.write(0, x)
+    freeable = FreeableTensor(cached, 0, x)
     for _ in range(2):
         freeable.free()
         assert x.untyped_storage().nbytes() == 0
@@ -191,12 +195,12 @@ def test_a_lent_tensor_gives_its_memory_and_gets_it_back(store, generator):
 
 
 @pytest.mark.parametrize('case', ['written', 'a view', 'dead'])
-def test_what_is_not_the_columns_is_left_alone(case, store, generator):
+def test_tensors_that_are_not_as_cached_are_left_alone(case, store, generator):
     base = torch.randn(8, 3, generator=generator)
     x = base[:4] if case == 'a view' else base
-    column = store.allocate(len(x), x)
-    column.write(0, x)
-    freeable = FreeableTensor(column, 0, x)
+    cached = store.allocate(len(x), x)
+    cached.write(0, x)
+    freeable = FreeableTensor(cached, 0, x)
     if case == 'written':
         x.add_(1)
     expected = base.clone()
@@ -209,8 +213,10 @@ def test_what_is_not_the_columns_is_left_alone(case, store, generator):
         assert torch.equal(base, expected)
 
 
-def test_waiting_passes_hold_no_activations(toy, batches, tmp_path):
-    """Neither what waits at a door nor what frames keep of earlier ones."""
+def test_suspended_passes_keep_no_activations_in_memory(
+    toy, batches, tmp_path
+):
+    """Neither the arguments of their units nor those of outer frames."""
     network = toy('residual')
     units = BlockPartition()(network, record(network, batches[0]))
     modules = {unit.name: unit.module for unit in units}

@@ -26,11 +26,11 @@ PARTITIONS = [
 
 
 class Driven:
-    """A network run through a stream, each unit where it is asked for."""
+    """A network that a stream runs unit by unit."""
 
     def __init__(self, network, batches, partition=None, store=None):
         self.network = network
-        self.store = store or Store(0)  # where nothing waits in memory
+        self.store = store or Store(0)  # all tensors are in files
         self.batches = batches
         self.units = (partition or BlockPartition())(
             network, record(network, batches[0])
@@ -64,7 +64,7 @@ class Driven:
     'partition', PARTITIONS, ids=lambda p: type(p).__name__
 )
 @pytest.mark.parametrize('budget', [None, 0])
-def test_parked_passes_give_what_plain_ones_give(
+def test_suspended_passes_have_the_outputs_of_plain_ones(
     budget, partition, each_toy, batches, tmp_path
 ):
     store = Store(budget, str(tmp_path))
@@ -109,8 +109,8 @@ def test_units_arrive_in_the_order_of_execution(toy, batches):
     ]
 
 
-def test_a_batch_waits_at_the_door_with_its_arguments(toy, batches):
-    """Nested ones, keywords and numbers, as the network gives them."""
+def test_a_batch_waits_with_the_arguments_of_its_unit(toy, batches):
+    """They may be nested, and keywords, and no tensors."""
     driven = Driven(toy('nested'), batches)
     modules = {unit.name: unit.module for unit in driven.units}
     with driven.stream() as stream, torch.no_grad():
@@ -124,7 +124,7 @@ def test_a_batch_waits_at_the_door_with_its_arguments(toy, batches):
     assert both['left'].shape == (4, 8, 8, 8)
 
 
-def places(network):
+def children(network):
     return [
         (id(parent), name, id(child))
         for parent in network.modules()
@@ -133,29 +133,31 @@ def places(network):
 
 
 @pytest.mark.parametrize('advances', [0, 1, 2])
-def test_all_modules_are_back_after_the_stream(advances, each_toy, batches):
-    """Whether it ran to its end or not."""
-    before = places(each_toy)
+def test_all_modules_are_restored_after_the_stream(
+    advances, each_toy, batches
+):
+    """Whether the stream ran to its end or not."""
+    before = children(each_toy)
     expected = run_float(each_toy, batches[0])
     driven = Driven(each_toy, batches)
     modules = {unit.name: unit.module for unit in driven.units}
     with driven.stream() as stream:
-        assert places(each_toy) != before
+        assert children(each_toy) != before
         arrived = stream.advance() if advances else None
         for _ in range(advances - 1):
             name, calls = arrived
             arrived = stream.advance(stream.run(modules[name]))
 
-    assert places(each_toy) == before
+    assert children(each_toy) == before
     assert driven.holder.network is each_toy
     assert torch.equal(run_float(each_toy, batches[0]), expected)
 
 
 @pytest.mark.parametrize('where', ['unit', 'glue'])
-def test_all_modules_are_back_after_an_exception(where, toy, batches):
+def test_all_modules_are_restored_after_an_exception(where, toy, batches):
     network = toy('residual')
     driven = Driven(network, batches)
-    before = places(network)
+    before = children(network)
 
     def fail(module, args):
         raise FloatingPointError(where)
@@ -166,13 +168,13 @@ def test_all_modules_are_back_after_an_exception(where, toy, batches):
         driven.run()
     handle.remove()
 
-    assert places(network) == before
+    assert children(network) == before
     driven.visits.clear(), driven.outputs.clear()
     assert len(driven.run().visits) == 4
 
 
-class Weird(nn.Module):
-    """Glue of every kind between two units."""
+class Unusual(nn.Module):
+    """A network with Python code of many kinds between its units."""
 
     def __init__(self):
         super().__init__()
@@ -205,7 +207,7 @@ class Weird(nn.Module):
 
 
 def test_any_python_may_stand_between_the_units(batches):
-    network = Weird().eval()
+    network = Unusual().eval()
     driven = Driven(network, batches)
     torch.manual_seed(0)
     driven.run()
@@ -220,7 +222,7 @@ def test_any_python_may_stand_between_the_units(batches):
 
 def test_the_callers_grad_mode_is_its_own(batches):
     """A unit inside ``no_grad`` or ``enable_grad`` of the network."""
-    network = Weird().eval()
+    network = Unusual().eval()
     driven = Driven(network, batches)
     modules = {unit.name: unit.module for unit in driven.units}
     for mode in True, False:
@@ -235,8 +237,8 @@ def test_the_callers_grad_mode_is_its_own(batches):
             assert torch.is_grad_enabled() is mode
 
 
-class Picky(nn.Module):
-    """Its way depends on its data."""
+class Branching(nn.Module):
+    """A network whose path depends on its data."""
 
     def __init__(self):
         super().__init__()
@@ -245,20 +247,21 @@ class Picky(nn.Module):
         self.right = nn.Conv2d(3, 3, 1)
 
     def forward(self, x):
-        way = self.left if x.mean() > 0 else self.right
-        return way(self.stem(x))
+        branch = self.left if x.mean() > 0 else self.right
+        return branch(self.stem(x))
 
 
-class Short(Picky):
+class Skipping(Branching):
     def forward(self, x):
         x = self.stem(x)
         return self.left(x) if len(x) > 4 else x
 
 
 @pytest.mark.parametrize(
-    ('kind', 'message'), [(Picky, 'left.*right'), (Short, 'several batches')]
+    ('kind', 'message'),
+    [(Branching, 'left.*right'), (Skipping, 'several batches')],
 )
-def test_a_way_that_depends_on_the_data_is_refused(kind, message, batches):
+def test_a_path_that_depends_on_the_data_is_refused(kind, message, batches):
     network = kind().eval()
     batches = [x.abs() if len(x) == 5 else -x.abs() for x in batches]
     units = LayerPartition()(network, record(network, batches[0]))
@@ -271,7 +274,7 @@ def test_a_way_that_depends_on_the_data_is_refused(kind, message, batches):
     assert isinstance(network.stem, nn.Conv2d)
 
 
-def test_a_parked_unit_shows_the_attributes_of_its_module(batches):
+def test_a_suspending_module_has_the_attributes_of_its_unit(batches):
     class Asks(nn.Module):
         def __init__(self):
             super().__init__()
@@ -285,7 +288,7 @@ def test_a_parked_unit_shows_the_attributes_of_its_module(batches):
         assert torch.equal(driven.outputs[0], driven.network(batches[0]))
 
 
-def test_a_unit_that_has_several_places_is_parked_in_all(batches):
+def test_a_unit_in_several_places_suspends_in_all_of_them(batches):
     shared = nn.Conv2d(3, 3, 1)
     network = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared))
     partition = PatternPartition(['0'])
@@ -296,17 +299,17 @@ def test_a_unit_that_has_several_places_is_parked_in_all(batches):
 
 
 @pytest.mark.parametrize('budget', [0, 5_000, 20_000, 40_000, 80_000, None])
-def test_what_lies_in_memory_twice_is_within_the_budget(
+def test_duplicates_in_memory_are_within_the_budget(
     budget, toy, batches, tmp_path
 ):
-    """Also when it fills up while the passes wait."""
+    """Also if the store fills up while the passes wait."""
     store = Store(budget, str(tmp_path))
     driven = Driven(toy('residual'), batches, store=store)
     modules = {unit.name: unit.module for unit in driven.units}
     most = 0
 
-    def waits(stream):
-        """Bytes of what the passes have beside the store."""
+    def duplicate_bytes(stream):
+        """Return the bytes of the tensors that passes keep in memory."""
         freeable = [x for tensors in stream._freeable for x in tensors]
         found = sum(
             x.numel() * x.element_size()
@@ -320,12 +323,12 @@ def test_what_lies_in_memory_twice_is_within_the_budget(
     with driven.stream() as stream, torch.no_grad():
         arrived = stream.advance()
         while arrived is not None:
-            most = max(most, waits(stream))
+            most = max(most, duplicate_bytes(stream))
             module = modules[arrived[0]]
             targets = CachedBatches(
                 stream.run(module), stream.images.sizes, store
-            )  # more is held now
-            waits(stream)
+            )  # More is cached now.
+            duplicate_bytes(stream)
             arrived = stream.advance(targets.split())
     assert store.duplicate_bytes == 0
     assert (most > 0) == (budget in (80_000, None))
@@ -335,17 +338,17 @@ def test_what_lies_in_memory_twice_is_within_the_budget(
     ('budget', 'max_freed', 'calls'),
     [(0, 0, True), (0, 2**40, False), (None, 0, False)],
 )
-def test_the_system_gets_back_what_was_freed(
+def test_the_system_gets_freed_memory_back(
     budget, max_freed, calls, toy, batches, monkeypatch, tmp_path
 ):
-    """Not at every tensor, but not only when all batches are through."""
-    given = []
+    """At least once a unit, if enough was freed."""
+    returned = []
     monkeypatch.setattr(stream_module, 'MAX_FREED_BYTES', max_freed)
     monkeypatch.setattr(
-        stream_module, 'give_back_freed_memory', lambda: given.append(1)
+        stream_module, 'give_back_freed_memory', lambda: returned.append(1)
     )
     store = Store(budget, str(tmp_path))
     driven = Driven(toy('residual'), batches, store=store).run()
 
-    assert (len(given) >= len(driven.units)) == calls
-    assert bool(given) == calls
+    assert (len(returned) >= len(driven.units)) == calls
+    assert bool(returned) == calls

@@ -6,30 +6,12 @@ import torch
 from mmrazor_brecq.functional import (
     dequantize,
     dequantize_rows,
-    fake_quantize,
     integer_range,
     quantize,
     rounding_error,
 )
 
-GRIDS = [(2, False, 1), (3, True, 0), (4, False, 9), (8, True, -5)]
-
-
-def off_the_ties(generator, step, shape=(400,), span=300):
-    """Values whose positions on the grid are well apart from a half."""
-    whole = torch.randint(-span, span, shape, generator=generator)
-    rest = torch.rand(shape, generator=generator) * 0.8 - 0.4
-    return (whole + rest).double() * step
-
-
-def straight_through(x, log_scale, scale, zero_point, qmin, qmax, keep=None):
-    """The definition, as autograd differentiates it."""
-    step = scale * log_scale.exp()
-    position = x / step
-    q = position + (position.round() + zero_point - position).detach()
-    q = torch.where(q < qmin, qmin, torch.where(q > qmax, qmax, q))
-    out = (q - zero_point) * step
-    return out if keep is None else keep * out + (1 - keep) * x
+RANGES = [(2, False, 1), (3, True, 0), (4, False, 9), (8, True, -5)]
 
 
 @pytest.mark.parametrize('bits', range(2, 9))
@@ -41,242 +23,69 @@ def test_an_integer_range_holds_two_to_the_bits_and_zero(bits):
         assert (low < 0) is signed
 
 
-@pytest.mark.parametrize(('bits', 'signed', 'zero_point'), GRIDS)
-def test_quantized_values_are_the_nearest_of_the_grid(
+@pytest.mark.parametrize(('bits', 'signed', 'zero_point'), RANGES)
+def test_values_are_quantized_to_the_nearest_integer(
     bits, signed, zero_point, generator
 ):
     low, high = integer_range(bits, signed)
     scale, zero_point = torch.tensor(0.3), torch.tensor(zero_point)
-    grid = (torch.arange(low, high + 1) - zero_point) * scale
+    possible = (torch.arange(low, high + 1) - zero_point) * scale
     x = torch.randn(300, generator=generator) * 3 * scale * 2**bits
 
     q = quantize(x, scale, zero_point, low, high)
     found = dequantize(q, scale, zero_point)
 
     assert set(q.tolist()) <= set(range(low, high + 1))
-    best = (x[:, None] - grid).abs().amin(1)
+    best = (x[:, None] - possible).abs().amin(1)
     torch.testing.assert_close((x - found).abs(), best)
 
 
-def test_zero_and_the_grid_itself_stand_still(generator):
+def test_zero_and_quantized_values_do_not_change(generator):
     low, high = integer_range(4, False)
     scale = torch.rand(7, 1, generator=generator) + 0.1
     zero_point = torch.randint(low, high + 1, (7, 1), generator=generator)
-    grid = dequantize(torch.arange(low, high + 1), scale, zero_point)
+    values = dequantize(torch.arange(low, high + 1), scale, zero_point)
 
-    again = quantize(grid, scale, zero_point, low, high)
+    again = quantize(values, scale, zero_point, low, high)
 
     assert torch.equal(again, torch.arange(16.0).expand(7, -1))
     zero = quantize(torch.zeros(7, 1), scale, zero_point, low, high)
     assert torch.equal(zero, zero_point.float())
 
 
-@pytest.mark.parametrize(('bits', 'signed', 'zero_point'), GRIDS)
-@pytest.mark.parametrize('log_scale', [0.0, 0.3])
-@pytest.mark.parametrize('dropped', [False, True])
-def test_fake_quantize_and_its_gradients_are_those_of_the_definition(
-    bits, signed, zero_point, log_scale, dropped, generator
-):
-    scale = torch.tensor(0.07, dtype=torch.double)
-    zero_point = torch.tensor(zero_point)
-    x = off_the_ties(generator, scale * torch.tensor(log_scale).exp())
-    keep = (torch.rand(400, generator=generator) < 0.5).double()
-    upstream = torch.randn(400, generator=generator).double()
-    found = []
-    for function in fake_quantize, straight_through:
-        a = x.clone().requires_grad_()
-        s = torch.tensor(log_scale, dtype=torch.double, requires_grad=True)
-        out = function(
-            a,
-            s,
-            scale,
-            zero_point,
-            *integer_range(bits, signed),
-            keep if dropped else None,
-        )
-        (out * upstream).sum().backward()
-        found.append((out.detach(), a.grad, s.grad))
-
-    for ours, reference in zip(*found):
-        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-9)
-
-
-def test_the_steps_gradient_has_the_form_of_the_paper(generator):
-    """``sum(g * out) - sum(g * inside * x)`` (LSQ's, times the step)."""
-    scale, zero_point = torch.tensor(0.1).double(), torch.tensor(6)
-    x = off_the_ties(generator, scale, span=20)
-    upstream = torch.randn(400, generator=generator).double()
-    log_scale = torch.zeros((), dtype=torch.double, requires_grad=True)
-
-    out = fake_quantize(x, log_scale, scale, zero_point, 0, 15)
-    (out * upstream).sum().backward()
-
-    position = (x / scale).round() + zero_point
-    inside = (position >= 0) & (position <= 15)
-    assert 0 < inside.float().mean() < 1
-    expected = (upstream * out.detach()).sum() - (upstream * inside * x).sum()
-    torch.testing.assert_close(log_scale.grad, expected)
-
-
-def test_clipped_elements_follow_the_step_and_pass_no_gradient():
-    scale, zero_point = torch.tensor(0.5), torch.tensor(0)
-    x = torch.tensor([-9.0, 0.6, 9.0], requires_grad=True)
-    log_scale = torch.zeros((), requires_grad=True)
-
-    out = fake_quantize(x, log_scale, scale, zero_point, 0, 3)
-    out.sum().backward()
-
-    assert out.tolist() == [0, 0.5, 1.5]
-    assert x.grad.tolist() == [0, 1, 0]
-    # 0 and 1.5 are what the clipped ones follow, -0.1 the rounding error.
-    torch.testing.assert_close(log_scale.grad, torch.tensor(1.4))
-
-
-def test_dropped_elements_are_left_as_they_are(generator):
-    x = torch.randn(1000, generator=generator)
-    keep = (torch.rand(1000, generator=generator) < 0.5).float()
-    args = torch.zeros(()), torch.tensor(0.2), torch.tensor(7), 0, 15
-
-    mixed = fake_quantize(x, *args, keep)
-
-    dropped = keep == 0
-    assert torch.equal(mixed[dropped], x[dropped])
-    torch.testing.assert_close(
-        mixed[~dropped], fake_quantize(x, *args)[~dropped]
-    )
-
-
-@pytest.mark.parametrize('symmetric', [False, True])
-def test_eight_bits_lose_at_most_half_a_step(symmetric, generator):
-    low, high = integer_range(8, symmetric)
-    scale = torch.tensor(2 / (high - low))
-    zero_point = torch.tensor(0 if symmetric else 128)
-    x = torch.rand(1000, generator=generator) * 1.9 - 0.95
-
-    out = fake_quantize(x, torch.zeros(()), scale, zero_point, low, high)
-
-    assert (out - x).abs().max() <= scale / 2 * (1 + 1e-4)
-    assert len(out.unique()) > 200
-
-
-LAYOUTS = dict(
-    channels_last=lambda x: x.to(memory_format=torch.channels_last),
-    transposed=lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
-    sliced=lambda x: torch.cat([x, x + 1, x + 2], 3)[..., 1::3],
-    expanded=lambda x: x[:, :1].expand_as(x),
-    repeated=lambda x: x[:1, :, :, :1].expand_as(x),
-    one_channel=lambda x: x[:, :1].to(memory_format=torch.channels_last),
-    scalar=lambda x: x[0, 0, 0, 0],
-    empty=lambda x: x[:0],
-)
-
-
-@pytest.mark.parametrize('upstream', ['same', 'other'])
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_memory_order_does_not_matter(layout, upstream, generator):
-    x = LAYOUTS[layout](torch.randn(2, 3, 4, 5, generator=generator))
-    weight = torch.randn(2, 3, 4, 5, generator=generator)
-    plain = LAYOUTS[layout](weight)
-    weight = (
-        plain
-        if upstream == 'same'
-        else plain.clone(memory_format=torch.contiguous_format)
-    )
-    scale, zero_point = torch.tensor(0.3), torch.tensor(7)
-    results = []
-    for function in fake_quantize, straight_through:
-        a = x.detach().requires_grad_()
-        s = torch.zeros((), requires_grad=True)
-        out = function(a, s, scale, zero_point, 0, 15)
-        out.backward(weight)
-        results.append((out.detach(), a.grad, s.grad))
-
-    for ours, reference in zip(*results):
-        torch.testing.assert_close(ours, reference)
-
-
 @pytest.mark.parametrize('p', [2.0, 2.4])
-def test_the_error_of_rounding_is_that_of_the_grid(p, generator):
+def test_the_rounding_error_is_that_of_quantizing(p, generator):
     x = torch.randn(3, 50, generator=generator)
     scale = 0.1 + torch.rand(3, 7, generator=generator)
     zero_point = torch.randint(-2, 2, (3, 7), generator=generator).float()
     found = rounding_error(x, scale, zero_point, -2, 1, p)
 
     for i in range(7):
-        grid = scale[:, i, None], zero_point[:, i, None]
-        on_grid = dequantize(quantize(x, *grid, -2, 1), *grid)
-        expected = (x - on_grid).abs().pow(p).mean(1)
+        params = scale[:, i, None], zero_point[:, i, None]
+        rounded = dequantize(quantize(x, *params, -2, 1), *params)
+        expected = (x - rounded).abs().pow(p).mean(1)
         torch.testing.assert_close(found[:, i], expected)
 
 
-@pytest.mark.parametrize('dropped', [False, True])
-def test_fake_quantize_counts_exactly_in_half_the_bits(dropped, generator):
-    """Values of a narrow type come back in it, and are the exact ones."""
-    x = (torch.randn(400, generator=generator) * 40).bfloat16()
-    keep = (torch.rand(400, generator=generator) < 0.5).float()
-    grid = torch.tensor(0.3), torch.tensor(131), 0, 255
-    found = {}
-    for dtype in torch.bfloat16, torch.float32:
-        values = x.to(dtype, copy=True).detach().requires_grad_()
-        log_scale = torch.tensor(0.1, requires_grad=True)
-        out = fake_quantize(
-            values, log_scale, *grid, keep if dropped else None
-        )
-        out.square().sum().backward()
-        assert out.dtype == values.grad.dtype == dtype
-        found[dtype] = out.float(), values.grad.float(), log_scale.grad
-    for narrow, exact in zip(*found.values()):
-        torch.testing.assert_close(narrow, exact, rtol=0.01, atol=0.5)
-
-
-def test_fake_quantize_gives_what_the_next_layer_takes(generator):
-    scale, zero_point = torch.tensor(0.1), torch.tensor(8)
-    log_scale = torch.zeros((), requires_grad=True)
-    x = torch.randn(64, generator=generator, requires_grad=True)
-    with torch.autocast('cpu', torch.bfloat16):
-        short = fake_quantize(x, log_scale, scale, zero_point, 0, 15)
-        double = fake_quantize(x.double(), log_scale, scale, zero_point, 0, 15)
-    usual = fake_quantize(x, log_scale, scale, zero_point, 0, 15)
-    assert short.dtype == torch.bfloat16 and double.dtype == torch.float64
-    assert torch.equal(short, usual.to(short.dtype))
-
-    grad = torch.randn(64, generator=generator).to(torch.bfloat16)
-    found = torch.autograd.grad(short, (x, log_scale), grad)
-    expected = torch.autograd.grad(usual, (x, log_scale), grad.float())
-    assert found[0].dtype == x.dtype
-    for a, b in zip(found, expected):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize('dropped', [False, True])
-def test_a_step_learns_the_same_where_its_input_does_not(dropped, generator):
-    x = torch.randn(64, generator=generator)
-    keep = (torch.rand(64, generator=generator) < 0.5).float()
-    grid = torch.tensor(0.1), torch.tensor(8), 0, 15
-    found = []
-    for values in x, x.clone().requires_grad_():
-        log_scale = torch.zeros((), requires_grad=True)
-        out = fake_quantize(
-            values, log_scale, *grid, keep if dropped else None
-        )
-        out.square().sum().backward()
-        found.append(log_scale.grad)
-    assert x.grad is None
-    torch.testing.assert_close(*found)
-
-
-def test_rows_are_of_the_type_that_layers_compute_in(generator):
+def test_rows_have_the_dtype_that_layers_compute_in(generator):
     q, grad = torch.randn(2, 3, 50, generator=generator) * 3
-    grid = torch.rand(3, 1, generator=generator) + 0.1, torch.ones(3, 1), -4, 3
+    params = (
+        torch.rand(3, 1, generator=generator) + 0.1,
+        torch.ones(3, 1),
+        -4,
+        3,
+    )
     a, b = (q.clone().requires_grad_() for _ in range(2))
     with torch.autocast('cpu', torch.bfloat16):
-        short = dequantize_rows(a, *grid)
-        double = dequantize_rows(q.double(), *grid)
-    usual = dequantize_rows(b, *grid)
-    assert short.dtype == torch.bfloat16 and double.dtype == torch.float64
-    assert torch.equal(short, usual.to(short.dtype))
+        low_precision = dequantize_rows(a, *params)
+        double = dequantize_rows(q.double(), *params)
+    exact = dequantize_rows(b, *params)
+    assert (
+        low_precision.dtype == torch.bfloat16 and double.dtype == torch.float64
+    )
+    assert torch.equal(low_precision, exact.to(low_precision.dtype))
 
-    short.backward(grad.to(short.dtype))
-    usual.backward(grad.to(short.dtype).float())
+    low_precision.backward(grad.to(low_precision.dtype))
+    exact.backward(grad.to(low_precision.dtype).float())
     assert a.grad.dtype == torch.float32
     torch.testing.assert_close(a.grad, b.grad)

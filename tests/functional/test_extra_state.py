@@ -37,7 +37,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize('value', VALUES, ids=str)
-def test_a_plain_value_comes_back(value):
+def test_a_plain_value_is_restored(value):
     state = {'a.weight': torch.ones(2), 'a._extra_state': value}
     packed = pack_extra(state)
     assert all(isinstance(x, torch.Tensor) for x in packed.values())
@@ -45,7 +45,7 @@ def test_a_plain_value_comes_back(value):
     assert equal(unpack_extra(packed)['a._extra_state'], value)
 
 
-def test_tensors_in_containers_come_back():
+def test_tensors_in_containers_are_restored():
     value = OrderedDict(a=[torch.ones(2), (torch.zeros(1, 3), b'x')])
     found = unpack_extra(pack_extra({'_extra_state': value}))['_extra_state']
     assert torch.equal(found['a'][0], torch.ones(2))
@@ -53,23 +53,23 @@ def test_tensors_in_containers_come_back():
 
 
 class Code:
-    """What only code can bring back."""
+    """An object that only code can restore."""
 
 
 @pytest.mark.parametrize('value', [Code(), [Code()], {'a': {'b': Code}}, len])
-def test_what_is_not_plain_is_refused_by_name(value):
+def test_a_value_that_is_not_plain_is_refused_with_its_key(value):
     with pytest.raises(ValueError, match="'a.b._extra_state'.*get_extra"):
         pack_extra({'a.b._extra_state': value})
 
 
-def test_what_is_like_itself_is_refused():
+def test_a_value_that_contains_itself_is_refused():
     value = []
     value.append(value)
     with pytest.raises(ValueError, match='_extra_state'):
         pack_extra({'_extra_state': value})
 
 
-def test_a_tensor_of_an_older_file_stays_as_it_is():
+def test_a_tensor_of_an_older_file_is_returned_unchanged():
     for value in torch.ones(2), torch.arange(3, dtype=torch.uint8):
         found = unpack_extra({'_extra_state': value})['_extra_state']
         assert found is value
@@ -78,7 +78,7 @@ def test_a_tensor_of_an_older_file_stays_as_it_is():
 @pytest.mark.parametrize(
     'damage', [b'{', b'{"os": ["x"]}', b'{"dtype": "load"}']
 )
-def test_what_is_damaged_is_told(damage):
+def test_damaged_values_are_refused_with_their_key(damage):
     packed = bytes(pack_extra({'_extra_state': None})['_extra_state'].tolist())
     text = packed.replace(b'null', damage)
     broken = torch.tensor(list(text), dtype=torch.uint8)

@@ -30,7 +30,7 @@ def x(generator):
 
 
 @each_layout
-def test_flat_tensors_hold_all_elements_and_go_back(layout, x):
+def test_to_flat_keeps_all_elements_and_is_undone(layout, x):
     x = LAYOUTS[layout](x)
     values = to_flat(x)
 
@@ -43,7 +43,7 @@ def test_flat_tensors_hold_all_elements_and_go_back(layout, x):
     'layout',
     [layout for layout in LAYOUTS if layout not in ('scalar', 'empty')],
 )
-def test_rows_are_those_of_the_first_dimension_and_go_back(layout, x):
+def test_to_rows_keeps_the_first_dimension_and_is_undone(layout, x):
     x = LAYOUTS[layout](x)
     values = to_rows(x)
 
@@ -64,8 +64,8 @@ def test_memory_without_gaps_is_not_copied(layout, x):
 
 
 @each_layout
-def test_two_tensors_meet_element_by_element(layout, x):
-    """Whatever the memory order of the second is."""
+def test_two_tensors_can_follow_one_memory_order(layout, x):
+    """Whatever the memory order of the second tensor is."""
     x = LAYOUTS[layout](x)
     for y in x + 100, (x + 100).clone(memory_format=torch.contiguous_format):
         assert torch.equal(to_flat(y, x), to_flat(x) + 100)
@@ -73,8 +73,8 @@ def test_two_tensors_meet_element_by_element(layout, x):
 
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'sliced'])
 @pytest.mark.parametrize('images', [1, 2])
-def test_an_order_is_taken_over_once_and_for_all(layout, images, x):
-    """Then rows in that order are no copy."""
+def test_a_memory_order_is_copied_once(layout, images, x):
+    """Rows in that order are a view afterwards."""
     order = LAYOUTS[layout](x)
     y = torch.rand_like(order, memory_format=torch.contiguous_format)[:images]
     found = in_order_of(y, order)

@@ -34,7 +34,7 @@ def test_a_function_learns_under_any_mode(guard):
 
 
 @pytest.mark.parametrize('guard', GUARDS)
-def test_a_generator_keeps_its_mode_and_leaves_that_of_its_user(guard):
+def test_a_generator_keeps_its_mode_and_that_of_its_caller(guard):
     @in_grad_mode
     def values():
         for _ in range(2):
@@ -43,11 +43,11 @@ def test_a_generator_keeps_its_mode_and_leaves_that_of_its_user(guard):
             yield torch.ones(1)
 
     with GUARDS[guard]():
-        mine = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         for value in values():
             assert not value.is_inference()
             now = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-            assert now == mine
+            assert now == before
 
 
 def test_a_tensor_is_copied_only_if_it_has_to_be():

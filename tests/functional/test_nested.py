@@ -41,7 +41,7 @@ class Slotted:
 
 
 class ModelOutput(OrderedDict):
-    """Keeps its values under keys and as attributes, as some hubs do."""
+    """A dict whose values are attributes, too, as in transformers."""
 
     def __init__(self, **values):
         super().__init__(values)
@@ -54,7 +54,7 @@ class Pair(NamedTuple):
 
 
 class Named(Pair):
-    """A named tuple with methods of its own."""
+    """A subclass of a named tuple."""
 
 
 class Boxes(list):
@@ -62,7 +62,7 @@ class Boxes(list):
 
 
 class Sample:
-    """A data sample: an object that holds what it was given."""
+    """A data sample: an object with any attributes."""
 
     def __init__(self, **values):
         self.__dict__.update(values)
@@ -87,7 +87,7 @@ FORMS = dict(
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_tensors_are_found_and_put_back(form):
+def test_tensors_are_found_and_replaced(form):
     given = FORMS[form]
     before = [x.clone() for x in tensors(given)]
     doubled = map_tensors(lambda x: x * 2, given)
@@ -100,7 +100,7 @@ def test_tensors_are_found_and_put_back(form):
     assert len(tensors(doubled)) == len(before)
 
 
-def test_what_is_no_tensor_comes_back_as_it_was():
+def test_other_values_are_rebuilt_unchanged():
     sample = Sample(boxes=ONE, name='cat', labels=[3, TWO])
     found, rebuild = flatten(sample)
     back = rebuild(found)
@@ -108,7 +108,7 @@ def test_what_is_no_tensor_comes_back_as_it_was():
     assert back.name == 'cat' and back.labels == [3, TWO]
 
 
-def test_a_value_under_a_key_and_an_attribute_is_one():
+def test_a_value_that_is_item_and_attribute_counts_once():
     output = map_tensors(lambda x: x + 1, ModelOutput(logits=ONE))
     assert len(tensors(output)) == 1
     assert output['logits'] is output.logits
@@ -116,7 +116,7 @@ def test_a_value_under_a_key_and_an_attribute_is_one():
 
 
 @pytest.mark.parametrize(
-    'thing',
+    'value',
     [
         None,
         3,
@@ -128,42 +128,42 @@ def test_a_value_under_a_key_and_an_attribute_is_one():
         Plain,
         torch.float32,
     ],
-    ids=lambda thing: type(thing).__name__,
+    ids=lambda value: type(value).__name__,
 )
-def test_what_holds_no_activations_is_left_alone(thing):
-    found, rebuild = flatten([thing])
-    assert len(found) == 1 and found[0] is thing
-    assert rebuild(found)[0] is thing
+def test_objects_without_tensors_are_not_opened(value):
+    found, rebuild = flatten([value])
+    assert len(found) == 1 and found[0] is value
+    assert rebuild(found)[0] is value
 
 
-def test_an_object_that_holds_itself_ends():
+def test_an_object_that_contains_itself_is_opened_once():
     sample = Sample(boxes=ONE)
     sample.me = sample
     assert len(tensors(sample)) == 1
 
 
-def test_what_rebuilds_holds_no_tensor():
-    """Else activations would stay in memory."""
+def test_the_function_that_rebuilds_keeps_no_tensor_alive():
+    """It would keep activations in memory."""
     inner, outer = ONE.clone(), TWO.clone()
-    held = [weakref.ref(inner), weakref.ref(outer)]
+    references = [weakref.ref(inner), weakref.ref(outer)]
     rebuild = flatten([Sample(boxes=inner), outer])[1]
     del inner, outer
     gc.collect()
 
-    assert [ref() for ref in held] == [None, None]
+    assert [ref() for ref in references] == [None, None]
     assert tensors(rebuild([ONE, TWO])) == [ONE, TWO]
 
 
-def test_order_is_that_of_torch():
+def test_leaves_have_the_order_of_torch():
     nested = dict(b=ONE, a=[TWO, dict(c=1)])
     assert leaves(nested) == [ONE, TWO, 1]
 
 
-def test_short_numbers_become_wide_and_others_stay():
+def test_low_precision_tensors_become_float32_and_others_stay():
     exact = torch.ones(2, dtype=torch.float64)
     whole = torch.ones(2, dtype=torch.int64)
-    short = torch.ones(2, dtype=torch.bfloat16)
-    wide = at_least_float32((short, [whole, dict(x=exact)], None))
+    low = torch.ones(2, dtype=torch.bfloat16)
+    converted = at_least_float32((low, [whole, dict(x=exact)], None))
 
-    assert wide[0].dtype == torch.float32 and wide[2] is None
-    assert wide[1][0] is whole and wide[1][1]['x'] is exact
+    assert converted[0].dtype == torch.float32 and converted[2] is None
+    assert converted[1][0] is whole and converted[1][1]['x'] is exact

@@ -29,7 +29,7 @@ def test_the_rectified_sigmoid_reaches_both_ends_and_only_rises():
 
 
 def penalty_gradient(alpha, beta):
-    """The gradient of the penalty alone."""
+    """Return the gradient of the penalty alone."""
     alpha = torch.tensor([alpha], requires_grad=True)
     rounding_penalty(alpha, beta).backward()
     return alpha.grad[0]
@@ -39,14 +39,19 @@ def penalty_gradient(alpha, beta):
 def test_the_fused_penalty_has_the_gradient_of_the_plain_one(beta, generator):
     alpha = torch.randn(3, 50, generator=generator) * 4
     base = torch.randint(-6, 6, (3, 50), generator=generator).float()
-    grid = torch.rand(3, 1, generator=generator) + 0.1, torch.ones(3, 1), -4, 3
+    params = (
+        torch.rand(3, 1, generator=generator) + 0.1,
+        torch.ones(3, 1),
+        -4,
+        3,
+    )
     grad = torch.randn(3, 50, generator=generator)
     a, b = (alpha.clone().requires_grad_() for _ in range(2))
     fused = FusedPenalty()
 
     for rows, penalty in [
-        (relaxed_rows(a, base, *grid, fused), fused(a, beta)),
-        (relaxed_rows(b, base, *grid), rounding_penalty(b, beta)),
+        (relaxed_rows(a, base, *params, fused), fused(a, beta)),
+        (relaxed_rows(b, base, *params), rounding_penalty(b, beta)),
     ]:
         torch.autograd.backward([rows, 0.3 * penalty], [grad, None])
 
@@ -56,13 +61,13 @@ def test_the_fused_penalty_has_the_gradient_of_the_plain_one(beta, generator):
 
 def test_a_fused_penalty_counts_once(generator):
     alpha = torch.randn(3, 50, generator=generator).requires_grad_()
-    base, grid = torch.zeros(3, 50), (torch.ones(3, 1), torch.zeros(3, 1))
+    base, params = torch.zeros(3, 50), (torch.ones(3, 1), torch.zeros(3, 1))
     fused = FusedPenalty()
     found = []
     for calls in 1, 2:
         alpha.grad = None
         rows = sum(
-            relaxed_rows(alpha, base, *grid, -8, 7, fused)
+            relaxed_rows(alpha, base, *params, -8, 7, fused)
             for _ in range(calls)
         )
         (0 * rows.sum() + fused(alpha, 2.0)).backward()
@@ -73,14 +78,14 @@ def test_a_fused_penalty_counts_once(generator):
 
 
 @pytest.mark.parametrize('beta', [2.0, 20.0])
-def test_the_penalty_is_zero_where_all_is_rounded(beta):
-    settled = torch.tensor([-9.0, 9.0, 7.0])
-    assert rounding_penalty(settled, beta) == 0
+def test_the_penalty_is_zero_if_all_weights_are_rounded(beta):
+    rounded = torch.tensor([-9.0, 9.0, 7.0])
+    assert rounding_penalty(rounded, beta) == 0
     assert rounding_penalty(torch.zeros(3), beta) == 3
 
 
 @pytest.mark.parametrize('beta', [1.5, 2.0, 20.0])
-def test_the_penalty_is_flat_in_the_middle_and_where_all_is_rounded(beta):
+def test_the_penalty_has_no_gradient_in_the_middle_and_at_the_ends(beta):
     assert (penalty_gradient([-9.0, 0.0, 9.0], beta) == 0).all()
 
 
@@ -93,12 +98,12 @@ def test_the_penalty_pushes_to_the_nearer_end():
 def test_relaxed_rows_are_the_dequantized_relaxed_integers(generator):
     alpha = torch.randn(3, 50, generator=generator) * 4
     base = torch.randint(-8, 8, (3, 50), generator=generator).float()
-    step = torch.rand(3, 1, generator=generator) + 0.1
+    scale = torch.rand(3, 1, generator=generator) + 0.1
     zero_point = torch.tensor([[1.0], [0.0], [-2.0]])
     grad = torch.randn(3, 50, generator=generator)
     found = []
     for one_kernel in True, False:
-        a, s = (x.clone().requires_grad_() for x in (alpha, step))
+        a, s = (x.clone().requires_grad_() for x in (alpha, scale))
         if one_kernel:
             rows = relaxed_rows(a, base, s, zero_point, -4, 3)
         else:
@@ -112,29 +117,29 @@ def test_relaxed_rows_are_the_dequantized_relaxed_integers(generator):
         torch.testing.assert_close(one, other)
 
 
-def test_relaxed_rows_are_of_the_type_that_layers_compute_in(generator):
+def test_relaxed_rows_have_the_dtype_that_layers_compute_in(generator):
     alpha, grad = torch.randn(2, 3, 50, generator=generator)
     base, fused = torch.zeros(3, 50), FusedPenalty()
-    grid = torch.ones(3, 1), torch.zeros(3, 1), -4, 3
+    params = torch.ones(3, 1), torch.zeros(3, 1), -4, 3
     a, b = (alpha.clone().requires_grad_() for _ in range(2))
     with torch.autocast('cpu', torch.bfloat16):
-        short = relaxed_rows(a, base, *grid, fused)
-    usual = relaxed_rows(b, base, *grid, fused)
-    assert torch.equal(short, usual.bfloat16())
+        low_precision = relaxed_rows(a, base, *params, fused)
+    exact = relaxed_rows(b, base, *params, fused)
+    assert torch.equal(low_precision, exact.bfloat16())
 
-    for x, rows in (a, short), (b, usual):
+    for x, rows in (a, low_precision), (b, exact):
         penalty = 0.3 * fused(x, 3.0)
-        given = grad.bfloat16().to(rows.dtype)
-        torch.autograd.backward([rows, penalty], [given, None])
+        upstream = grad.bfloat16().to(rows.dtype)
+        torch.autograd.backward([rows, penalty], [upstream, None])
     assert a.grad.dtype == torch.float32
     torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_the_exponent_is_flat_through_the_warmup_and_then_falls_in_a_line():
+def test_the_exponent_is_constant_in_the_warmup_and_then_linear():
     betas = [annealed_beta(i / 100, 0.2, 20.0, 2.0) for i in range(101)]
 
     assert betas[:21] == [20.0] * 21
     assert betas[60] == pytest.approx(11.0)
     assert betas[100] == pytest.approx(2.0)
-    steps = torch.tensor(betas[20:]).diff()
-    torch.testing.assert_close(steps, torch.full((80,), -18 / 80))
+    changes = torch.tensor(betas[20:]).diff()
+    torch.testing.assert_close(changes, torch.full((80,), -18 / 80))

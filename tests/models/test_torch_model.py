@@ -1,4 +1,4 @@
-"""Any torch network through a config."""
+"""Any torch network as a model of a config."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def batch(count=4):
     return dict(inputs=list(images), data_samples=samples)
 
 
-def test_gives_the_networks_own_outputs(model):
+def test_outputs_are_those_of_the_network(model):
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(x), model.network(x))
 
 
-def test_serves_the_hosts_metrics(model):
+def test_metrics_of_mmcls_work(model):
     with torch.no_grad():
         samples = model.test_step(batch())
     with DefaultScope.overwrite_default_scope('mmcls'):
@@ -65,7 +65,7 @@ def test_serves_the_hosts_metrics(model):
         assert model(inputs).shape == (4, 5)
 
 
-def test_predicts_the_class_of_the_largest_logit(model):
+def test_the_predicted_class_has_the_largest_logit(model):
     data = batch()
     with torch.no_grad():
         samples = model.test_step(data)
@@ -75,7 +75,7 @@ def test_predicts_the_class_of_the_largest_logit(model):
     assert found == expected.tolist()
 
 
-def test_has_a_loss_that_falls_as_it_trains(model):
+def test_the_loss_falls_in_training(model):
     data = model.data_preprocessor(batch(8), True)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     losses = []
@@ -88,7 +88,7 @@ def test_has_a_loss_that_falls_as_it_trains(model):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_finds_the_same_units_as_in_the_bare_network(model):
+def test_units_are_those_of_the_bare_network(model):
     brecq = BRECQ(model)
     brecq.prepare(torch.randn(1, 3, 32, 32))
     names = [unit.name for unit in brecq.units]
@@ -124,7 +124,7 @@ def test_units_directly_in_the_network_are_blocks():
     assert [u.name for u in brecq.units] == ['network.a', 'network.b']
 
 
-def test_takes_weights_of_the_bare_network(model):
+def test_weights_of_the_bare_network_load(model):
     other = MODELS.build(resnet()).eval()
     x = torch.randn(1, 3, 32, 32)
     for state in (model.network.state_dict(), model.state_dict()):
@@ -133,7 +133,7 @@ def test_takes_weights_of_the_bare_network(model):
             assert torch.equal(model(x), other(x))
 
 
-def test_takes_a_file_of_the_bare_network(model, tmp_path):
+def test_a_file_of_the_bare_network_loads(model, tmp_path):
     path = str(tmp_path / 'bare.pth')
     torch.save(model.network.state_dict(), path)
     brecq = BRECQ(resnet()).eval()
@@ -145,35 +145,37 @@ def test_takes_a_file_of_the_bare_network(model, tmp_path):
 
 class Maker:
     @classmethod
-    def make(cls, width):
-        return nn.Linear(width, 2)
+    def make(cls, features):
+        return nn.Linear(features, 2)
 
 
 @pytest.mark.parametrize(
     'path', ['tests_maker.make', 'tests_maker.Maker.make']
 )
-def test_takes_a_function_or_a_class_method_of_the_users(path, monkeypatch):
+def test_a_function_or_a_class_method_of_the_user_makes_the_network(
+    path, monkeypatch
+):
     module = types.ModuleType('tests_maker')
     module.Maker, module.make = Maker, Maker.make
     monkeypatch.setitem(sys.modules, 'tests_maker', module)
-    made = TorchModel(dict(type=path, width=4))
+    made = TorchModel(dict(type=path, features=4))
     assert made(torch.zeros(1, 4)).shape == (1, 2)
 
 
 @pytest.mark.parametrize(
-    'network, error, said',
+    'network, error, message',
     [
         (dict(type='torchvision.models.resnet1'), ValueError, 'resnet1'),
         (dict(type='no_such_package.net'), ValueError, 'no_such_package'),
         (dict(type='collections.OrderedDict'), TypeError, 'OrderedDict'),
     ],
 )
-def test_says_what_is_no_network(network, error, said):
-    with pytest.raises(error, match=said):
+def test_other_things_than_networks_are_refused(network, error, message):
+    with pytest.raises(error, match=message):
         TorchModel(network)
 
 
-def test_records_like_the_bare_network(model):
+def test_recorded_calls_are_those_of_the_bare_network(model):
     x = torch.randn(1, 3, 32, 32)
     bare = record(model.network, x)
     assert len(record(model, x).calls) == len(bare.calls) + 1

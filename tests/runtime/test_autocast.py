@@ -18,28 +18,30 @@ def measure(fastest, network, batches):
 
 
 @pytest.fixture
-def takes(monkeypatch):
-    """Sets the seconds of the usual pass and of the short one."""
+def set_seconds(monkeypatch):
+    """Set the seconds of an image in float32 and in bfloat16."""
 
-    def set_seconds(usual, short):
-        asked = []
+    def set_(exact, low_precision):
+        sizes = []
 
         def seconds(run, parameters, inputs, dtype):
-            asked.append(len(inputs))
-            time = short if dtype else usual
+            sizes.append(len(inputs))
+            time = low_precision if dtype else exact
             return time * len(inputs)
 
         monkeypatch.setattr(autocast, '_seconds', seconds)
-        return asked
+        return sizes
 
-    return set_seconds
+    return set_
 
 
 @pytest.mark.parametrize(
-    'short, chosen', [(0.5, 'bfloat16'), (0.95, None), (2.0, None)]
+    'low_precision, chosen', [(0.5, 'bfloat16'), (0.95, None), (2.0, None)]
 )
-def test_it_takes_what_is_much_quicker(short, chosen, takes, toy, batches):
-    takes(1.0, short)
+def test_bfloat16_is_chosen_if_it_is_clearly_faster(
+    low_precision, chosen, set_seconds, toy, batches
+):
+    set_seconds(1.0, low_precision)
     fastest = Autocast('fastest')
     assert fastest.undecided
     measure(fastest, toy('residual'), batches)
@@ -47,25 +49,27 @@ def test_it_takes_what_is_much_quicker(short, chosen, takes, toy, batches):
 
 
 @pytest.mark.parametrize('name', [None, 'bfloat16', 'float16'])
-def test_what_is_named_is_not_measured(name, takes, toy, batches):
-    asked = takes(1.0, 0.1)
+def test_a_named_dtype_is_not_measured(name, set_seconds, toy, batches):
+    sizes = set_seconds(1.0, 0.1)
     named = Autocast(name)
     measure(named, toy('residual'), batches)
-    assert named.chosen == name and not asked
+    assert named.chosen == name and not sizes
 
 
-def test_it_is_measured_once(takes, toy, batches):
-    asked = takes(1.0, 0.1)
+def test_the_dtype_is_measured_once(set_seconds, toy, batches):
+    sizes = set_seconds(1.0, 0.1)
     fastest = Autocast('fastest')
     for _ in range(2):
         measure(fastest, toy('residual'), batches)
-    assert len(asked) == 10
+    assert len(sizes) == 10
 
 
-def test_two_images_tell_what_is_hopeless(takes, toy, batches):
-    asked = takes(1.0, 8.0)
+def test_two_images_suffice_if_bfloat16_is_much_slower(
+    set_seconds, toy, batches
+):
+    sizes = set_seconds(1.0, 8.0)
     measure(Autocast('fastest'), toy('residual'), batches)
-    assert asked == [2] * 4
+    assert sizes == [2] * 4
 
 
 def test_measuring_leaves_the_network_as_it_was(each_toy, batches):
@@ -88,7 +92,7 @@ class Exact(torch.nn.Module):
         return x
 
 
-def test_a_type_that_an_operator_lacks_is_not_taken(batches):
+def test_a_dtype_that_an_operator_lacks_is_not_chosen(batches):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Exact())
     fastest = Autocast('fastest')
     measure(fastest, network, batches)
@@ -96,7 +100,7 @@ def test_a_type_that_an_operator_lacks_is_not_taken(batches):
 
 
 @pytest.mark.parametrize('name', ['bfloat16', None])
-def test_layers_compute_in_the_type(name):
+def test_layers_compute_in_the_chosen_dtype(name):
     named, layer = Autocast(name), torch.nn.Linear(3, 2)
     with named(torch.device('cpu')):
         assert layer(torch.ones(1, 3)).dtype == (
@@ -104,13 +108,13 @@ def test_layers_compute_in_the_type(name):
         )
 
 
-def test_it_knows_whether_numbers_are_short():
+def test_only_a_chosen_dtype_is_of_low_precision():
     assert Autocast('bfloat16').low_precision and not Autocast().low_precision
     assert not Autocast('fastest').low_precision
 
 
 @pytest.mark.parametrize('before', ['bfloat16', None])
-def test_a_run_goes_on_in_the_type_it_began_with(before):
+def test_a_resumed_run_keeps_its_dtype(before):
     fastest = Autocast('fastest')
     fastest.resume([])
     assert fastest.undecided
@@ -119,12 +123,12 @@ def test_a_run_goes_on_in_the_type_it_began_with(before):
     assert not fastest.undecided
 
 
-def test_what_is_named_outweighs_what_was_begun():
+def test_a_named_dtype_has_priority_over_that_of_an_earlier_run():
     named = Autocast('float16')
     named.resume(['bfloat16'])
     assert named.chosen == 'float16'
 
 
-def test_a_type_that_is_none_says_which_there_are():
+def test_an_unknown_dtype_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match='int3.*bfloat16'):
         Autocast('int3')

@@ -49,9 +49,9 @@ def images():
     return torch.randn(64, 3, 9, 9, generator=torch.Generator().manual_seed(1))
 
 
-#: What a run is like.
+#: Options of the reconstruction, by name of the run.
 KINDS = dict(
-    usual={},
+    default={},
     broken=dict(objective=dict(type='MSE')),
     uneven=dict(objective=dict(type='FisherLowRank')),
     settled=dict(stopping=dict(type='WhenSettled', share=0.1, every=5)),
@@ -59,7 +59,7 @@ KINDS = dict(
 
 
 def reconstruct(rank, world, folder, kind):
-    """What one process does, its images the ``rank``-th of each ``world``."""
+    """Run one process, on every ``world``-th image from ``rank`` on."""
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group(
@@ -68,13 +68,13 @@ def reconstruct(rank, world, folder, kind):
             rank=rank,
             world_size=world,
         )
-    mine = images()[rank::world].clone()
+    local_images = images()[rank::world].clone()
     if kind == 'broken' and rank == 1:
-        mine[3] = torch.inf
+        local_images[3] = torch.inf
     if kind == 'uneven':
         FisherLowRank.room = 2**12  # gradients come in several pieces
-        mine = images()[:63][rank::world]
-    batches = mine.split(8)
+        local_images = images()[:63][rank::world]
+    batches = local_images.split(8)
     store = Store()
     brecq = model(**KINDS[kind])
     brecq.eval()
@@ -89,7 +89,7 @@ def reconstruct(rank, world, folder, kind):
         dict(
             state=brecq.state_dict(),
             reports=reports,
-            held=store.peak_bytes,
+            cached=store.peak_bytes,
             images=sum(counted),
         ),
         f'{folder}/{world}_{rank}.pth',
@@ -98,7 +98,7 @@ def reconstruct(rank, world, folder, kind):
         dist.destroy_process_group()
 
 
-def run(world, folder, kind='usual'):
+def run(world, folder, kind='default'):
     each = [
         subprocess.Popen(
             [sys.executable, __file__, str(rank), str(world), folder, kind],
@@ -114,7 +114,7 @@ def run(world, folder, kind='usual'):
 
 
 @pytest.mark.slow
-def test_two_processes_give_one_model(tmp_path):
+def test_two_processes_give_the_same_model(tmp_path):
     (alone,) = run(1, tmp_path)
     pair = run(2, tmp_path)
 
@@ -146,16 +146,16 @@ def test_two_processes_stop_together(tmp_path):
 
 
 @pytest.mark.slow
-def test_each_process_holds_and_runs_half(tmp_path):
+def test_each_process_caches_and_runs_half_of_the_images(tmp_path):
     (alone,) = run(1, tmp_path)
     for found in run(2, tmp_path):
-        assert found['held'] == alone['held'] / 2
+        assert found['cached'] == alone['cached'] / 2
         assert found['images'] == pytest.approx(alone['images'] / 2, rel=0.1)
 
 
 @pytest.mark.slow
 def test_processes_of_uneven_shares_find_the_same_eigenvectors(tmp_path):
-    """They look at the gradients of all of them, and freeze one model."""
+    """They gather the gradients of all processes, and freeze one model."""
     pair = run(2, tmp_path, 'uneven')
 
     assert any(report['accepted'] for report in pair[0]['reports'])
@@ -166,8 +166,8 @@ def test_processes_of_uneven_shares_find_the_same_eigenvectors(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_broken_in_one_process_is_so_in_all(tmp_path):
-    """None of them waits for the others for ever."""
+def test_a_failure_in_one_process_is_one_in_all(tmp_path):
+    """No process waits forever for the others."""
     pair = run(2, tmp_path, 'broken')
 
     for found in pair:
