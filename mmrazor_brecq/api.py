@@ -44,7 +44,7 @@ from .reconstruction import ReconstructorConfig
 from .report import UnitProgress, weight_bytes
 from .validation import Batch, Bits, Count, Seed, validated
 
-#: What may be saved and exported; that it is learned to its end shows later.
+#: A model that can be saved and exported.
 Quantized = Annotated[
     nn.Module,
     Field(description='a quantized BRECQ, such as quantize() or load() gives'),
@@ -60,7 +60,7 @@ SCHEDULE = dict(
 
 
 @in_grad_mode
-@torch.random.fork_rng(devices=[])  # The caller's stream goes on as it was.
+@torch.random.fork_rng(devices=[])  # Leaves the caller's random state.
 @validated
 def quantize(
     model: Network,
@@ -77,47 +77,48 @@ def quantize(
 ) -> tuple[BRECQ, dict[str, Any]]:
     """Quantize a trained network.
 
-        model, report = mmrazor_brecq.quantize(resnet, images)
-        logits = model(images)
-
     The first and the last layer get 8 bits unless ``bit_overrides`` says
-    otherwise. A tenth of the images only judges what the others teach.
+    otherwise. A tenth of the images only validates.
 
     Args:
-        model (nn.Module): A trained network; it is left as it is.
+        model (nn.Module): A trained network; it is not changed.
         images (Tensor): N x C x H x W calibration images, preprocessed as
-            the network wants them, without labels. 1,024 are plenty.
-        weight_bits (int): Width of weights, 2 to 8; 8-bit ones are
-            symmetric, as runtimes want them.
-        activation_bits (int, optional): Width of activations, 2 to 8; None
+            the network expects them, without labels. 1,024 are enough.
+        weight_bits (int): Bits of weights, 2 to 8. Weights of 8 bits are
+            symmetric, as runtimes expect them.
+        activation_bits (int, optional): Bits of activations, 2 to 8; None
             leaves them in float.
         bit_overrides (dict, optional): Bit widths by layer name or pattern.
         reconstructor (dict, optional): Config of the reconstructor, such as
             ``dict(type='BlockReconstructor', iterations=200)``; by default
             that of the default schedule.
         partition (dict, optional): Config of the partition into units.
-        batch_size (int): Images a forward pass, fewer where images are
+        batch_size (int): Images in a forward pass, fewer where images are
             large.
         seed (int): The same seed gives the same weights on the same
             machine.
-        memory (str | float, optional): What the activations of all images
-            may take: a size such as ``'1GiB'``, a share of what is free,
-            ``'auto'`` for half of that but 2 GiB at the most, or None for no
-            limit. What is beyond it lies in temporary files.
-        symmetric (bool, optional): Whether zero stands at the integer 0, of
-            weights and of activations, as TensorRT wants both; by default
-            that of weights of 8 bits alone.
+        memory (str | float, optional): Memory for the activations of all
+            images: a size such as ``'1GiB'``, a fraction of the free memory,
+            ``'auto'`` for half of it but at most 2 GiB, or None for no
+            limit. Activations beyond it are cached in temporary files.
+        symmetric (bool, optional): Whether the zero points of weights and
+            activations are 0, as TensorRT requires; by default only those
+            of weights of 8 bits are.
 
     Returns:
         tuple[BRECQ, dict]: The quantized network, called like ``model``,
-        and its report with ``units``, ``left_out`` (images that are far
-        out of line, and were), ``account`` (how many layers are quantized,
-        and what is left in float and why), ``weight_bytes`` and
+        and its report with ``units``, ``left_out`` (images far outside the
+        others, which were not used), ``account`` (how many layers are
+        quantized, and what stays in float and why), ``weight_bytes`` and
         ``seconds``.
 
     Raises:
         ValueError: If there are too few images, or one is not finite, or
             the network is not of float32, or ``memory`` is no size.
+
+    Example:
+        >>> model, report = mmrazor_brecq.quantize(resnet, images)
+        >>> logits = model(images)
     """
     start = time.perf_counter()
     model = unwrap(model)
@@ -182,15 +183,19 @@ def quantize(
 @in_grad_mode
 @validated
 def save(model: Quantized, path: FileName) -> None:
-    """Write a quantized network as integers of its bits.
+    """Write a quantized network to a file, its weights as packed integers.
 
     Args:
         model (BRECQ): What :func:`quantize` returned.
-        path (str): A file, of torch or, if it ends in ``.safetensors``, of
-            safetensors; one that is there is overwritten.
+        path (str): The file; a safetensors file if it ends in
+            ``.safetensors``, else one of torch. An existing file is
+            overwritten.
 
     Raises:
-        ImportError: If safetensors is asked for and missing.
+        ImportError: If safetensors is asked for and not installed.
+
+    Example:
+        >>> mmrazor_brecq.save(model, 'resnet18_w4a4.pth')
     """
     save_quantized(unwrap(model), {}, os.fspath(path))
 
@@ -202,17 +207,20 @@ def load(network: Union[FileName, Network], path: FileName) -> BRECQ:
 
     Args:
         network (str | nn.Module): The config of its run, or the float
-            network that it was made from (weights do not matter; it is
-            left as it is).
-        path (str): What :func:`save` or ``tools/ptq.py`` wrote.
+            network that was quantized. Its weights do not matter, and it is
+            not changed.
+        path (str): A file that :func:`save` or ``tools/ptq.py`` wrote.
 
     Returns:
-        BRECQ: In evaluation mode.
+        BRECQ: The quantized network in evaluation mode.
 
     Raises:
-        ValueError: If it is a float checkpoint, one of another network, or
-            damaged; or if it names a partition or an observer that is not
-            registered: import the code that registers yours first.
+        ValueError: If the file is a float checkpoint, of another network,
+            or damaged; or if it names a partition or an observer that is
+            not registered: import the code that registers yours first.
+
+    Example:
+        >>> model = mmrazor_brecq.load(resnet18(), 'resnet18_w4a4.pth')
     """
     path = os.fspath(path)
     if isinstance(network, nn.Module):
@@ -234,31 +242,35 @@ def export_onnx(
     force: bool = False,
     **requirements: Any,
 ) -> dict[str, Any]:
-    """Write a quantized network as a file of ONNX, and prove it.
+    """Write a quantized network as an ONNX file, and prove that it agrees.
 
     Args:
         model (BRECQ): What :func:`quantize` or :func:`load` returned.
         images (Tensor): N x C x H x W, preprocessed. The first half
-            calibrates what the target wants beside the network's own
-            steps, the second half is for the proof.
+            calibrates further scales that the target needs, the second half
+            is for the proof.
         path (str): The file, ``.onnx``.
         target (str): ``onnxruntime``, ``openvino``, ``tensorrt`` or the
-            name of a registered one.
-        pack (bool): Store weights of four bits and fewer as INT4 or INT2.
+            name of a registered target.
+        pack (bool): Store weights of 4 bits or fewer as INT4 or INT2.
         batch (str | int): ``'dynamic'``, or the number of images.
-        force (bool): Overwrite a file that is there.
+        force (bool): Overwrite an existing file.
         requirements (dict): Further fields of
             :class:`mmrazor_brecq.engine.deploy.Request`, such as
             ``least_agreement``.
 
     Returns:
-        dict: What is known of the file, as in the JSON file beside it.
+        dict: The content of the JSON file beside it: agreement, layers,
+        versions.
 
     Raises:
-        FileExistsError: If the file is there, without ``force``.
+        FileExistsError: If the file exists, without ``force``.
         ImportError: If a package is missing.
-        ValueError: If the target cannot have the network, or the file is
-            not what it was made from; then nothing is written.
+        ValueError: If the target does not support the network, or the file
+            and the network disagree; then nothing is written.
+
+    Example:
+        >>> mmrazor_brecq.export_onnx(model, images[:256], 'resnet18.onnx')
     """
     request = Request(
         target=target,

@@ -60,26 +60,34 @@ from ..validation import KeyPath, validate
 
 @MODELS.register_module()
 class BRECQ(BaseModel):
-    """Wraps a trained network and makes its weights integers.
+    """A trained network whose weights and activations become integers.
 
     Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by
     Block Reconstruction", ICLR 2021.
 
-    Until :meth:`prepare` it is the float network; then its layers have
-    quantizers, which :meth:`reconstruct` fits unit by unit; a quantized
-    ``state_dict`` does both at once.
+    A new instance computes like the float network. :meth:`prepare` adds
+    quantizers to its layers, and :meth:`reconstruct` fits them unit by
+    unit. Loading a quantized ``state_dict`` does both.
 
     Args:
-        architecture (dict | nn.Module): The network.
+        architecture (dict | nn.Module): The trained network, or its config.
         quantization (dict): Fields of :class:`QuantizationScheme`.
         partition (dict): How the network is cut into units.
         reconstructor (dict): How a unit is reconstructed.
-        held_out (float): Share of the calibration images that only judge.
+        held_out (float): Fraction of the calibration images that only
+            validate, between 0 and 1.
         data_preprocessor (dict, optional): Passed to the architecture.
         init_cfg (dict, optional): As in mmengine.
+
+    Example:
+        >>> model = dict(
+        ...     type='mmrazor_brecq.BRECQ',
+        ...     architecture=dict(type='mmcls.ImageClassifier', ...),
+        ...     quantization=dict(weight=dict(bits=4)),
+        ... )
     """
 
-    #: What of the network is quantized; once it is prepared.
+    #: Which layers are quantized, and which are not and why.
     account: Account
     input_shape: Tensor
 
@@ -99,8 +107,8 @@ class BRECQ(BaseModel):
                     dict(data_preprocessor=data_preprocessor), **architecture
                 )
             built = MMENGINE_MODELS.build(architecture)
-            place = KeyPath('architecture', type(self).__name__)
-            architecture = validate(built, Network, place)
+            key = KeyPath('architecture', type(self).__name__)
+            architecture = validate(built, Network, key)
         network: Any = architecture
         network = unwrap_parts(network)
         super().__init__(init_cfg=init_cfg)
@@ -121,7 +129,7 @@ class BRECQ(BaseModel):
 
     @property
     def prepared(self) -> bool:
-        """Whether the layers have quantizers."""
+        """Return whether the layers have quantizers."""
         return bool(self.units)
 
     def forward(
@@ -130,7 +138,13 @@ class BRECQ(BaseModel):
         data_samples: Optional[list] = None,
         mode: str = 'tensor',
     ) -> Any:
-        """Run the network; see :class:`mmengine.model.BaseModel`."""
+        """Run the network.
+
+        Args:
+            inputs (Tensor): N x ... preprocessed inputs.
+            data_samples (list, optional): As in mmengine's ``BaseModel``.
+            mode (str): ``tensor``, ``predict`` or ``loss``, likewise.
+        """
         with no_fast_path():
             if isinstance(self.architecture, BaseModel):
                 return self.architecture(inputs, data_samples, mode=mode)
@@ -146,26 +160,27 @@ class BRECQ(BaseModel):
         """Fold batch norms, swap the layers and place the quantizers.
 
         Args:
-            example (Tensor): N x ... preprocessed inputs, for a forward
-                pass that shows how the modules hang together, and for those
-                that show whether the folded network is the same.
+            example (Tensor): N x ... preprocessed inputs. One forward pass
+                records how the modules are connected, others compare the
+                folded network with the original.
             state (dict, optional): State of the quantized architecture that
-                will be loaded: then it says what is folded and quantized,
-                and the example may hold anything.
+                will be loaded. It then decides what is folded and
+                quantized, and the values of the example do not matter.
 
         Returns:
-            nn.Module: The folded float network, apart from this one.
+            nn.Module: The folded float network, a copy.
 
         Raises:
-            ValueError: If the network has nothing to quantize, or a weight
-                that is not finite, or one that is computed anew in each
-                call from what is no constant, or if it goes another way from
-                pass to pass.
+            RuntimeError: If the model is prepared already.
+            ValueError: If the network has nothing to quantize or a weight
+                that is not finite, if a weight is computed from something
+                that is not constant, or if the network takes another path
+                in a second pass.
         """
         if self.prepared:
             raise RuntimeError(
-                'The model is quantized already: build it '
-                'anew from its config and float checkpoint'
+                'The model is quantized already: build it again '
+                'from its config and float checkpoint'
             )
         network = self.architecture
         network.eval()
@@ -174,10 +189,10 @@ class BRECQ(BaseModel):
         make_plain(network, example)
         recording = _record_in_fast_order(network, example)
         if state is None:
-            staying = None
+            kept_norms = None
         else:
-            staying = _holders(state, 'running_mean')
-            quantized = _holders(state, 'weight_quantizer.scale')
+            kept_norms = _modules_with(state, 'running_mean')
+            quantized = _modules_with(state, 'weight_quantizer.scale')
             for call in recording.calls:
                 if (
                     recording.is_layer(call.module)
@@ -187,7 +202,7 @@ class BRECQ(BaseModel):
         self.account = check_layers(network, recording)
         if state is None:
             check_behavior(network, example, recording)
-        fold_batch_norm(network, recording, staying)
+        fold_batch_norm(network, recording, kept_norms)
         teacher = copy_network(network).requires_grad_(False)
         units = self.partition(network, recording)
         self.bits = prepare(network, recording, units, self.scheme)
@@ -214,16 +229,16 @@ class BRECQ(BaseModel):
                 images, batch by batch; activations are cached in the store
                 of ``CachedBatches``. In several processes, those of this
                 one.
-            seed (int): Each unit draws from a generator of its own, so
-                that a run can go on after any unit.
-            reconstructor (Reconstructor, optional): In place of the
+            seed (int): Seeds a separate generator for each unit, so that a
+                run can resume after any unit.
+            reconstructor (Reconstructor, optional): Used instead of the
                 configured one.
-            done (dict, optional): Frozen state of units that an earlier
-                run has finished, by name.
+            done (dict, optional): Frozen states of the units that an
+                earlier run finished, by name.
 
         Yields:
-            UnitReport: One for each unit that was reconstructed, once its
-            weights are integers.
+            UnitReport: One for each unit that is reconstructed, as soon as
+            its weights are integers.
         """
         reconstructor = reconstructor or self.reconstructor
         done = done or {}
@@ -322,16 +337,20 @@ class BRECQ(BaseModel):
         return len(self.units) + (self.reconstructor.refiner is not None)
 
     def part(self, name: str) -> nn.Module:
-        """What a report of :meth:`reconstruct` is about."""
+        """Return the module that a report of :meth:`reconstruct` describes.
+
+        Args:
+            name (str): The report's name.
+        """
         if name == WHOLE:
             return self.architecture
-        # Not by its name in the network: in a stream others stand there.
+        # Not by its name in the network: a stream replaces it there.
         return next(u.module for u in self.units if u.name == name)
 
     def _before_load(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any
     ) -> None:
-        """Take a quantized checkpoint, or one of the bare architecture."""
+        """Accept a quantized checkpoint, or one of the architecture alone."""
         if prefix + 'input_shape' in state_dict:
             if not self.prepared:
                 shape = state_dict[prefix + 'input_shape'].tolist()
@@ -353,8 +372,8 @@ class BRECQ(BaseModel):
         state_dict.update(unpack_extra(state_dict))
 
 
-def _holders(state: Mapping[str, Tensor], key: str) -> set[str]:
-    """Names of the modules that have such a key in a state."""
+def _modules_with(state: Mapping[str, Tensor], key: str) -> set[str]:
+    """Return the names of the modules that have a key in a state."""
     return {
         name[: -len(key)].rstrip('.')
         for name in state
@@ -363,10 +382,10 @@ def _holders(state: Mapping[str, Tensor], key: str) -> set[str]:
 
 
 def _record_in_fast_order(network: nn.Module, example: Tensor) -> Recording:
-    """Record, with channels last in memory where the network can take it.
+    """Record a pass, with channels last in memory where that works.
 
-    That is the faster order, but code such as ``x.view(len(x), -1)`` only
-    works in the usual one.
+    Channels last is faster, but code such as ``x.view(len(x), -1)`` works
+    in the usual order only.
     """
 
     def reorder(order: torch.memory_format) -> None:
@@ -382,9 +401,9 @@ def _record_in_fast_order(network: nn.Module, example: Tensor) -> Recording:
     try:
         return record(network, example)
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-        said = str(error).strip().split('\n')[0]
+        reason = str(error).strip().split('\n')[0]
         raise ValueError(
             f'{type(network).__name__} takes no images of the shape '
-            f'{tuple(example.shape[1:])} ({type(error).__name__}: {said}): '
+            f'{tuple(example.shape[1:])} ({type(error).__name__}: {reason}): '
             'give N x C x H x W images of the size that it was trained on'
         ) from error
