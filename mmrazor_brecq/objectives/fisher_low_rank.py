@@ -146,7 +146,7 @@ class FisherLowRank(Fisher):
         keys = [key for key in self.gradients if key[0] == unit.name]
         for key in keys:
             self._decompose(key, self.gradients.pop(key))
-        self.store.store.release_freed_memory()()
+        self.store.release_freed_memory()
         decomposed = [key for key in keys if key in self.directions]
         if decomposed:
             self._balance(decomposed, outputs, targets)
