@@ -219,9 +219,9 @@ def _layer_before(recording: Recording, out: Tensor) -> Optional[nn.Module]:
         for value in call.outputs
     }
     operands = {
-        value.tensor: [x.tensor for x in step.taken]
-        for step in recording.steps
-        for value in step.made
+        value.tensor: [x.tensor for x in operation.inputs]
+        for operation in recording.operations
+        for value in operation.outputs
     }
     queue, seen = [out._cdata], {out._cdata}
     for tensor in queue:  # The loop appends to it.
