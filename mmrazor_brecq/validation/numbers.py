@@ -21,7 +21,7 @@ ImageCount = Annotated[
     Field(
         ge=2,
         le=10**9,
-        description='a whole number, 2 or more: one image to learn from and '
+        description='2 or more, a whole number: one image to learn from and '
         'one to validate on',
     ),
 ]
