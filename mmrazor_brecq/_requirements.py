@@ -1,4 +1,4 @@
-"""Checks the versions of what we stand on, before any of it is imported."""
+"""Check the versions of required packages before any is imported."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import importlib
 import re
 import warnings
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from types import ModuleType
 
-#: Versions that we need ourselves: distribution, lowest, and first too high.
+#: Required distributions: name, lowest version, first version too high.
 REQUIRED = (('torch', '2.4', None), ('mmengine', '0.10.1', '1.0'))
 
-#: Distributions that own ``import mmcv``.
+#: Distributions that install the package ``mmcv``.
 MMCV = ('mmcv', 'mmcv-lite', 'mmcv-full')
 
-#: Libraries of models that refuse the wrong mmcv: lowest, and first too high.
+#: Model libraries and the mmcv that they need: lowest, first too high.
 MMCV_OF_HOST = {
     'mmcls': ('2.0.0', '2.1'),
     'mmpretrain': ('2.0.0', '2.2'),
 }
 
-#: The extra of ours that brings a package.
+#: For each optional package, the extra of this one that installs it.
 EXTRAS = {
     'onnx': 'export',
     'onnx_ir': 'export',
@@ -35,14 +35,14 @@ EXTRAS = {
 
 
 def check_requirements() -> None:
-    """Check torch, mmengine and mmcv by their metadata, importing none.
+    """Check torch, mmengine and mmcv by their metadata, without import.
 
-    mmcv is needed by libraries of OpenMMLab's models alone.
+    Only OpenMMLab's model libraries need mmcv.
 
     Raises:
         ImportError: If one of them is missing, or its version does not fit.
-            The message names the version found, the one expected, and the
-            command that helps.
+            The message names the installed version, the expected one, and a
+            command that installs it.
     """
     for name, low, high in REQUIRED:
         found, wanted = _find(name), _specifier(low, high)
@@ -55,22 +55,23 @@ def check_requirements() -> None:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of what a run stands on, as far as it is there."""
+    """Return the versions of the packages above that are installed."""
     names = [name for name, *_ in REQUIRED] + [*MMCV, *MMCV_OF_HOST]
     return {name: found for name in names if (found := _find(name))}
 
 
-def require(name: str) -> Any:
+def require(name: str) -> ModuleType:
     """Import an optional package.
 
     Args:
-        name (str): A package of :data:`EXTRAS`, or a module in it.
+        name (str): Name of a package in :data:`EXTRAS`, or of a module in
+            it.
 
     Returns:
         ModuleType: The module.
 
     Raises:
-        ImportError: If it is not there; the message names the extra.
+        ImportError: If it is not installed; the message names the extra.
     """
     root = name.split('.')[0]
     try:
@@ -85,6 +86,7 @@ def require(name: str) -> Any:
 
 
 def _check_mmcv() -> None:
+    """Refuse a missing or unfit mmcv, and warn of several ones."""
     owners = {name: found for name in MMCV if (found := _find(name))}
     hosts = {name: MMCV_OF_HOST[name] for name in MMCV_OF_HOST if _find(name)}
     if not owners and hosts:
@@ -92,14 +94,14 @@ def _check_mmcv() -> None:
         highest = max((high for _, high in hosts.values()), key=_release)
         raise ImportError(
             f'{host} needs mmcv, and found none: either {_cure(highest)}; '
-            'never both, for both own `import mmcv`'
+            'never both, since both install the package `mmcv`'
         )
     if len(owners) > 1:
         warnings.warn(
-            f'{_named(owners)} are installed together and own the same '
-            '`import mmcv`: which one it gives depends on the order in which '
-            f'they came. Run `pip uninstall {" ".join(owners)}`, then '
-            'install the one that you want',
+            f'{_named(owners)} are installed together and both provide '
+            '`import mmcv`: which one is imported depends on the order of '
+            f'installation. Run `pip uninstall {" ".join(owners)}`, then '
+            'install the one that you need',
             stacklevel=3,
         )
     if (
@@ -123,6 +125,7 @@ def _check_mmcv() -> None:
 
 
 def _find(name: str) -> str | None:
+    """Return the installed version of a distribution, None without it."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -130,7 +133,7 @@ def _find(name: str) -> str | None:
 
 
 def _release(text: str) -> tuple[int, ...]:
-    """The release segment of a version alone: '2.1.0a0+cu' is (2, 1, 0)."""
+    """Return the release of a version: (2, 1, 0) for '2.1.0a0+cu'."""
     numbers = re.split(r'[^\d.]', text)[0].split('.')
     return (*(int(number or 0) for number in numbers), 0, 0, 0)[:3]
 
@@ -146,10 +149,12 @@ def _specifier(low: str, high: str | None) -> str:
 
 
 def _named(owners: dict[str, str]) -> str:
+    """Return names and versions in words."""
     return ' and '.join(f'{name} {found}' for name, found in owners.items())
 
 
 def _cure(high: str) -> str:
+    """Return the commands that install an mmcv below a version."""
     return (
         f'`pip install "mmcv-lite>=2.0.1,<{high}"` (no compiled ops, '
         f'works everywhere) or `mim install "mmcv>=2.0.1,<{high}"`'

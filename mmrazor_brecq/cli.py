@@ -21,7 +21,7 @@ from mmengine.config import Config, DictAction
 
 from . import _interrupt
 from .config.load import check_data, load_config
-from .config.read import is_told
+from .config.read import is_user_error
 from .config.recipe import Recipe
 from .validation import ImageCount, Natural, option
 from .version import __version__
@@ -326,7 +326,9 @@ def run_tool(
         if _interrupt.happened():
             _interrupt.tell()
             return _interrupt.STATUS
-        if not isinstance(error, OSError) and not is_told(error, '__main__'):
+        if not isinstance(error, OSError) and not is_user_error(
+            error, '__main__'
+        ):
             raise
         words = error.args[0] if isinstance(error, KeyError) else error
         print(f'{type(error).__name__}: {words}', file=sys.stderr)

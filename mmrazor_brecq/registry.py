@@ -1,13 +1,14 @@
-"""Child registries of mmengine's, found by config files under our scope.
+"""Registries of parts that configs name, children of those of mmengine.
 
 A downstream repository adds a part with ``@MODELS.register_module()`` (or
-one of the others) and names it in a config; ``custom_imports`` is all that
-it takes. What its constructor annotates is what it accepts.
+another registry) and names it in a config with ``custom_imports``. The
+annotations of its constructor declare which values it takes.
 """
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from collections.abc import Mapping
+from typing import Any, Callable, Optional, Union
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
@@ -22,11 +23,11 @@ SCOPE = 'mmrazor_brecq'
 
 
 class Registry(MMEngineRegistry):
-    """One whose classes judge their arguments, however they are built."""
+    """Registry whose classes validate their arguments."""
 
     def _register_module(
         self,
-        module: Any,
+        module: Callable[..., Any],
         module_name: Optional[Union[str, list[str]]] = None,
         force: bool = False,
     ) -> None:
@@ -36,23 +37,30 @@ class Registry(MMEngineRegistry):
 
 
 def build_in_scope(
-    cfg: Any, *args: Any, registry: Registry, **kwargs: Any
+    cfg: Union[str, Mapping[str, Any]],
+    registry: Registry,
+    default_args: Optional[Mapping[str, Any]] = None,
 ) -> Any:
-    """Build a part of ours by its bare name, whatever the default scope.
+    """Build a part from its config, in the scope of this package.
 
-    A config's default scope is that of its model, such as ``mmcls``; our
-    parts look for theirs here. Those of others are named with their scope.
+    A name without a scope means a part of this package, also in configs
+    whose default scope is another one, such as ``mmcls``.
+
+    Args:
+        cfg (str | dict): The config, or the name of the part.
+        registry (Registry): Registry of the part.
+        default_args (dict, optional): Keys that the config may leave out.
 
     Raises:
-        ValueError: If there is none of that name, or a key is wrong.
+        ValueError: If there is no part of that name, or a key is wrong.
     """
     if isinstance(cfg, str):
         cfg = dict(type=cfg)
     cfg = dict(cfg)
     cfg.setdefault('_scope_', SCOPE)
-    kind = cfg.get('type', (kwargs.get('default_args') or {}).get('type'))
+    kind = cfg.get('type', (default_args or {}).get('type'))
     Config(object, registry).part(kind, cfg['_scope_'], KeyPath())
-    return build_from_cfg(cfg, registry, *args, **kwargs)
+    return build_from_cfg(cfg, registry, default_args)
 
 
 #: Algorithms, quantizers and roundings: everything that is an `nn.Module`.
@@ -93,7 +101,7 @@ TASK_UTILS = Registry(
     ],
 )
 
-#: Data sets that the demo needs.
+#: Data sets of the demo.
 DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,

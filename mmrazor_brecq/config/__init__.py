@@ -1,1 +1,1 @@
-"""Configs: read without running them, composed from recipes, checked."""
+"""Read configs without running YAML, compose recipes, check files."""

@@ -1,4 +1,4 @@
-"""Configs: found by name, read, and checked, before torch is imported."""
+"""Read and check the config of a run, before torch is imported."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .read import read_file
 from .recipe import Recipe, compose
 from .safe import check_regular
 
-#: What the configs of `_base_` define for others to compose `model` from.
+#: Keys that configs of `_base_` define for others to build `model` from.
 BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
-#: Data sets that read what is there, and fetch nothing.
-NEVER_MADE = (
+#: Data sets that read existing files, and download nothing.
+LOCAL_DATASETS = (
     *('UnlabelledImages', 'IDXDataset', 'ImageNet', 'ImageNet21k'),
     *('CustomDataset', 'CocoDataset'),
 )
-#: Keys that the runner or a tool takes where a config does not have them.
-TAKEN = (
+#: Keys that options may add: the runner or a tool takes them.
+KNOWN_KEYS = (
     *('model', 'work_dir', 'launcher', 'env_cfg', 'randomness', 'cfg'),
     *('train_dataloader', 'val_dataloader', 'test_dataloader'),
     *('train_cfg', 'val_cfg', 'test_cfg', 'val_evaluator', 'test_evaluator'),
@@ -38,22 +38,22 @@ def read_config(
     options: Optional[dict[str, Any]] = None,
     recipe: Optional[Recipe] = None,
 ) -> Config:
-    """Read a config of a quantization, and do nothing else.
+    """Read the config of a quantization.
 
     Args:
         path (str): A Python, YAML or JSON config, or one of a package, such
             as ``mmrazor_brecq::brecq/resnet/NAME.py``.
-        options (dict, optional): Changes, by dotted key.
-        recipe (Recipe, optional): Composed onto the config, which is then
-            that of a float model.
+        options (dict, optional): Values to change, by dotted key.
+        recipe (Recipe, optional): Recipe to compose onto the config, which
+            is then that of a float model.
 
     Returns:
-        Config: Complete.
+        Config: The complete config.
 
     Raises:
         FileNotFoundError: If there is no such file.
         KeyError: If an option changes a key that the config does not have.
-        ValueError: If it is no config, or its model not a :class:`BRECQ`.
+        ValueError: If it is no config, or its model is no :class:`BRECQ`.
     """
     cfg = read_file(path)
     for name in BUILDING_BLOCKS:
@@ -67,7 +67,7 @@ def read_config(
             )
         cfg = compose(cfg, recipe)
     options = options or {}
-    known = {*cfg, *TAKEN}
+    known = {*cfg, *KNOWN_KEYS}
     for key in options:
         root = key.split('.')[0]
         if root not in known:
@@ -104,19 +104,22 @@ def load_config(
     launcher: str = 'none',
     recipe: Optional[Recipe] = None,
 ) -> Config:
-    """Read a config of a quantization that is to be run.
+    """Read the config of a quantization, with the settings of its run.
 
     Args:
-        path (str): As for :func:`read_config`.
-        options (dict, optional): Likewise.
+        path (str): See :func:`read_config`.
+        options (dict, optional): See :func:`read_config`.
         work_dir (str, optional): Folder of the run; by default the
-            config's ``work_dir``, or one named after the config. It is made
-            when the run begins.
-        launcher (str): As in mmengine.
-        recipe (Recipe, optional): As for :func:`read_config`.
+            config's ``work_dir``, or one named after the config. It is
+            created when the run begins.
+        launcher (str): Launcher of processes, as in mmengine.
+        recipe (Recipe, optional): See :func:`read_config`.
 
     Returns:
-        Config: Complete.
+        Config: The complete config.
+
+    Raises:
+        PermissionError: If the folder cannot be written to.
     """
     cfg = read_config(path, options, recipe)
     cfg.launcher = launcher
@@ -128,47 +131,48 @@ def load_config(
         or cfg.get('work_dir')
         or osp.join('work_dirs', osp.splitext(osp.basename(cfg.filename))[0])
     )
-    # The checkpoint is loaded by us, with better words.
+    # We load the checkpoint ourselves, with better error messages.
     cfg.load_from, cfg.resume = None, False
     check_writable(cfg.work_dir)
     return cfg
 
 
 def check_data(cfg: Config, loaders: Sequence[str]) -> None:
-    """See that the files of data sets are there.
+    """Check that the files of data sets exist.
 
     Args:
-        cfg (Config): With the loaders.
-        loaders (list[str]): Their dotted keys.
+        cfg (Config): The config.
+        loaders (list[str]): Dotted keys of its data loaders.
 
     Raises:
-        FileNotFoundError: If one is not; the message names its key.
+        FileNotFoundError: If a file is missing; the message names its key.
     """
     for loader in loaders:
-        for place, dataset in _datasets(cfg, loader):
-            _check_dataset(place, dataset)
+        for key, dataset in _datasets(cfg, loader):
+            _check_dataset(key, dataset)
 
 
 def _datasets(cfg: Config, loader: str) -> Iterator[tuple[str, Mapping]]:
-    """Yield the data sets of a loader, each after its key."""
-    found: Any = cfg.to_dict()
+    """Yield the data sets of a loader, each with its key."""
+    value: object = cfg.to_dict()
     for part in f'{loader}.dataset'.split('.'):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    yield from _wrapped(f'{loader}.dataset', found)
+        value = value.get(part) if isinstance(value, Mapping) else None
+    yield from _with_wrapped(f'{loader}.dataset', value)
 
 
-def _wrapped(key: str, found: Any) -> Iterator[tuple[str, Mapping]]:
-    """Yield a data set and those that it wraps."""
-    if isinstance(found, Mapping):
-        yield key, found
-        yield from _wrapped(f'{key}.dataset', found.get('dataset'))
-        for i, part in enumerate(found.get('datasets') or []):
-            yield from _wrapped(f'{key}.datasets.{i}', part)
+def _with_wrapped(key: str, dataset: object) -> Iterator[tuple[str, Mapping]]:
+    """Yield a data set and those that it wraps, each with its key."""
+    if isinstance(dataset, Mapping):
+        yield key, dataset
+        yield from _with_wrapped(f'{key}.dataset', dataset.get('dataset'))
+        for i, part in enumerate(dataset.get('datasets') or []):
+            yield from _with_wrapped(f'{key}.datasets.{i}', part)
 
 
 def _check_dataset(key: str, dataset: Mapping) -> None:
-    if str(dataset.get('type')).split('.')[-1] not in NEVER_MADE:
-        return  # It may fetch its files itself.
+    """Check that the files of one data set exist."""
+    if str(dataset.get('type')).split('.')[-1] not in LOCAL_DATASETS:
+        return  # It may download its files.
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or ''
     if isinstance(prefix, Mapping):
@@ -185,8 +189,8 @@ def _check_dataset(key: str, dataset: Mapping) -> None:
             where = '' if path == value else f' below data_root={root!r}'
             raise FileNotFoundError(
                 f'{key}.{name}={value!r} is not there{where} '
-                f'({osp.abspath(path)}): put the images there, or name their '
-                f'place with --cfg-options {key}.{name}=PATH'
+                f'({osp.abspath(path)}): put the images there, or change '
+                f'the path with --cfg-options {key}.{name}=PATH'
             )
         if not osp.isdir(osp.expanduser(path)):
             check_regular(
@@ -194,45 +198,56 @@ def _check_dataset(key: str, dataset: Mapping) -> None:
             )
 
 
-def asks_for(cfg: Config, path: str) -> Optional[str]:
-    """Return the key of a data set that asks for a file, with its value.
+def find_key(cfg: Config, path: str) -> Optional[str]:
+    """Return the key of a data set that names a file, with its value.
 
     Args:
-        cfg (Config): Of a run.
+        cfg (Config): The config of a run.
         path (str): The file or folder.
+
+    Returns:
+        str: Text such as ``test_dataloader.dataset.ann_file='val.txt'``,
+        that of the longest path if there are several; None if there is none.
     """
     found: dict[str, str] = {}
     for loader in ('test_dataloader', 'test_cfg.calibration.dataloader'):
-        for place, dataset in _datasets(cfg, loader):
+        for prefix, dataset in _datasets(cfg, loader):
             root = dataset.get('data_root') or ''
-            for name, value in dataset.items():
-                values = value if isinstance(value, Mapping) else {'': value}
-                for inner, text in values.items():
-                    if not isinstance(text, str) or not text:
-                        continue
-                    key = f'{place}.{name}' + f'.{inner}' * bool(inner)
-                    for whole in (text, osp.join(root, text)):
-                        if f'{osp.abspath(path)}/'.startswith(
-                            f'{osp.abspath(osp.expanduser(whole))}/'
-                        ):
-                            found.setdefault(whole, f'{key}={text!r}')
+            for key, text in _texts(prefix, dataset):
+                for named in (text, osp.join(root, text)):
+                    if f'{osp.abspath(path)}/'.startswith(
+                        f'{osp.abspath(osp.expanduser(named))}/'
+                    ):
+                        found.setdefault(named, f'{key}={text!r}')
     return found[max(found, key=len)] if found else None
 
 
+def _texts(prefix: str, dataset: Mapping) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a data set's config, each with its key."""
+    for name, value in dataset.items():
+        key = f'{prefix}.{name}'
+        if isinstance(value, str) and value:
+            yield key, value
+        elif isinstance(value, Mapping):
+            for inner, text in value.items():
+                if isinstance(text, str) and text:
+                    yield f'{key}.{inner}', text
+
+
 def check_writable(folder: str) -> None:
-    """See that a folder is there or can be made, and leave nothing behind.
+    """Check that a folder can be written to, or created, without doing so.
 
     Raises:
-        PermissionError: If files cannot be made in it.
+        PermissionError: If files cannot be created in it.
     """
-    place = osp.abspath(folder)
-    while not osp.lexists(place):
-        place = osp.dirname(place)
+    existing = osp.abspath(folder)
+    while not osp.lexists(existing):
+        existing = osp.dirname(existing)
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise PermissionError(
             f'Cannot write to the folder {folder!r} ({error.strerror}): '
-            'name another one with --work-dir or `work_dir`'
+            'choose another one with --work-dir or `work_dir`'
         ) from error

@@ -1,4 +1,4 @@
-"""Configs found by name, and read with nothing run that YAML holds."""
+"""Find configs by name and read them, without running what YAML names."""
 
 from __future__ import annotations
 
@@ -17,80 +17,82 @@ from mmengine.config import Config
 from .safe import PLAIN, check_file, plain_handlers
 
 PACKAGE = Path(__file__).resolve().parents[1]
-#: What the names of configs end with.
+#: Endings of the names of configs.
 CONFIGS = '.py', *PLAIN
-#: Configs that one may inherit, all generations together.
-MOST_BASES = 100
+#: Largest number of configs that one inherits, directly and indirectly.
+MAX_BASES = 100
 
 
 def read_file(path: str) -> Config:
-    """Read any config, with nothing that YAML or JSON holds run.
+    """Read any config, without running what YAML or JSON names.
 
     Args:
-        path (str): As for :func:`read_config`.
+        path (str): See :func:`read_config`.
 
     Raises:
-        FileNotFoundError: If it, or one that it inherits, is not there.
-        ValueError: If it cannot be read; the message names the place.
+        FileNotFoundError: If the config, or one that it inherits, does not
+            exist.
+        ValueError: If it cannot be read; the message names file and line.
     """
     found = find_config(path)
     with plain_handlers(), _bases():
         try:
             return Config.fromfile(found)
         except Exception as error:
-            if is_told(error) and (
+            if is_user_error(error) and (
                 path in str(error) or not isinstance(error, ValueError)
             ):
                 raise
             raise ValueError(
-                f'The config {path!r} cannot be read: {_place(error)}'
+                f'The config {path!r} cannot be read: {_location(error)}'
                 f'{type(error).__name__}: {error}'
             ) from error
 
 
-def is_told(error: BaseException, *tellers: str) -> bool:
-    """Whether an error is a user's mistake in words that help.
+def is_user_error(error: BaseException, *packages: str) -> bool:
+    """Return whether an error is a user's mistake, with a helpful message.
 
-    It is one where this package or mmengine says so. An error from
-    elsewhere, such as code of the user's own, is not.
+    That is assumed of errors that this package or mmengine raises. An error
+    from elsewhere, such as the user's own code, needs its traceback.
 
     Args:
-        error (BaseException): As it was raised.
-        *tellers (str): Other packages whose words count.
+        error (BaseException): The error.
+        *packages (str): Names of other packages whose errors count.
     """
     if not isinstance(error, (ValueError, KeyError, OSError, ImportError)):
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     root = frame.f_globals.get('__name__', '').split('.')[0]
-    return root in (PACKAGE.name, 'mmengine', *tellers)
+    return root in (PACKAGE.name, 'mmengine', *packages)
 
 
-def _place(error: BaseException) -> str:
+def _location(error: BaseException) -> str:
     """Return file and line of a config whose code raised an error."""
-    place = ''
+    location = ''
     for frame, line in traceback.walk_tb(error.__traceback__):
-        if '_base_' in frame.f_globals:  # mmengine runs configs with it.
-            place = f'{frame.f_code.co_filename}, line {line}: '
-    return place
+        # mmengine runs configs with `_base_` among their globals.
+        if '_base_' in frame.f_globals:
+            location = f'{frame.f_code.co_filename}, line {line}: '
+    return location
 
 
 @contextmanager
 def _bases() -> Iterator[None]:
-    """Check each config that another inherits before mmengine opens it."""
+    """Let mmengine open an inherited config only after we checked it."""
     seen: list[str] = []
 
     def get_cfg_path(name: str, filename: str) -> tuple[str, Optional[str]]:
         seen.append(name)
-        if len(seen) > MOST_BASES:
+        if len(seen) > MAX_BASES:
             raise ValueError(
-                f'{filename!r} inherits more than {MOST_BASES} configs: does '
+                f'{filename!r} inherits more than {MAX_BASES} configs: does '
                 'one of them inherit itself?'
             )
         path = find_config(name, filename)
         return path, name.partition('::')[0] if '::' in name else None
 
     before = Config._get_cfg_path
-    # mmengine asks it for the path of every `_base_`, and nothing else.
+    # mmengine calls this for each `_base_`, and for nothing else.
     Config._get_cfg_path = staticmethod(get_cfg_path)
     try:
         yield
@@ -111,17 +113,17 @@ def find_config(name: str, heir: Optional[str] = None) -> str:
         str: Path of a regular file.
 
     Raises:
-        FileNotFoundError: If it is not there; the message names those of
-            similar names.
-        ValueError: If it is none.
+        FileNotFoundError: If it does not exist; the message lists similar
+            names.
+        ValueError: If it is no config.
     """
     if not isinstance(name, str):
         raise ValueError(
             f'_base_ of {heir!r} holds {name!r}, expected names of configs'
         )
-    asks = '' if heir is None else f' (`_base_` of {heir!r})'
-    package, outside, inner = name.partition('::')
-    if outside and not osp.exists(name):
+    source = '' if heir is None else f' (`_base_` of {heir!r})'
+    package, separator, inner = name.partition('::')
+    if separator and not osp.exists(name):
         folder = _configs_of(package, name)
         path = osp.join(folder, inner)
     else:
@@ -131,11 +133,11 @@ def find_config(name: str, heir: Optional[str] = None) -> str:
         if osp.isfile(f'{path}.py'):
             return f'{path}.py'
         raise FileNotFoundError(
-            f'No config at {name!r}{asks}{_similar(name, path)}'
+            f'No config at {name!r}{source}{_similar(name, path)}'
         )
     if not path.endswith(CONFIGS):
         raise ValueError(
-            f'{name!r}{asks} is no config, expected a name with '
+            f'{name!r}{source} is no config, expected a name with '
             f'{", ".join(CONFIGS)}: the config comes before the checkpoint'
         )
     check_file(path)
@@ -153,8 +155,8 @@ def _configs_of(package: str, name: str) -> str:
                 f'No config at {name!r}: the package {package!r} is not '
                 'installed'
             )
-        places = spec.submodule_search_locations or []
-        folders = [Path(place, '.mim', 'configs') for place in places]
+        roots = spec.submodule_search_locations or []
+        folders = [Path(root, '.mim', 'configs') for root in roots]
     for folder in folders:
         if folder.is_dir():
             return str(folder)
@@ -164,18 +166,22 @@ def _configs_of(package: str, name: str) -> str:
 
 
 def _similar(name: str, path: str) -> str:
-    """Return what may have been meant, as the end of a message."""
-    package, outside, _ = name.partition('::')
-    ours = _configs_of(PACKAGE.name, name) if not outside else ''
-    tops = {package: _configs_of(package, name)} if outside else {}
+    """Return the end of a message that asks whether a similar name is meant.
+
+    Args:
+        name (str): The name that was given.
+        path (str): The path that it stands for.
+    """
+    package, separator, _ = name.partition('::')
+    scope = package if separator else PACKAGE.name
+    root = _configs_of(scope, name)
     names = [
-        f'{scope}::{file.relative_to(top).as_posix()}'
-        for scope, top in (tops or {PACKAGE.name: ours}).items()
-        for file in Path(top).rglob('*')
+        f'{scope}::{file.relative_to(root).as_posix()}'
+        for file in Path(root).rglob('*')
         if file.suffix in CONFIGS
     ]
     folder = osp.dirname(path) or '.'
-    if not outside and osp.isdir(folder):
+    if not separator and osp.isdir(folder):
         names += [
             osp.join(osp.dirname(name), other)
             for other in os.listdir(folder)

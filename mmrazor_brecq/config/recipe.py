@@ -15,9 +15,12 @@ from ..registry import SCOPE
 from ..validation import ImageCount, validated
 from .read import read_file
 
+#: Part of a config, without mmengine's own types.
+PlainConfig = dict[str, Any]
+
 PACKAGE = Path(__file__).resolve().parents[1]
-#: What only trains, in a config of OpenMMLab.
-OF_TRAINING = (
+#: Keys of an OpenMMLab config that only training uses.
+TRAINING_KEYS = (
     'auto_scale_lr',
     'optim_wrapper',
     'param_scheduler',
@@ -27,14 +30,14 @@ OF_TRAINING = (
     'val_dataloader',
     'val_evaluator',
 )
-#: Steps of a pipeline that unlabeled images have nothing for.
-OF_LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations')
+#: Transforms of a pipeline that need labels.
+LABEL_TRANSFORMS = ('LoadAnnotations', 'LoadPanopticAnnotations')
 
 
 @validated
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to a float model.
+    """Settings that make a quantization of a float config.
 
     Args:
         bits (str): Name of a file of ``configs/_base_/bits``, such as
@@ -44,7 +47,11 @@ class Recipe:
         calibration (str, optional): A folder of images, or a list of
             images: a text file with a path at the beginning of each line,
             or a COCO JSON. By default the training images of the config.
-        num_images (int): Calibration images at most.
+        num_images (int): Largest number of calibration images, at least 2.
+
+    Example:
+        >>> recipe = Recipe('w4a4', schedule='fast', num_images=256)
+        >>> cfg = compose(Config.fromfile('resnet18_8xb32_in1k.py'), recipe)
     """
 
     bits: str
@@ -54,25 +61,25 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The name of the bits, for names of files and folders."""
+        """Return the name of the bits, for names of files and folders."""
         return osp.splitext(osp.basename(self.bits))[0]
 
 
 def compose(cfg: Config, recipe: Recipe) -> Config:
     """Compose a recipe onto a float config.
 
-    The result is a config like any other of a quantization: it can be
-    dumped, inherited, and given to all tools.
+    The result is an ordinary config of a quantization: it can be dumped,
+    inherited, and given to all tools.
 
     Args:
-        cfg (Config): The float config of a model; it is left as it is.
-        recipe (Recipe): What is done to the model.
+        cfg (Config): The float config of a model; it stays as it is.
+        recipe (Recipe): The settings of the quantization.
 
     Returns:
         Config: The config of the quantization.
 
     Raises:
-        FileNotFoundError: If the calibration images are not there.
+        FileNotFoundError: If the calibration images do not exist.
         ValueError: If the config lacks what the recipe needs, or the recipe
             names bits or a schedule that do not exist.
     """
@@ -94,9 +101,9 @@ def compose(cfg: Config, recipe: Recipe) -> Config:
         type=f'{SCOPE}.PTQLoop',
         calibration=dict(num_images=recipe.num_images, dataloader=loader),
     )
-    content.update(dict.fromkeys(OF_TRAINING))
+    content.update(dict.fromkeys(TRAINING_KEYS))
     stem, ending = osp.splitext(osp.basename(cfg.filename or 'model.py'))
-    # With a text of its own, for there is no file of that name to read.
+    # `cfg_text` is given, since there is no file of that name to read.
     return Config(
         content,
         cfg_text=f'# {recipe} composed onto {cfg.filename}\n',
@@ -104,8 +111,14 @@ def compose(cfg: Config, recipe: Recipe) -> Config:
     )
 
 
-def _part(kind: str, name: str, option: str) -> dict[str, Any]:
-    """Read ``bits`` or ``schedule`` from a file of ours or of the user."""
+def _part(kind: str, name: str, option: str) -> PlainConfig:
+    """Read ``bits`` or ``schedule`` from a file of this package or the user.
+
+    Args:
+        kind (str): ``bits`` or ``schedule``.
+        name (str): Name of one of our files, or a path.
+        option (str): The command line option that named it.
+    """
     if osp.isfile(name):
         path = Path(name)
     else:
@@ -130,10 +143,8 @@ def _part(kind: str, name: str, option: str) -> dict[str, Any]:
     return part.to_dict()
 
 
-def _calibration_loader(
-    content: dict[str, Any], recipe: Recipe
-) -> dict[str, Any]:
-    """Return the test loader's config with calibration images in it."""
+def _calibration_loader(content: PlainConfig, recipe: Recipe) -> PlainConfig:
+    """Return the test loader's config with the calibration images instead."""
     loader = copy.deepcopy(content['test_dataloader'])
     pipeline = _pipeline(loader['dataset'])
     if recipe.calibration is None:
@@ -156,43 +167,44 @@ def _calibration_loader(
     return loader
 
 
-def _unlabeled(path: str, pipeline: list[dict]) -> dict[str, Any]:
+def _unlabeled(path: str, pipeline: list[dict]) -> PlainConfig:
     """Return the config of a data set of the images at ``path``."""
     if not osp.exists(path):
         raise FileNotFoundError(
             f'--calibration {path!r} does not exist, expected a folder of '
             'images or a list of images'
         )
-    steps = [step for step in pipeline if _kind(step) not in OF_LABELS]
-    if not any(_kind(step).startswith('LoadImage') for step in steps):
-        steps = [dict(type='LoadImageFromFile'), *steps]
+    transforms = [x for x in pipeline if _type_name(x) not in LABEL_TRANSFORMS]
+    if not any(_type_name(x).startswith('LoadImage') for x in transforms):
+        transforms = [dict(type='LoadImageFromFile'), *transforms]
     path = osp.abspath(path)
-    where = (
+    source = (
         dict(data_root=path)
         if osp.isdir(path)
         else dict(data_root=osp.dirname(path), ann_file=osp.basename(path))
     )
-    return dict(type=f'{SCOPE}.UnlabelledImages', pipeline=steps, **where)
+    return dict(
+        type=f'{SCOPE}.UnlabelledImages', pipeline=transforms, **source
+    )
 
 
-def _kind(step: dict) -> str:
-    return str(step['type']).split('.')[-1]
+def _type_name(transform: dict) -> str:
+    """Return the type of a transform without its scope."""
+    return str(transform['type']).split('.')[-1]
 
 
-def _pipeline(dataset: dict[str, Any]) -> list[dict]:
+def _pipeline(dataset: PlainConfig) -> list[dict]:
     """Return the pipeline of a data set, or of the one that it wraps."""
     for inner in _wrapped(dataset):
         return _pipeline(inner)
     return dataset.get('pipeline', [])
 
 
-def _with_pipeline(
-    dataset: dict[str, Any], pipeline: list[dict]
-) -> dict[str, Any]:
+def _with_pipeline(dataset: PlainConfig, pipeline: list[dict]) -> PlainConfig:
     """Return the data set with another pipeline.
 
-    What wraps a single data set repeats, balances or mixes its images for
-    training, and is left out.
+    Wrappers of a single data set are left out: they repeat, balance or mix
+    its images for training.
     """
     inner = _wrapped(dataset)
     if not inner:
@@ -201,7 +213,7 @@ def _with_pipeline(
     return parts[0] if len(parts) == 1 else dict(dataset, datasets=parts)
 
 
-def _wrapped(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+def _wrapped(dataset: PlainConfig) -> list[PlainConfig]:
     """Return the data sets that a data set wraps."""
     if isinstance(dataset.get('dataset'), dict):
         return [dataset['dataset']]

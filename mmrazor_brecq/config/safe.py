@@ -1,7 +1,7 @@
-"""YAML and JSON configs: read as plain values, within limits.
+"""Read YAML and JSON configs as plain values, within limits.
 
-mmengine reads YAML with a loader that runs what tags such as
-``!!python/object/apply`` name, and expands aliases without an end.
+mmengine's own YAML loader runs functions that tags such as
+``!!python/object/apply`` name, and expands aliases without a limit.
 """
 
 from __future__ import annotations
@@ -13,50 +13,55 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Optional, TextIO
 
 import yaml
 from mmengine.fileio.handlers import JsonHandler, YamlHandler
 from mmengine.fileio.handlers.registry_utils import file_handlers
 
-#: What the names of YAML and JSON configs end with.
+#: Endings of the names of YAML and JSON configs.
 PLAIN = '.yml', '.yaml', '.json'
-#: Bytes of one of them, and placeholders such as ``{{ _base_.key }}`` in it.
-MOST_BYTES, MOST_PLACEHOLDERS = 2**20, 100
-#: Values of one when all aliases are expanded, and levels of nesting.
-MOST_VALUES, MOST_LEVELS = 200_000, 100
+#: Largest number of bytes of such a config.
+MAX_BYTES = 2**20
+#: Largest number of placeholders such as ``{{ _base_.key }}``.
+MAX_PLACEHOLDERS = 100
+#: Largest number of values, with all aliases expanded.
+MAX_VALUES = 200_000
+#: Largest number of nested levels.
+MAX_LEVELS = 100
 
-_Safe: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+_SafeLoader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
 
-class _Loader(_Safe):
-    """Knows numbers, strings, lists, dicts, and mmengine's tuples."""
+class _Loader(_SafeLoader):
+    """Loader of numbers, strings, lists, dicts, and mmengine's tuples."""
 
     def tuple(self, node: yaml.Node) -> tuple:
+        """Return the tuple that a node describes."""
         return tuple(self.construct_sequence(node, deep=True))
 
 
 _Loader.add_constructor('tag:yaml.org,2002:python/tuple', _Loader.tuple)
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str) -> object:
     """Return the values of a YAML document.
 
     Args:
-        text (str): One document.
+        text (str): The document.
 
     Raises:
-        ValueError: If it is none, names an object of Python, or exceeds the
+        ValueError: If it is no YAML, names a Python object, or exceeds the
             limits.
     """
     try:
         _measure(text)
         return yaml.load(text, Loader=_Loader)
     except yaml.constructor.ConstructorError as error:
-        place = error.problem_mark
+        mark = error.problem_mark
         raise ValueError(
-            f'line {place.line + 1 if place else "?"}: {error.problem}. A '
-            'YAML config holds numbers, strings, lists and dicts alone, and '
+            f'line {mark.line + 1 if mark else "?"}: {error.problem}. A '
+            'YAML config has only numbers, strings, lists and dicts, and '
             'nothing in it is run'
         ) from error
     except yaml.YAMLError as error:
@@ -64,10 +69,15 @@ def read_yaml(text: str) -> Any:
 
 
 def _measure(text: str) -> None:
-    """Refuse a document whose expanded aliases exceed the limits."""
+    """Refuse a document that exceeds the limits with all aliases expanded.
+
+    The aliases are counted, not expanded.
+    """
+    # Number of values below each anchor.
     anchors: dict[str, int] = {}
-    stack: list[tuple[Any, int]] = [(None, 0)]
-    for event in yaml.parse(text, Loader=_Safe):
+    # Anchor and number of values so far of each collection that is open.
+    stack: list[tuple[Optional[str], int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=_SafeLoader):
         anchor = getattr(event, 'anchor', None)
         if isinstance(event, yaml.CollectionStartEvent):
             stack.append((anchor, 1))
@@ -88,32 +98,32 @@ def _measure(text: str) -> None:
             anchors[anchor] = size
         parent, before = stack.pop()
         stack.append((parent, before + size))
-        if before + size > MOST_VALUES or len(stack) > MOST_LEVELS:
+        if before + size > MAX_VALUES or len(stack) > MAX_LEVELS:
             raise ValueError(
-                f'more than {MOST_VALUES:,} values with all aliases '
-                f'expanded, or {MOST_LEVELS} levels of nesting'
+                f'more than {MAX_VALUES:,} values with all aliases '
+                f'expanded, or {MAX_LEVELS} levels of nesting'
             )
 
 
-def read_json(text: str) -> Any:
+def read_json(text: str) -> object:
     """Return the values of a JSON document.
 
     Raises:
-        ValueError: If it is none, or nested too deep.
+        ValueError: If it is no JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise ValueError('nested too deep') from error
+        raise ValueError('nested too deeply') from error
 
 
 class _Yaml(YamlHandler):
-    def load_from_fileobj(self, file: TextIO, **kwargs: Any) -> Any:
+    def load_from_fileobj(self, file: TextIO, **kwargs: object) -> object:
         return read_yaml(file.read())
 
 
 class _Json(JsonHandler):
-    def load_from_fileobj(self, file: TextIO) -> Any:
+    def load_from_fileobj(self, file: TextIO) -> object:
         return read_json(file.read())
 
 
@@ -129,50 +139,50 @@ def plain_handlers() -> Iterator[None]:
 
 
 def check_regular(path: str, expected: str) -> None:
-    """Refuse a folder, and what would wait or act when it is opened.
+    """Refuse folders, pipes and devices: opening one may wait or act.
 
     Args:
-        path (str): Of something that is there.
-        expected (str): What it should be.
+        path (str): Path of something that exists.
+        expected (str): What it should be, in words.
 
     Raises:
-        ValueError: If it is no regular file, such as a pipe or a device.
+        ValueError: If it is no regular file.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f'{path!r} is no regular file, expected {expected}')
 
 
 def check_file(path: str) -> None:
-    """Refuse what is no config before mmengine opens it.
+    """Refuse a file that is no config before mmengine opens it.
 
     Args:
-        path (str): Of something that is there.
+        path (str): Path of something that exists.
 
     Raises:
         ValueError: If it is no regular file, or a YAML or JSON file that
-            exceeds the limits or does not hold keys and values.
+            exceeds the limits or has no keys and values.
     """
     check_regular(path, 'a config')
     ending = osp.splitext(path)[1]
     if ending not in PLAIN:
         return
     size = osp.getsize(path)
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise ValueError(
-            f'{path!r} has {size:,} bytes, expected a config of '
-            f'{MOST_BYTES:,} at the most'
+            f'{path!r} has {size:,} bytes, expected a config of at most '
+            f'{MAX_BYTES:,}'
         )
     with open(path, encoding='utf-8', errors='replace') as file:
         text = file.read()
-    # mmengine makes regular expressions of what stands in placeholders.
-    odd = re.search(r'\{\{[^{}\n]{0,999}[()*+?|\[\]\\]', text)
-    if odd or text.count('{{') > MOST_PLACEHOLDERS:
+    # mmengine uses the text of placeholders as regular expressions.
+    unsafe = re.search(r'\{\{[^{}\n]{0,999}[()*+?|\[\]\\]', text)
+    if unsafe or text.count('{{') > MAX_PLACEHOLDERS:
         raise ValueError(
             f'{path!r} has placeholders ({{{{ ... }}}}) with one of '
-            f'()[]*+?|\\ in them, or more than {MOST_PLACEHOLDERS}'
+            f'()[]*+?|\\ in them, or more than {MAX_PLACEHOLDERS}'
         )
     if '{{' in text:
-        return  # It can be parsed when they are filled in.
+        return  # It can be parsed only when they are filled in.
     try:
         values = (read_json if ending == '.json' else read_yaml)(text)
     except ValueError as error:
@@ -181,5 +191,5 @@ def check_file(path: str) -> None:
         isinstance(key, str) for key in values
     ):
         raise ValueError(
-            f'{path!r} holds no keys with values, expected a config'
+            f'{path!r} has no keys with values, expected a config'
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..config.load import asks_for
+from ..config.load import find_key
 from ..validation import nearest
 
 UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -39,7 +39,7 @@ def construction(cfg: Config) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         path = error.filename
-        key = asks_for(cfg, path) if isinstance(path, str) else None
+        key = find_key(cfg, path) if isinstance(path, str) else None
         if key is None:
             raise
         raise FileNotFoundError(

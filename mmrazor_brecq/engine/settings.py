@@ -30,7 +30,7 @@ LoopConfig = Annotated[
     Config(
         PTQLoop,
         LOOPS,
-        settled=('runner', 'dataloader', 'evaluator'),
+        excluded=('runner', 'dataloader', 'evaluator'),
     ),
 ]
 

@@ -1,36 +1,39 @@
-"""What of a network is quantized, what stays in float, and why."""
+"""List what of a network is quantized, and what stays in float and why."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Optional, Union
 
 from torch import Tensor, nn
 
 from ..layers import is_quantizable
 from .record import Recording, memory_of
 
-#: Operations, by their names in ATen, that layers are made of.
+#: Operations that layers are made of, by their names in ATen.
 PRODUCTS = re.compile(r'conv|mm|mv|dot|linear|lstm|gru|rnn|attention|embed')
 
-#: Names in a sentence.
+#: Number of names that one sentence lists.
 SHOWN = 10
 
+#: For each weight, the operations that use it, each with the module whose
+#: own code runs it.
 Uses = dict[str, list[tuple[str, str]]]
 
 
 @dataclass
 class Account:
-    """What of a network is quantized.
+    """List of what is quantized in a network, and what is not.
 
     Attributes:
-        quantized (list[str]): Names of the layers that are.
-        layers (int): Convolutions and linear layers in all.
-        left_float (dict[str, str]): Layers and other weights of two
-            dimensions or more that are not, and what they are instead.
-        products (list[str]): Of these, the layers, and what enters matrix
-            products, convolutions and their like; not what is only added.
+        quantized (list[str]): Names of the quantized layers.
+        layers (int): Number of all convolutions and linear layers.
+        left_float (dict[str, str]): Layers that stay in float, and other
+            weights of two or more dimensions, each with the reason.
+        products (list[str]): Those of ``left_float`` that are layers or
+            operands of matrix products, convolutions and the like. Weights
+            that are only added or multiplied by element are not among them.
     """
 
     quantized: list[str]
@@ -42,13 +45,15 @@ class Account:
         text = f'{len(self.quantized)} of {self.layers} layers quantized'
         if not self.left_float:
             return text
-        left = [f'{name} ({why})' for name, why in self.left_float.items()]
+        left = [
+            f'{name} ({reason})' for name, reason in self.left_float.items()
+        ]
         more = f' and {len(left) - SHOWN} more' if len(left) > SHOWN else ''
         names = ', '.join(left[:SHOWN])
         return f'{text}; {len(left)} left in float: {names}{more}'
 
-    def to_dict(self) -> dict[str, Any]:
-        """For reports, as plain Python."""
+    def to_dict(self) -> dict[str, Union[str, int, dict[str, str]]]:
+        """Return the account as plain Python, for reports."""
         return dict(
             summary=str(self),
             quantized=len(self.quantized),
@@ -56,69 +61,82 @@ class Account:
             left_float=self.left_float,
         )
 
-    def _add(self, name: str, what: str, product: bool) -> None:
-        self.left_float.setdefault(name, what)
+    def _add(self, name: str, reason: str, product: bool) -> None:
+        self.left_float.setdefault(name, reason)
         if product and name not in self.products:
             self.products.append(name)
 
 
 def take_account(model: nn.Module, recording: Recording) -> Account:
-    """See which weights the operations of a pass take.
+    """Find out which weights will be quantized.
 
     Args:
         model (nn.Module): The float network.
         recording (Recording): A recorded pass of it.
+
+    Returns:
+        Account: The quantized layers, and all other weights with reasons.
     """
     calls = recording.by_module()
     layers = [m for m in model.modules() if is_quantizable(m)]
     quantized = [m for m in calls if recording.is_layer(m)]
     account = Account([calls[m][0].name for m in quantized], len(layers))
-    for module, what in recording.unfit.items():
-        account._add(calls[module][0].name, what, True)
-    uses = _uses(model, recording)
+    for module, reason in recording.unfit.items():
+        account._add(calls[module][0].name, reason, True)
+    all_uses = _find_uses(model, recording)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         path, _, key = name.rpartition('.')
         module = model.get_submodule(path)
         layer = is_quantizable(module) and key == 'weight'
         if value.dim() < 2 or (layer and module in calls):
             continue
-        used = uses.get(name, [])
-        product = layer or any(PRODUCTS.search(op) for op, _ in used)
+        uses = all_uses.get(name, [])
+        product = layer or any(PRODUCTS.search(op) for op, _ in uses)
         if product or isinstance(value, nn.Parameter):
-            whole = layer or (not is_quantizable(module) and _kind(module))
-            what = _what(module, layer, value, used)
-            account._add(path if whole else name, what, product)
+            reason = _reason(module, layer, value, uses)
+            names_module = layer or (
+                not is_quantizable(module) and _torch_class(module)
+            )
+            account._add(path if names_module else name, reason, product)
     return account
 
 
-def _what(
+def _reason(
     module: nn.Module,
     layer: bool,
     value: Tensor,
-    used: list[tuple[str, str]],
+    uses: list[tuple[str, str]],
 ) -> str:
-    """What a weight is instead of one that is quantized."""
+    """Return why a weight is not quantized.
+
+    Args:
+        module (nn.Module): The module that has the weight.
+        layer (bool): Whether it is the weight of a convolution or a linear
+            layer.
+        value (Tensor): The weight.
+        uses (list): The operations that use it.
+    """
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return 'a transposed convolution, which is not supported'
-    user = ', '.join(
+    users = ', '.join(
         f'{op} in {caller or "the network itself"}'
-        for op, caller in dict.fromkeys(used)
+        for op, caller in dict.fromkeys(uses)
     )
     if layer:
         return 'not called in the forward pass' + (
-            f' (its weight is: by {user})' if user else ''
+            f' (its weight is: by {users})' if users else ''
         )
-    kind = None if is_quantizable(module) else _kind(module)
+    kind = None if is_quantizable(module) else _torch_class(module)
     if kind is not None:
         return f'of type {kind.__name__}, which is not supported'
     noun = 'parameter' if isinstance(value, nn.Parameter) else 'buffer'
-    if not user:
+    if not users:
         return f'a {noun} that the forward pass does not use'
-    return f'a {noun} outside of the layers, used by {user}'
+    return f'a {noun} outside of the layers, used by {users}'
 
 
-def _kind(module: nn.Module) -> Optional[type]:
-    """The class of torch that a module is of, if that has weights."""
+def _torch_class(module: nn.Module) -> Optional[type]:
+    """Return torch's own class of a module, None if that has no weights."""
     for cls in type(module).__mro__:
         if cls.__module__.startswith('torch.nn.modules.'):
             plain = cls is nn.Module or cls.__module__.endswith('.container')
@@ -126,35 +144,39 @@ def _kind(module: nn.Module) -> Optional[type]:
     return None
 
 
-def _uses(model: nn.Module, recording: Recording) -> Uses:
-    """The operations that take weights together with activations.
+def _find_uses(model: nn.Module, recording: Recording) -> Uses:
+    """Find the operations that combine weights with activations.
 
-    What is computed from weights alone counts as these weights.
+    A tensor that is computed from weights alone stands for these weights.
 
     Returns:
-        dict: By the weight's name, the operations and the modules whose own
-        code they are in.
+        dict: For each name of a weight, the operations and the modules whose
+        own code runs them.
     """
-    constant: dict[int, Any] = {
+    # Names of the weights that the content of each memory comes from.
+    sources_of: dict[int, set[str]] = {
         memory_of(value): {name}
         for name, value in [
             *model.named_buffers(),
-            *model.named_parameters(),  # A mask counts as what it masks.
+            *model.named_parameters(),
         ]
     }
     parameters = {name for name, _ in model.named_parameters()}
     uses: Uses = {}
-    for step in recording.steps:
-        before = [constant.get(value.storage) for value in step.taken]
-        sources = set().union(*(names or () for names in before))
+    for operation in recording.operations:
+        found = [sources_of.get(value.storage) for value in operation.inputs]
+        sources = set().union(*(names or () for names in found))
+        # A mask or another buffer counts as the parameter it is applied to.
         sources = sources & parameters or sources
-        alone = None not in before
-        used = not alone or PRODUCTS.search(step.op)
-        for name in sources if used else ():
-            uses.setdefault(name, []).append((step.op, step.caller))
-        for value in step.made:
-            if alone:
-                constant[value.storage] = sources
+        only_weights = None not in found
+        if not only_weights or PRODUCTS.search(operation.name):
+            for name in sources:
+                uses.setdefault(name, []).append(
+                    (operation.name, operation.caller)
+                )
+        for value in operation.outputs:
+            if only_weights:
+                sources_of[value.storage] = sources
             else:
-                constant.pop(value.storage, None)
+                sources_of.pop(value.storage, None)
     return uses

@@ -1,10 +1,10 @@
-"""Weights that are computed from others become plain parameters."""
+"""Turn weights that are computed from others into plain parameters."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import torch
 from mmengine.logging import print_log
@@ -26,19 +26,23 @@ from ..layers import is_quantizable
 from .compare import Reference
 from .unwrap import unwrap
 
-_NO_CONSTANT = (
-    'The network computes {} anew in each call, and gives something else '
-    'where that is a constant: remove the parametrization before it is '
-    'quantized'
+_NOT_CONSTANT = (
+    'The network computes {} anew in each call, and its output changes '
+    'where that is a constant: remove the parametrization before '
+    'quantization'
 )
 
 Network = TypeVar('Network', bound=nn.Module)
 
 
 def copy_network(network: Network) -> Network:
-    """A copy of a network, without a wrapper around it, also where hooks
-    left tensors that carry gradients behind, which :func:`copy.deepcopy`
-    refuses.
+    """Return a copy of a network, without a wrapper around it.
+
+    Unlike :func:`copy.deepcopy` it copies networks in which hooks left
+    tensors that carry gradients.
+
+    Args:
+        network (nn.Module): The network; it stays as it is.
     """
     network = unwrap(network)
     memo = {
@@ -51,45 +55,49 @@ def copy_network(network: Network) -> Network:
 
 
 def make_plain(network: nn.Module, inputs: Tensor) -> None:
-    """Give each layer a weight of its own, which is what it computes with.
+    """Give each layer a weight of its own: the one that it computes with.
 
-    Weight and spectral norms, pruning masks and other parametrizations are
-    worked out, and weights that several layers have in common are copied.
+    Weight norms, spectral norms, pruning masks and other parametrizations
+    are evaluated, and weights that several layers share are copied.
 
     Args:
-        network (nn.Module): In evaluation mode, changed in place.
-        inputs (Tensor): N x ... preprocessed inputs.
+        network (nn.Module): The network in evaluation mode; it is changed in
+            place.
+        inputs (Tensor): Preprocessed images, N x C x H x W.
 
     Raises:
-        ValueError: If the network then gives something else.
+        ValueError: If the network's output is another one afterwards.
     """
     if not any(map(_is_computed, network.modules())):
-        _untie(network)
+        _copy_shared_weights(network)
         return
     reference = Reference(network, inputs)
-    _untie(network)
+    _copy_shared_weights(network)
     names = []
-    # Those that are computed from others come after these.
+    # A parametrization comes after the modules that it is computed from.
     for name, module in reversed(list(network.named_modules())):
         if _is_computed(module):
             _bake_parametrizations(name, module)
             _bake_hooks(module)
             names.append(name)
     if not reference.matches():
-        raise ValueError(_NO_CONSTANT.format(', '.join(reversed(names))))
+        raise ValueError(_NOT_CONSTANT.format(', '.join(reversed(names))))
 
 
-def _untie(network: nn.Module) -> None:
-    """Copy weights that lie in memory that another one has, too."""
+def _copy_shared_weights(network: nn.Module) -> None:
+    """Copy the weights of layers whose memory another module uses, too."""
     seen: set[int] = set()
     for name, module in network.named_modules():
-        own = is_quantizable(module) or _is_computed(module)
-        own |= isinstance(module, parametrize.ParametrizationList)
+        needs_copy = (
+            is_quantizable(module)
+            or _is_computed(module)
+            or isinstance(module, parametrize.ParametrizationList)
+        )
         for key, value in module._parameters.items():
             if value is None:
                 continue
-            place = value.untyped_storage().data_ptr()
-            if own and place and place in seen:
+            address = value.untyped_storage().data_ptr()
+            if needs_copy and address and address in seen:
                 module._parameters[key] = nn.Parameter(
                     value.detach().clone(), value.requires_grad
                 )
@@ -99,10 +107,11 @@ def _untie(network: nn.Module) -> None:
                     'current',
                     logging.INFO,
                 )
-            seen.add(place)
+            seen.add(address)
 
 
 def _is_computed(module: nn.Module) -> bool:
+    """Return whether a module computes its weights from other tensors."""
     return parametrize.is_parametrized(module) or any(
         isinstance(hook, (WeightNorm, SpectralNorm, prune.BasePruningMethod))
         for hook in module._forward_pre_hooks.values()
@@ -110,20 +119,22 @@ def _is_computed(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _bake_parametrizations(name: str, module: Any) -> None:
+def _bake_parametrizations(name: str, module: nn.Module) -> None:
+    """Replace parametrized tensors of a module by their values."""
     if not parametrize.is_parametrized(module):
         return
     values = {}
-    for key, parametrization in module.parametrizations.items():
+    parametrizations = cast(nn.ModuleDict, module.parametrizations)
+    for key, parametrization in parametrizations.items():
         value, again = getattr(module, key), getattr(module, key)
         if not torch.equal(value, again):
-            raise ValueError(_NO_CONSTANT.format(f'{name}.{key}'))
+            raise ValueError(_NOT_CONSTANT.format(f'{name}.{key}'))
         sources = list(parametrization.parameters(recurse=False))
         learned = any(source.requires_grad for source in sources)
         value = value.detach().clone()
         values[key] = nn.Parameter(value, learned) if sources else value
-    # Copies have their class in common: torch's own way back would take the
-    # weight from those of the caller as well.
+    # Not by `remove_parametrizations`: it changes the class, which copies
+    # share, and would break the caller's network.
     del module.parametrizations
     module.__class__ = type(module).__bases__[0]
     for key, value in values.items():
@@ -134,13 +145,14 @@ def _bake_parametrizations(name: str, module: Any) -> None:
 
 
 def _bake_hooks(module: nn.Module) -> None:
-    # A hook may read what those after it make.
+    """Replace weights that hooks compute by their values."""
+    # In reverse order, since a hook may use the result of an earlier one.
     for hook in reversed(list(module._forward_pre_hooks.values())):
         if isinstance(hook, WeightNorm):
             remove_weight_norm(module, hook.name)
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
-            # Torch wraps this hook, and then does not find it.
+            # torch fails to remove this hook, since it wraps it.
             for key, wrapped in list(
                 module._load_state_dict_pre_hooks.items()
             ):

@@ -1,13 +1,15 @@
-"""A network has to say the same whenever it sees the same images.
+"""Check that a network gives the same output for the same images.
 
-Units are reconstructed from what each image gives in one pass. Whatever draws
-numbers, counts its calls, looks at other images of a batch or goes another
-way spoils that without a word, so it is looked for before anything is done.
+Units are reconstructed from what one pass gives for each image. A network
+that draws random numbers, counts its calls, mixes the images of a batch, or
+calls other modules from pass to pass would silently spoil the result. So
+this is checked before anything is done.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,96 +19,102 @@ from .check import warn
 from .compare import TOLERANCE, differences
 from .record import Recording, run_float, watched
 
-#: A number of a tensor's content: sums of its elements, and their squares.
+#: Sum and norm of a tensor's elements, to tell whether two tensors are equal.
 Digest = tuple[float, float]
 
 
-class _Called(NamedTuple):
-    """One call in a pass: the module's name, what it took and gave, and
-    whether random numbers were drawn in it.
+class _CallDigest(NamedTuple):
+    """One call of a module in a pass.
+
+    Attributes:
+        name (str): The module's name.
+        inputs (tuple[Digest]): Digests of the tensors among its arguments.
+        outputs (tuple[Digest]): Digests of the tensors that it returned.
+        random (bool): Whether random numbers were drawn in the call.
     """
 
     name: str
-    taken: tuple[Digest, ...]
-    given: tuple[Digest, ...]
-    drew: bool
+    inputs: tuple[Digest, ...]
+    outputs: tuple[Digest, ...]
+    random: bool
 
 
 class _Pass(NamedTuple):
-    """One pass: what the network gave, and its calls as they ended."""
+    """One pass: the network's outputs, and its calls as they ended."""
 
     outputs: list[Tensor]
-    calls: list[_Called]
+    calls: list[_CallDigest]
 
 
 @torch.no_grad()
 def check_behavior(
     model: nn.Module, inputs: Tensor, recording: Recording
 ) -> None:
-    """Look for what makes a network say one thing now and another then.
+    """Check that a network does the same in each pass.
 
-    Two more passes, of two images each, the second in the other order. What
-    a network draws comes from a copy of the caller's random state, and
-    buffers are put back.
+    Two images pass the network twice, the second time in reverse order.
+    Random numbers are drawn from a copy of the caller's random state, and
+    buffers are restored.
+
+    A warning names outputs that differ or that depend on the other images
+    of a batch, buffers that change, and a network that writes to its input.
 
     Args:
-        model (nn.Module): In evaluation mode.
-        inputs (Tensor): N x ... preprocessed inputs.
+        model (nn.Module): The network, in evaluation mode.
+        inputs (Tensor): Preprocessed images, N x C x H x W.
         recording (Recording): A recorded pass of them.
 
     Raises:
-        ValueError: If modules stay in training mode, or others are called
-            from pass to pass, or the network gives NaN. If outputs differ,
-            or depend on the other images of a batch, or a buffer changes, or
-            the images are written to, that is told in a warning.
+        ValueError: If modules stay in training mode, if the modules that are
+            called change from pass to pass, or if the network gives NaN.
     """
     _check_modes(model, recording)
-    pair = _pair(inputs)
+    pair = _two_images(inputs)
     buffers = {name: (x, x.clone()) for name, x in model.named_buffers()}
-    kept = pair.clone()
+    original = pair.clone()
     try:
         with preserve_random_state(inputs.device):
             first = _run(model, pair)
-            if not torch.equal(pair, kept):
+            if not torch.equal(pair, original):
                 warn(
                     'The forward pass writes to the images that it is given: '
-                    'it gets copies of them here, and changes those of whoever'
-                    ' calls it elsewhere'
+                    'copies are used here, but other callers find their '
+                    'images changed'
                 )
             _check_finite(model, first)
-            second = _run(model, kept.flip(0))
-            _check_way(recording, first, second)
-            if any(call.drew for call in first.calls) or not _alike(
+            second = _run(model, original.flip(0))
+            _check_same_calls(recording, first, second)
+            if any(call.random for call in first.calls) or not _same_outputs(
                 first.outputs, second.outputs, swapped=True
             ):
-                _tell_difference(model, kept, first)
+                _warn_of_difference(model, original, first)
     finally:
-        _put_back(model, buffers)
+        _restore_buffers(model, buffers)
 
 
 def _check_modes(model: nn.Module, recording: Recording) -> None:
-    """Refuse what :meth:`eval` does not reach, warn of what it cannot help."""
+    """Refuse modules in training mode, and warn of batch statistics."""
     names = {call.module: call.name for call in recording.calls}
     training = [name for m, name in names.items() if m.training]
     if training:
         raise ValueError(
-            f'{_listed(training)} stays in training mode after `.eval()`: '
-            'let its `train` do what that of torch.nn.Module does'
+            f'{_first_names(training)} stays in training mode after '
+            '`.eval()`: let its `train` do what that of torch.nn.Module does'
         )
     for module, name in names.items():
-        statistics = getattr(module, 'running_mean', module)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-            statistics is None
+            module.running_mean is None
         ):
             warn(
                 f'{name} has no running statistics and normalizes each batch '
-                'by its own: what an image gives depends on the images '
-                'beside it, so results hold for batches of the same kind'
+                'by its own: the output for an image depends on the other '
+                'images of the batch, so results hold for batches of the '
+                'same kind'
             )
 
 
-def _pair(inputs: Tensor) -> Tensor:
-    """Two images that differ; the second one is made if there is one."""
+def _two_images(inputs: Tensor) -> Tensor:
+    """Return the first two images, or the only one and its mirror image."""
     if len(inputs) > 1:
         return inputs[:2].clone()
     other = inputs.flip(-1) if inputs.dim() > 1 else inputs
@@ -114,24 +122,27 @@ def _pair(inputs: Tensor) -> Tensor:
 
 
 def _run(model: nn.Module, images: Tensor) -> _Pass:
-    calls: list[_Called] = []
+    """Run the network and return its outputs and the digests of its calls."""
+    calls: list[_CallDigest] = []
     names = {module: name for name, module in model.named_modules()}
     begun: list[tuple[tuple[Digest, ...], Tensor]] = []
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
         begun.append((_digests((args, kwargs)), torch.get_rng_state()))
 
-    def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        taken, chance = begun.pop()
-        drew = not torch.equal(torch.get_rng_state(), chance)
-        calls.append(_Called(names[module], taken, _digests(out), drew))
+    def leave(
+        module: nn.Module, args: tuple, kwargs: dict, out: object
+    ) -> None:
+        inputs, state = begun.pop()
+        random = not torch.equal(torch.get_rng_state(), state)
+        calls.append(_CallDigest(names[module], inputs, _digests(out), random))
 
     with watched(names, enter, leave):
         outputs = tensors(run_float(model, images))
     return _Pass([x.detach().clone() for x in outputs], calls)
 
 
-def _digests(nested: Any) -> tuple[Digest, ...]:
+def _digests(nested: object) -> tuple[Digest, ...]:
     return tuple(
         (float(x.sum()), float(torch.linalg.vector_norm(x)))
         for x in tensors(nested)
@@ -140,20 +151,21 @@ def _digests(nested: Any) -> tuple[Digest, ...]:
 
 
 def _check_finite(model: nn.Module, run: _Pass) -> None:
+    """Refuse a network that gives NaN, and name the first module to do so."""
     if not any(x.isnan().any() for x in run.outputs):
         return
     first = next(
         (
             call.name
             for call in run.calls
-            if _has_nan(call.given) and not _has_nan(call.taken)
+            if _has_nan(call.outputs) and not _has_nan(call.inputs)
         ),
         '',
     )
     raise ValueError(
         f'The network gives NaN on the first calibration images, from '
         f'{first or type(model).__name__!r} on: its weights are broken, or '
-        'the images are not normalized as it wants them'
+        'the images are not normalized as the network expects'
     )
 
 
@@ -161,76 +173,87 @@ def _has_nan(digests: tuple[Digest, ...]) -> bool:
     return any(value != value for pair in digests for value in pair)
 
 
-def _check_way(recording: Recording, first: _Pass, second: _Pass) -> None:
-    """Refuse a network that calls other modules on other images."""
-    ways = [[call.name for call in run.calls] for run in (first, second)]
+def _check_same_calls(
+    recording: Recording, first: _Pass, second: _Pass
+) -> None:
+    """Refuse a network whose passes call different modules."""
+    names = [[call.name for call in run.calls] for run in (first, second)]
     recorded = {call.name for call in recording.calls}
-    differ = {*recorded} ^ {*ways[0]} or {*ways[0]} ^ {*ways[1]}
-    if differ or ways[0] != ways[1]:
+    differ = {*recorded} ^ {*names[0]} or {*names[0]} ^ {*names[1]}
+    if differ or names[0] != names[1]:
         raise ValueError(
             'The forward pass calls other modules from one pass to the next '
-            f'({_listed(differ) or "the same in another order"}): a network '
-            'whose way depends on its images, on chance, or on how often it '
-            'was called cannot be reconstructed unit by unit'
+            f'({_first_names(differ) or "the same in another order"}): a '
+            'network cannot be reconstructed unit by unit if the modules '
+            'that it calls depend on its images, on chance, or on the number '
+            'of its calls'
         )
 
 
-def _alike(
+def _same_outputs(
     first: list[Tensor], second: list[Tensor], swapped: bool = False
 ) -> bool:
-    """Whether two passes say the same; of images in the other order, too."""
+    """Return whether the outputs of two passes are the same.
+
+    Args:
+        first (list[Tensor]): Outputs of one pass.
+        second (list[Tensor]): Outputs of the other pass.
+        swapped (bool): Whether its two images were in reverse order: then
+            outputs may be, too.
+    """
     if [x.shape for x in first] != [x.shape for x in second]:
         return False
     return all(
-        _near(x, y)
-        or (swapped and x.dim() and not len(x) % 2 and _near(x, _swap(y)))
+        _close(x, y)
+        or (swapped and x.dim() and not len(x) % 2 and _close(x, _swap(y)))
         for x, y in zip(first, second)
     )
 
 
 def _swap(x: Tensor) -> Tensor:
+    """Return the output with its first and second half exchanged."""
     return x.unflatten(0, (2, -1)).flip(0).flatten(0, 1)
 
 
-def _near(x: Tensor, y: Tensor) -> bool:
+def _close(x: Tensor, y: Tensor) -> bool:
     return all(d <= TOLERANCE for d in differences(x, y))
 
 
-def _tell_difference(model: nn.Module, images: Tensor, first: _Pass) -> None:
-    """Find out why outputs differ, by the same images once more."""
+def _warn_of_difference(
+    model: nn.Module, images: Tensor, first: _Pass
+) -> None:
+    """Run the same images again and warn of the reason for a difference."""
     again = _run(model, images.clone())
     random = next(
         (
             a.name
             for a, b in zip(first.calls, again.calls)
-            if a.drew or (a.taken == b.taken and a.given != b.given)
+            if a.random or (a.inputs == b.inputs and a.outputs != b.outputs)
         ),
         None,
     )
-    if random is None and _alike(first.outputs, again.outputs):
+    if random is None and _same_outputs(first.outputs, again.outputs):
         warn(
-            'What the network gives for an image depends on the images '
-            'beside it, or on their order: what is learned from batches of '
-            'calibration images need not hold for others'
+            "The network's output for an image depends on the images beside "
+            'it, or on their order: what is learned from batches of '
+            'calibration images need not hold for other batches'
         )
         return
     warn(
         f'{random or type(model).__name__} gives something else for the same '
-        'input in each pass, such as dropout that never stops: what is '
-        'learned from it is spoiled by chance. Let it be still in evaluation '
-        'mode'
+        'input in each pass, such as dropout that never stops, and what is '
+        'learned from it is unreliable: turn this off in evaluation mode'
     )
 
 
-def _put_back(
+def _restore_buffers(
     model: nn.Module, buffers: dict[str, tuple[Tensor, Tensor]]
 ) -> None:
-    """Undo what the passes did to buffers, and tell which those were."""
+    """Restore the buffers that the passes changed, and warn of them."""
     changed = []
     now = dict(model.named_buffers())
     for name, (buffer, content) in buffers.items():
-        same = now.get(name) is buffer
-        if same and _same_bits(buffer, content):
+        if now.get(name) is buffer and _same_bits(buffer, content):
             continue
         changed.append(name)
         buffer.copy_(content)
@@ -238,13 +261,14 @@ def _put_back(
         model.get_submodule(parent)._buffers[child] = buffer
     if changed:
         warn(
-            f'{_listed(changed)} changes in each forward pass, in evaluation '
-            'mode too: what the network says should not depend on how often '
-            'it was called'
+            f'{_first_names(changed)} changes in each forward pass, in '
+            "evaluation mode too: the network's output should not depend on "
+            'the number of its calls'
         )
 
 
 def _same_bits(x: Tensor, y: Tensor) -> bool:
+    """Return whether two tensors are equal, NaN being equal to NaN."""
     return (
         torch.equal(x, y)
         or torch.equal(x.isnan(), y.isnan())
@@ -252,7 +276,7 @@ def _same_bits(x: Tensor, y: Tensor) -> bool:
     )
 
 
-def _listed(names: Any) -> str:
-    """Some names, as many as one reads."""
-    some = sorted(names)[:5]
-    return ', '.join(map(repr, some)) + ' ...' * (len(names) > 5)
+def _first_names(names: Collection[str]) -> str:
+    """Return the first five names in a sentence."""
+    more = ' ...' if len(names) > 5 else ''
+    return ', '.join(map(repr, sorted(names)[:5])) + more

@@ -1,6 +1,6 @@
-"""A rewritten network is held against the one before, on real inputs.
+"""Compare a rewritten network with the one before, on real inputs.
 
-Whatever changes how a network computes, but not what, is a list of
+Whatever changes how a network computes, but not its outputs, is a list of
 :class:`Rewrite`, and goes through :func:`apply_checked`.
 """
 
@@ -17,21 +17,23 @@ from torch import Tensor, nn
 from ..functional import map_tensors, preserve_random_state, tensors
 from .record import run_float
 
-#: Least difference, relative to the largest value, that tells a mistake
-#: from rounding errors; and how far inputs are shaken to see what rounding
-#: errors make of an output.
-TOLERANCE, SHAKEN = 1e-3, 1e-5
+#: Smallest difference, relative to the largest value, that counts as a
+#: mistake and not as a rounding error.
+TOLERANCE = 1e-3
+#: Relative size of the noise that shows how much rounding errors of the
+#: inputs change an output.
+NOISE = 1e-5
 
 #: The name of the whole network.
 NETWORK = ''
 
 
 class Rewrite:
-    """One change to a network that leaves its outputs as they were.
+    """One change to a network that leaves its outputs the same.
 
     Args:
-        name (str): The module at which the change is over: from its output
-            on, all values are what they were.
+        name (str): The module at whose output the change is complete: all
+            values from there on are the same as before.
     """
 
     def __init__(self, name: str) -> None:
@@ -42,63 +44,66 @@ class Rewrite:
         raise NotImplementedError
 
     def undo(self) -> None:
-        """Put back what was there, to the last bit."""
+        """Restore the network, to the last bit."""
         raise NotImplementedError
 
 
 class Reference:
-    """What a network gives before it is rewritten.
+    """The outputs of a network before it is rewritten.
 
     Args:
-        model (nn.Module): In evaluation mode. It is rewritten in place.
-        inputs (Tensor): N x ... preprocessed inputs.
-        places (list[str]): Modules whose outputs are kept, besides those of
-            the network.
+        model (nn.Module): The network, in evaluation mode.
+        inputs (Tensor): Preprocessed images, N x C x H x W.
+        names (iterable): Names of modules whose outputs are compared,
+            besides those of the network.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Tensor, places: Iterable[str] = ()
+        self, model: nn.Module, inputs: Tensor, names: Iterable[str] = ()
     ) -> None:
         self.model = model
         self.inputs = inputs
-        self.places = sorted(places)
+        self.names = sorted(names)
         self.outputs = self._outputs()
-        shaken, _ = self._compare(_shake(inputs))
-        # Where a network takes what is near for something else, such as
-        # boxes that it sorts, a difference tells of no mistake.
+        # Some outputs change a lot with tiny changes of the input, such as
+        # boxes that are sorted by score. Their tolerance is larger.
+        noise, _ = self._compare(_add_noise(inputs))
         self.tolerances = {
-            name: [max(TOLERANCE, 10 * noise) for noise in found]
-            for name, found in shaken.items()
+            name: [max(TOLERANCE, 10 * x) for x in found]
+            for name, found in noise.items()
         }
 
-    def wrong_places(self) -> set[str]:
-        """Places where the rewritten network gives something else.
+    def wrong_names(self) -> set[str]:
+        """Return the modules whose outputs are others after the rewrite.
 
-        Each output is replaced by the one before the rewriting, so that a
-        difference shows where it is made and nowhere else.
+        Each output is replaced by the one before the rewrite, so that a
+        difference shows only in the module that causes it. If the network
+        fails, the set is empty.
         """
         try:
-            found, other = self._compare(self.inputs, replace=True)
-        except Exception:  # What broke it shows when the parts are tried.
+            found, other_calls = self._compare(self.inputs, replace=True)
+        except Exception:  # `_apply_halves` finds the rewrite that fails.
             return set()
-        return other | {n for n in self.places if not self._agrees(n, found)}
+        return other_calls | {
+            name for name in self.names if not self._agrees(name, found)
+        }
 
     def matches(self) -> bool:
-        """Whether the rewritten network runs, and gives the same."""
+        """Return whether the rewritten network still gives its output."""
         try:
             result = self._run(self.inputs, lambda *_: None)
-        except Exception:  # Its own code may look at what is not there now.
+        except Exception:  # Its code may use what the rewrite removed.
             return False
         found = differences(self.outputs[NETWORK], [result])
         return self._agrees(NETWORK, {NETWORK: found})
 
     def _agrees(self, name: str, found: dict[str, list[float]]) -> bool:
         pairs = zip(found[name], self.tolerances[name])
-        return all(difference <= most for difference, most in pairs)
+        return all(difference <= tolerance for difference, tolerance in pairs)
 
     def _outputs(self) -> dict[str, list[Any]]:
-        """What the places give in each of their calls, and the network."""
-        found: dict[str, list[Any]] = {name: [] for name in self.places}
+        """Return the outputs of each module, call by call, and the network."""
+        found: dict[str, list[Any]] = {name: [] for name in self.names}
         result = self._run(
             self.inputs,
             lambda name, out: found[name].append(
@@ -110,47 +115,59 @@ class Reference:
     def _compare(
         self, inputs: Tensor, replace: bool = False
     ) -> tuple[dict[str, list[float]], set[str]]:
-        """How far outputs are from those that are kept, as they come.
+        """Run the network and compare outputs with those before the rewrite.
 
         Args:
-            inputs (Tensor): What the network is given.
-            replace (bool): Whether each output is replaced by that before.
+            inputs (Tensor): Preprocessed images, N x C x H x W.
+            replace (bool): Whether each module's output is replaced by the
+                one before the rewrite.
 
         Returns:
-            tuple: By name the differences of all tensors, and the places
-            that are called more or less often; all their differences are
-            infinite.
+            tuple: For each name the differences of all tensors, and the
+            names of modules whose number of calls changed. Their
+            differences are infinite.
         """
-        found: dict[str, list[float]] = {name: [] for name in self.places}
-        calls = dict.fromkeys(self.places, 0)
+        found: dict[str, list[float]] = {name: [] for name in self.names}
+        calls = dict.fromkeys(self.names, 0)
 
-        def look(name: str, out: Any) -> Any:
+        def compare(name: str, out: object) -> object:
             before = self.outputs[name][calls[name] : calls[name] + 1]
             calls[name] += 1
             found[name] += differences(before, [out])
-            keep = before and replace
-            return map_tensors(Tensor.clone, before[0]) if keep else None
+            if not before or not replace:
+                return None
+            return map_tensors(Tensor.clone, before[0])
 
-        result = self._run(inputs, look)
+        result = self._run(inputs, compare)
         found[NETWORK] = differences(self.outputs[NETWORK], [result])
-        other = {n for n in self.places if calls[n] != len(self.outputs[n])}
-        for name in other:
+        other_calls = {
+            name
+            for name in self.names
+            if calls[name] != len(self.outputs[name])
+        }
+        for name in other_calls:
             found[name] = [math.inf for _ in tensors(self.outputs[name])]
-        return found, other
+        return found, other_calls
 
     @torch.no_grad()
-    def _run(self, inputs: Tensor, look: Callable[[str, Any], Any]) -> Any:
-        """The network's output; ``look`` gets those of the places, and what
-        it returns takes their place.
+    def _run(
+        self, inputs: Tensor, on_output: Callable[[str, object], object]
+    ) -> object:
+        """Run the network and return its output.
+
+        Args:
+            inputs (Tensor): Preprocessed images, N x C x H x W.
+            on_output (callable): Gets name and output of each module that is
+                compared, and returns another output or None.
         """
         hooks = [
             self.model.get_submodule(name).register_forward_hook(
-                lambda module, args, out, name=name: look(name, out)
+                lambda module, args, out, name=name: on_output(name, out)
             )
-            for name in self.places
+            for name in self.names
         ]
         try:
-            with _same_draws(inputs.device):
+            with _fixed_seed(inputs.device):
                 return map_tensors(
                     Tensor.clone, run_float(self.model, inputs.clone())
                 )
@@ -162,36 +179,38 @@ class Reference:
 def apply_checked(
     model: nn.Module, rewrites: Sequence[Rewrite], inputs: Tensor
 ) -> list[Rewrite]:
-    """Apply rewrites, but for those that change what a network gives.
+    """Apply the rewrites that leave a network's outputs the same.
 
     Args:
-        model (nn.Module): In evaluation mode; rewritten in place.
-        rewrites (list[Rewrite]): None of them applied yet.
-        inputs (Tensor): N x ... preprocessed inputs, real ones.
+        model (nn.Module): The network in evaluation mode; it is rewritten in
+            place.
+        rewrites (list[Rewrite]): Rewrites, of which none is applied yet.
+        inputs (Tensor): Preprocessed images, N x C x H x W.
 
     Returns:
-        list[Rewrite]: Those that are left undone.
+        list[Rewrite]: The rewrites that would change outputs. They are not
+        applied.
     """
     if not rewrites:
         return []
     reference = Reference(model, inputs, {r.name for r in rewrites})
     for rewrite in rewrites:
         rewrite.apply()
-    wrong = reference.wrong_places()
+    wrong = reference.wrong_names()
     for rewrite in reversed(rewrites):
         rewrite.undo()
     undone = [r for r in rewrites if r.name in wrong]
-    return undone + _settle(
+    return undone + _apply_halves(
         reference, [r for r in rewrites if r not in undone]
     )
 
 
-def _settle(
+def _apply_halves(
     reference: Reference, rewrites: Sequence[Rewrite]
 ) -> list[Rewrite]:
-    """Apply the rewrites that can stay, and give the others.
+    """Apply the rewrites that are right and return the others.
 
-    Where all of them together are wrong, each half is tried.
+    If all of them together are wrong, each half is tried on its own.
     """
     for rewrite in rewrites:
         rewrite.apply()
@@ -202,28 +221,28 @@ def _settle(
     if len(rewrites) == 1:
         return [*rewrites]
     half = len(rewrites) // 2
-    first = _settle(reference, rewrites[:half])
-    return first + _settle(reference, rewrites[half:])
+    first = _apply_halves(reference, rewrites[:half])
+    return first + _apply_halves(reference, rewrites[half:])
 
 
-def differences(expected: Any, found: Any) -> list[float]:
-    """How far tensors are from others, relative to the largest value.
+def differences(expected: object, found: object) -> list[float]:
+    """Return how much tensors differ, relative to the largest value.
 
     Args:
-        expected (Any): Nested tensors.
+        expected (Any): Tensors in any structure.
         found (Any): Likewise.
 
     Returns:
-        list[float]: One for each tensor that is expected: 0 for those of
-        whole numbers, and infinite where the form is another one.
+        list[float]: One difference for each expected tensor: 0 for tensors
+        of integers, infinite where the shape is another one.
     """
-    ours, theirs = tensors(expected), tensors(found)
-    if len(ours) != len(theirs):
-        return [math.inf for _ in ours]
-    return [_distance(x, y) for x, y in zip(ours, theirs)]
+    before, after = tensors(expected), tensors(found)
+    if len(before) != len(after):
+        return [math.inf for _ in before]
+    return [_difference(x, y) for x, y in zip(before, after)]
 
 
-def _distance(x: Tensor, y: Tensor) -> float:
+def _difference(x: Tensor, y: Tensor) -> float:
     if x.shape != y.shape:
         return math.inf
     if not x.is_floating_point() or torch.equal(x, y):
@@ -235,8 +254,9 @@ def _distance(x: Tensor, y: Tensor) -> float:
 def relative_difference(
     model: nn.Module, other: nn.Module, inputs: Tensor
 ) -> float:
-    """Largest difference of two networks' outputs, relative to the largest
-    output of the first.
+    """Return the largest difference of two networks' outputs.
+
+    It is relative to the largest output of the first network.
     """
     with torch.no_grad():
         outputs = run_float(model, inputs), run_float(other, inputs)
@@ -244,16 +264,16 @@ def relative_difference(
 
 
 @contextmanager
-def _same_draws(device: torch.device) -> Iterator[None]:
-    """Within it a network that draws numbers draws the same every time."""
+def _fixed_seed(device: torch.device) -> Iterator[None]:
+    """Let a network draw the same random numbers in each pass."""
     with preserve_random_state(device):
         torch.manual_seed(0)
         yield
 
 
-def _shake(inputs: Tensor) -> Tensor:
+def _add_noise(inputs: Tensor) -> Tensor:
     if not inputs.is_floating_point():
         return inputs
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(inputs.shape, generator=generator).to(inputs)
-    return inputs + SHAKEN * inputs.abs().max() * noise
+    return inputs + NOISE * inputs.abs().max() * noise

@@ -1,27 +1,31 @@
-"""Batch normalisation folded into the layer before it."""
+"""Fold batch normalization into the layer before it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from typing import Any, Optional
+from typing import Optional, Union, cast
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from .compare import Rewrite, apply_checked
 from .record import Recording
 
+#: A layer that a norm folds into.
+Layer = Union[_ConvNd, nn.Linear]
+
 
 @torch.no_grad()
-def _is_frozen_norm(module: Any, dims: int) -> bool:
-    """Whether it normalises by statistics that it holds, and no more.
+def _has_fixed_statistics(module: nn.Module, dims: int) -> bool:
+    """Return whether a module normalizes by stored statistics, and no more.
 
     Args:
-        module (nn.Module): Any.
-        dims (int): Dimensions of its input.
+        module (nn.Module): Any module.
+        dims (int): Number of dimensions of its input.
     """
     if module.training or 'forward' in vars(module):
         return False
@@ -33,119 +37,115 @@ def _is_frozen_norm(module: Any, dims: int) -> bool:
         for name in ('weight', 'bias', 'running_mean', 'running_var')
     ):
         return False
-    gain, shift = _affine(module)
-    shape = (2, len(gain), *[2] * (dims - 2))
+    norm = cast(_BatchNorm, module)
+    factor, offset = _affine(norm)
+    shape = (2, len(factor), *[2] * (dims - 2))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    # Past its hooks: they are the network's, and see none but its values.
-    out = module.forward(x.to(module.running_mean)).double()
-    x = x.to(out) * _column(gain, dims, 1) + _column(shift, dims, 1)
+    # Not by a call of the module: hooks of the network see only its values.
+    out = norm.forward(x.to(norm.running_mean)).double()
+    x = x.to(out) * _along(factor, dims, 1) + _along(offset, dims, 1)
     return out.shape == x.shape and torch.allclose(
         out, x, rtol=1e-3, atol=1e-3 * float(x.abs().max())
     )
 
 
-def _affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """What it multiplies each channel by, and then adds."""
-    gain = (norm.running_var.double() + norm.eps).rsqrt()
+def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the factor and the offset of each channel, in float64."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    factor = (variance.double() + norm.eps).rsqrt()
     if norm.weight is not None:
-        gain = gain * norm.weight.double()
-    shift = -norm.running_mean.double() * gain
+        factor = factor * norm.weight.double()
+    offset = -mean.double() * factor
     if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    return gain, shift
+        offset = offset + norm.bias.double()
+    return factor, offset
 
 
-def _column(values: Tensor, dims: int, channel: int) -> Tensor:
-    """``values`` along dimension ``channel`` of ``dims``."""
+def _along(values: Tensor, dims: int, channel: int) -> Tensor:
+    """Return a vector reshaped to ``dims`` dimensions, all but one of 1."""
     return values.reshape([-1 if d == channel else 1 for d in range(dims)])
 
 
 class Fold(Rewrite):
-    """A norm that goes into the layer before it, and then passes its input.
+    """Rewrite that folds a norm into a layer; the norm becomes an identity.
 
     Args:
-        name (str): Of the norm.
+        name (str): Name of the norm.
         layer (nn.Module): The convolution or linear layer.
-        norm (nn.Module): One with frozen statistics.
+        norm (nn.Module): A norm with stored statistics.
     """
 
-    def __init__(self, name: str, layer: Any, norm: Any) -> None:
+    def __init__(self, name: str, layer: Layer, norm: _BatchNorm) -> None:
         super().__init__(name)
         self.layer = layer
         self.norm = norm
-        self.before = (
-            layer.weight.data,
-            layer.bias,
-            type(norm),
-            norm._parameters,
-            norm._buffers,
-        )
+        self.weight, self.bias = layer.weight.data, layer.bias
+        self.norm_class = type(norm)
+        self.norm_tensors = norm._parameters, norm._buffers
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Fold: the norm stays the object that it is, of another class, so
-        that wherever it is called it does nothing.
+        """Fold the norm.
+
+        It stays the same object and changes its class, so that it does
+        nothing wherever it is called.
         """
         layer, norm = self.layer, self.norm
-        gain, bias = _affine(norm)
+        factor, bias = _affine(norm)
         if layer.bias is not None:
-            bias = bias + layer.bias.double() * gain
+            bias = bias + layer.bias.double() * factor
         weight = layer.weight.data
-        column = _column(gain, weight.dim(), 0)
-        # In memory of its own, which may be another weight's as well.
+        column = _along(factor, weight.dim(), 0)
+        # In new memory, since another weight may share the old one.
         layer.weight.data = weight.clone().copy_(weight.double() * column)
         layer.bias = nn.Parameter(bias.to(weight))
-        norm.__class__ = nn.Identity
+        norm.__class__ = nn.Identity  # type: ignore[assignment]
         norm._parameters, norm._buffers = {}, {}
 
     def undo(self) -> None:
-        """Unfold."""
-        norm = self.norm
-        self.layer.weight.data, self.layer.bias, kind, *tensors = self.before
-        norm.__class__ = kind
-        norm._parameters, norm._buffers = tensors
+        """Restore the layer and the norm."""
+        self.layer.weight.data, self.layer.bias = self.weight, self.bias
+        self.norm.__class__ = self.norm_class
+        self.norm._parameters, self.norm._buffers = self.norm_tensors
 
 
 def find_folds(model: nn.Module, recording: Recording) -> list[Fold]:
-    """The norms whose input is what a Conv or Linear put out.
+    """Find the norms whose input is the output of a layer.
 
-    The same tensor object, that is, with nothing written to it since and
-    nothing else computed from it, on each of their calls.
+    On each call of the norm its input is the tensor object that the layer
+    returned, nothing was written to it, and nothing else computes with it.
 
     Args:
-        model (nn.Module): In evaluation mode.
+        model (nn.Module): The network, in evaluation mode.
         recording (Recording): A recorded pass of it.
     """
     calls = recording.by_module()
-    given_out = set(recording.calls[0].outputs)
-    producer = {
-        call.outputs[0]: call.module
+    network_outputs = set(recording.calls[0].outputs)
+    layer_of = {
+        call.outputs[0]: cast(Layer, call.module)
         for call in recording.calls
         if recording.is_layer(call.module)
         and len(call.outputs) == 1
-        and call.outputs[0].dims == _weight(call.module).dim()
+        and call.outputs[0].dims == cast(Layer, call.module).weight.dim()
     }
     folds = []
     for norm, uses in calls.items():
         layers = {
-            producer.get(use.inputs[0]) if use.inputs else None for use in uses
+            layer_of.get(use.inputs[0]) if use.inputs else None for use in uses
         }
         layer = layers.pop()
         if layers or layer is None:
             continue
         outputs = [call.outputs[0] for call in calls[layer]]
         if (
-            given_out.isdisjoint(outputs)
+            network_outputs.isdisjoint(outputs)
             and all(recording.users.get(out) == {norm} for out in outputs)
-            and recording.readers(_weight(layer)) == {layer}
-            and _is_frozen_norm(norm, outputs[0].dims)
+            and recording.readers(layer.weight) == {layer}
+            and _has_fixed_statistics(norm, outputs[0].dims)
         ):
-            folds.append(Fold(uses[0].name, layer, norm))
+            folds.append(Fold(uses[0].name, layer, cast(_BatchNorm, norm)))
     return folds
-
-
-def _weight(layer: Any) -> Any:
-    return layer.weight
 
 
 def fold_batch_norm(
@@ -155,37 +155,44 @@ def fold_batch_norm(
 ) -> list[str]:
     """Fold every BatchNorm that can go into the layer before it.
 
-    The network is held against itself before, on the inputs that were
-    recorded: what changes its outputs is not folded, and named in a warning.
-    A folded norm becomes an ``nn.Identity`` under its own name.
+    The network is compared with itself before, on the inputs of the
+    recording. A norm whose folding would change the outputs stays, and a
+    warning names it. A folded norm becomes an ``nn.Identity`` of the same
+    name.
 
     Args:
-        model (nn.Module): The model, changed in place.
+        model (nn.Module): The network; it is changed in place.
         recording (Recording): A recorded pass of it.
-        staying (list[str], optional): Norms that are known to stay, as from
-            a checkpoint: then all others are folded and nothing is compared.
+        staying (list[str], optional): Names of the norms that are known to
+            stay, for instance from a checkpoint. Then all others are folded
+            and nothing is compared.
 
     Returns:
-        list[str]: Names of the norms that are folded.
+        list[str]: Names of the folded norms.
     """
     folds = find_folds(model, recording)
     if staying is None:
-        undone: list[Any] = apply_checked(model, folds, recording.inputs)
+        undone = {
+            rewrite.name
+            for rewrite in apply_checked(model, folds, recording.inputs)
+        }
         names = {
             layer: uses[0].name
             for layer, uses in recording.by_module().items()
         }
-        for fold in undone:
-            print_log(
-                f'{fold.name} stays, as folding it into {names[fold.layer]} '
-                'changes what the network gives: a hook or other code stands '
-                'between them, or does something with the weight',
-                'current',
-                logging.WARNING,
-            )
-    else:
-        undone = [fold for fold in folds if fold.name in staying]
         for fold in folds:
-            if fold not in undone:
+            if fold.name in undone:
+                print_log(
+                    f'{fold.name} stays, as folding it into '
+                    f'{names[fold.layer]} changes the output of the network: '
+                    'a hook or other code comes between them, or uses the '
+                    'weight in another way',
+                    'current',
+                    logging.WARNING,
+                )
+    else:
+        undone = {*staying}
+        for fold in folds:
+            if fold.name not in undone:
                 fold.apply()
-    return [fold.name for fold in folds if fold not in undone]
+    return [fold.name for fold in folds if fold.name not in undone]

@@ -1,4 +1,4 @@
-"""Which networks and images can be taken at all."""
+"""Check which networks and images can be quantized at all."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 
-def _usable(network: nn.Module) -> nn.Module:
-    """Refuse a network whose modules or weights nobody can look at."""
+def _check_network(network: nn.Module) -> nn.Module:
+    """Refuse a network whose modules or weights cannot be read."""
     for name, module in network.named_modules():
-        # A network that is itself scripted is told of where it is unwrapped.
+        # `unwrap` refuses a network that is itself scripted.
         if name and isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
                 f'a network of plain modules, and {name!r} in it is scripted '
-                'or traced: put back the one that it was made from'
+                'or traced: use the module that it was made from'
             )
     tensors = [*network.named_parameters(), *network.named_buffers()]
     for name, tensor in tensors:
@@ -34,12 +34,12 @@ def _usable(network: nn.Module) -> nn.Module:
     return network
 
 
-def _whole(images: Tensor) -> Tensor:
-    """Refuse tensors that hold no images."""
+def _check_images(images: Tensor) -> Tensor:
+    """Refuse a tensor that has no preprocessed images."""
     if not images.is_floating_point():
         raise ValueError(
             f'a floating-point tensor of preprocessed images, and it is of '
-            f'{images.dtype}: normalize them as the network wants them'
+            f'{images.dtype}: normalize them as the network expects'
         )
     if images.is_meta or images.layout is not torch.strided:
         raise ValueError(
@@ -47,23 +47,24 @@ def _whole(images: Tensor) -> Tensor:
             + ('on the meta device' if images.is_meta else str(images.layout))
         )
     if images.dim() < 2 or 0 in images.shape[1:]:
+        shape = ' x '.join(map(str, images.shape))
         raise ValueError(
             'N x C x H x W images, and its shape is '
-            f'{" x ".join(map(str, images.shape)) or "that of one number"}'
+            f'{shape or "that of a single number"}'
         )
     return images
 
 
-#: A trained network.
+#: Type of a trained network.
 Network = Annotated[
     nn.Module,
-    AfterValidator(_usable),
+    AfterValidator(_check_network),
     Field(description='a trained network, an instance of torch.nn.Module'),
 ]
-#: Preprocessed images.
+#: Type of preprocessed images.
 Images = Annotated[
     Tensor,
-    AfterValidator(_whole),
+    AfterValidator(_check_images),
     Field(
         description='a floating-point tensor of preprocessed images, '
         'N x C x H x W'

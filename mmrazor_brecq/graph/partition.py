@@ -1,7 +1,7 @@
-"""Units: the parts of a network that are reconstructed one by one.
+"""Cut a network into units, which are reconstructed one by one.
 
-No class of block is named anywhere: where modules sit in the tree, and
-which were called, says what the papers call a block.
+No class of block is named here. A block is recognized by its position in
+the tree of modules and by its calls in a recorded pass.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of the network that is reconstructed at a time.
+    """Part of a network that is reconstructed at a time.
 
     Attributes:
-        name (str): Name of its module in the network, '' for all of it.
+        name (str): Name of its module, '' for the whole network.
         module (nn.Module): The module.
-        layers (tuple[str]): Names of the layers in it, in the order of
-            their calls.
-        depth (int): Layers on the longest way through it: those side by
-            side count once.
-        joined (tuple[Unit]): The units that it joins, if it does: each of
-            them keeps its door, so that what is quantized is the same
-            however much is reconstructed at a time.
+        layers (tuple[str]): Names of its layers, in the order of their
+            calls.
+        depth (int): Number of layers on the longest path through it.
+            Parallel layers count once.
+        joined (tuple[Unit]): The smaller units that it consists of, if any.
+            Each of them keeps its door, so that the same tensors are
+            quantized whatever the size of the units.
+
+    Example:
+        >>> unit = Unit('layer1.0', block, ('layer1.0.conv1',))
+        >>> unit.parts == (unit,)
+        True
     """
 
     name: str
@@ -44,36 +49,37 @@ class Unit:
 
     @property
     def parts(self) -> tuple[Unit, ...]:
-        """What has a door: the units it joins, or itself."""
+        """Return the units that have a door: the joined ones, or itself."""
         return self.joined or (self,)
 
 
 class Partition:
-    """Cuts a network into units; subclasses choose the modules.
+    """Rule that cuts a network into units; subclasses choose the modules.
 
-    Every quantizable layer that was called is in exactly one unit: the
-    chosen module that holds it, or else a unit of its own.
+    Every quantizable layer that is called is in exactly one unit: that of
+    the chosen module around it, or else a unit of its own.
     """
 
     def __call__(self, model: nn.Module, recording: Recording) -> list[Unit]:
-        """Cut.
+        """Cut a network into units.
 
         Args:
-            model (nn.Module): Before or after its layers were swapped.
+            model (nn.Module): The network, float or quantized.
             recording (Recording): A recorded pass of it.
 
         Returns:
-            list[Unit]: In the order of their first calls.
+            list[Unit]: The units, in the order of their first calls.
         """
         calls = recording.by_module()
         order = {module: i for i, module in enumerate(calls)}
         names = {module: uses[0].name for module, uses in calls.items()}
         layers = [m for m in calls if recording.is_layer(m)]
-        holders = [m for m in self.choose(model, recording) if m in calls]
+        chosen = [m for m in self.choose(model, recording) if m in calls]
+        # A layer that is in several chosen modules belongs to the first.
+        parent = {x: m for m in reversed(chosen) for x in m.modules()}
         units: dict[nn.Module, list[nn.Module]] = {}
-        holder = {x: m for m in reversed(holders) for x in m.modules()}
         for layer in layers:
-            units.setdefault(holder.get(layer, layer), []).append(layer)
+            units.setdefault(parent.get(layer, layer), []).append(layer)
         return [
             Unit(
                 names[unit],
@@ -91,67 +97,82 @@ class Partition:
     def choose(
         self, model: nn.Module, recording: Recording
     ) -> Iterable[nn.Module]:
-        """Modules that become units, none inside another."""
+        """Return the modules that become units, none inside another."""
         raise NotImplementedError
 
 
-#: How a parameter says that it takes a partition.
+#: Type of an argument that takes the config of a partition.
 PartitionConfig = Annotated[dict, Config(Partition, TASK_UTILS)]
 
 
 def _inside(modules: Iterable[nn.Module]) -> set[nn.Module]:
-    """What is inside of ``modules``, without themselves."""
+    """Return all modules inside ``modules``, without themselves."""
     return {x for m in modules for x in m.modules() if x is not m}
 
 
 def _depth(recording: Recording, calls: list[Call]) -> int:
-    """Layers on the longest way that values take through them."""
+    """Return the number of layers on the longest path through some calls.
+
+    Args:
+        recording (Recording): The recorded pass.
+        calls (list[Call]): Calls of layers.
+    """
     layers = len({call.module for call in calls})
     if layers == 1:
         return 1
     outputs = {value.storage for call in calls for value in call.outputs}
+    # Number of layers before the content of each memory.
     depths: dict[int, int] = {}
-    # Nothing is any depth before the first of them, or deeper after the last.
-    start = min(call.steps[0] for call in calls)
-    stop = max(call.steps[1] for call in calls)
-    for step in recording.steps[start:stop]:
-        before = {value.storage for value in step.taken}
+    # Only the operations from the first to the last call can change a depth.
+    start = min(call.span[0] for call in calls)
+    stop = max(call.span[1] for call in calls)
+    for operation in recording.operations[start:stop]:
+        before = {value.storage for value in operation.inputs}
         depth = max((depths.get(x, 0) for x in before), default=0)
-        for x in {value.storage for value in step.made}:
-            # What is seen otherwise, or written to, is no further layer.
+        for x in {value.storage for value in operation.outputs}:
+            # A view, or a write in place, is no further layer.
             depths[x] = depth + (x in outputs and x not in before)
-    # A layer that is called again and again learns once.
+    # A layer that is called several times learns once.
     return min(layers, max(depths.values()))
 
 
 def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
-    """Those of ``modules`` that are in no other one."""
+    """Return those of ``modules`` that are inside no other one."""
     inner = _inside(modules)
     return [m for m in modules if m not in inner]
 
 
 @TASK_UTILS.register_module()
 class LayerPartition(Partition):
-    """Every layer is a unit."""
+    """Partition in which every layer is a unit.
+
+    Example:
+        >>> model = dict(partition='LayerPartition')
+    """
 
     def choose(
         self, model: nn.Module, recording: Recording
     ) -> Iterable[nn.Module]:
-        """No module but the layers."""
+        """Return no modules: then each layer is a unit of its own."""
         return ()
 
 
 @TASK_UTILS.register_module()
 class BlockPartition(Partition):
-    """Residual blocks and their like, as in the paper.
+    """Partition into residual blocks and the like, as in the paper.
 
-    A candidate is no bare container, holds two or more layers, and sits in
-    a container or directly in the backbone. A block is a candidate with no
-    other candidate in it.
+    A candidate has two or more layers, is not itself a container such as
+    ``nn.Sequential``, and its parent is a container or the backbone. A block
+    is a candidate with no other candidate inside.
 
     Args:
-        backbone (str): Name of the module that counts as the backbone; the
-            whole network where it has none of that name.
+        backbone (str): Name of the module that is the backbone. A network
+            without a module of this name is its own backbone.
+
+    Example:
+        >>> model = dict(
+        ...     partition=dict(type='BlockPartition', backbone='encoder')
+        ... )
     """
 
     def __init__(self, backbone: str = 'backbone') -> None:
@@ -160,7 +181,7 @@ class BlockPartition(Partition):
     def choose(
         self, model: nn.Module, recording: Recording
     ) -> Iterable[nn.Module]:
-        """The blocks."""
+        """Return the blocks."""
         backbone = getattr(model, self.backbone, model)
         called: set[nn.Module] = set(recording.by_module())
         candidates = []
@@ -177,22 +198,23 @@ class BlockPartition(Partition):
                     )
                     > 1
                 ]
-        all_of_them = set(candidates)
-        return [m for m in candidates if all_of_them.isdisjoint(_inside([m]))]
+        found = set(candidates)
+        return [m for m in candidates if found.isdisjoint(_inside([m]))]
 
 
 class _JointPartition(Partition):
-    """Joins units of a finer partition.
+    """Partition that joins the units of a finer one.
 
     Args:
-        blocks (dict): The finer partition; blocks by default.
+        blocks (dict): Config of the finer partition, by default
+            ``BlockPartition``.
     """
 
     def __init__(self, blocks: Optional[PartitionConfig] = None) -> None:
         self.blocks = TASK_UTILS.build(blocks or dict(type='BlockPartition'))
 
     def __call__(self, model: nn.Module, recording: Recording) -> list[Unit]:
-        """Cut, and say of what each unit is made."""
+        """Cut a network into units, each with the units that it joins."""
         blocks = self.blocks(model, recording)
         return [
             replace(
@@ -205,15 +227,18 @@ class _JointPartition(Partition):
 
 @TASK_UTILS.register_module()
 class StagePartition(_JointPartition):
-    """Runs of blocks: the outermost containers that are called as one.
+    """Partition into stages: the outermost containers that are called.
 
     Blocks that are in no such container stay units.
+
+    Example:
+        >>> model = dict(partition='StagePartition')
     """
 
     def choose(
         self, model: nn.Module, recording: Recording
     ) -> Iterable[nn.Module]:
-        """The stages, and what blocks are left over."""
+        """Return the stages, and the blocks outside of them."""
         blocks = list(self.blocks.choose(model, recording))
         stages = [
             m
@@ -226,23 +251,34 @@ class StagePartition(_JointPartition):
 
 @TASK_UTILS.register_module()
 class NetworkPartition(_JointPartition):
-    """The whole network is one unit."""
+    """Partition in which the whole network is one unit.
+
+    Example:
+        >>> model = dict(partition='NetworkPartition')
+    """
 
     def choose(
         self, model: nn.Module, recording: Recording
     ) -> Iterable[nn.Module]:
-        """The network."""
+        """Return the network."""
         return (model,)
 
 
 @TASK_UTILS.register_module()
 class PatternPartition(Partition):
-    """Units by name, for networks on which the rule of blocks is wrong.
+    """Partition by name, for networks whose blocks are not recognized.
 
     Args:
         patterns (list[str]): Names of modules, with the wildcards of
-            :mod:`fnmatch`. Of nested matches the outermost count.
-        others (dict): The partition of all the rest.
+            :mod:`fnmatch`. Of nested matches the outermost ones count.
+        others (dict): Config of the partition of all other layers, by
+            default ``BlockPartition``.
+
+    Example:
+        >>> partition = dict(
+        ...     type='PatternPartition', patterns=['stages.*.*']
+        ... )
+        >>> model = dict(partition=partition)
     """
 
     def __init__(
@@ -256,10 +292,10 @@ class PatternPartition(Partition):
     def choose(
         self, model: nn.Module, recording: Recording
     ) -> Iterable[nn.Module]:
-        """The matches, and what the other partition finds beside them.
+        """Return the matches, and the units of the other partition.
 
         Raises:
-            ValueError: If a pattern matches no module that was called.
+            ValueError: If a pattern matches no module that is called.
         """
         names = {
             module: uses[0].name

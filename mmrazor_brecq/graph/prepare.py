@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any, Optional, Union, cast
 
 from torch import Tensor, nn
 
@@ -20,24 +20,30 @@ from ..functional import flatten
 from ..layers import is_quantizable, quantize_layer
 from ..quantizers import ActivationQuantizer, WeightQuantizer
 from ..registry import MODELS
-from ..validation import Bits as Width
-from ..validation import Config, nearest, validated
+from ..validation import Bits, Config, nearest, validated
 from .partition import Unit
 from .record import Call, Recording
 
-Bits = tuple[int, int]
+#: Bit widths of a layer's weight and of its input.
+BitPair = tuple[int, int]
 
 
 class Door(nn.Module):
-    """Quantizes a unit's inputs, once, where they enter.
+    """Quantizers of a unit's inputs, each applied once.
 
-    It is a child of the unit's module, under the name ``door``, and works
-    through a hook before the module's forward pass.
+    The door is a child of the unit's module, under the name ``door``. A hook
+    calls it before the module's forward pass.
 
     Args:
-        quantizers (dict[int, nn.Module]): Quantizer of each input tensor
-            that is quantized, by its place among the unit's tensors.
-        readers (dict[int, tuple[str]]): Layers that take each of them.
+        quantizers (dict[int, nn.Module]): Quantizers of the input tensors
+            that are quantized. Keys are indices of these among all input
+            tensors of the unit.
+        readers (dict[int, tuple[str]]): For each of these indices, the names
+            of the layers that take the tensor.
+
+    Example:
+        >>> door = Door({0: ActivationQuantizer(bits=4)}, {0: ('conv1',)})
+        >>> args, kwargs = door.quantize((x,), {})
     """
 
     def __init__(
@@ -48,33 +54,35 @@ class Door(nn.Module):
         super().__init__()
         self.readers = readers
         self.inputs = nn.ModuleDict(
-            {str(place): q for place, q in quantizers.items()}
+            {str(index): q for index, q in quantizers.items()}
         )
 
-    def quantize(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments of the unit with their tensors quantized."""
+    def quantize(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Return the arguments of the unit with their tensors quantized."""
         leaves, rebuild = flatten((args, kwargs))
-        places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        for place, quantizer in self.inputs.items():
-            i = places[int(place)]
+        tensors = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        for index, quantizer in self.inputs.items():
+            i = tensors[int(index)]
             leaves[i] = quantizer(leaves[i])
         return rebuild(leaves)
 
     def forward(self, x: Any) -> Any:
-        """Pass: a Sequential calls all its children, its door too."""
+        """Return the input: a Sequential calls its door like all children."""
         return x
 
 
-def _enter(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    return module.door.quantize(args, kwargs)
+def _quantize_inputs(
+    module: nn.Module, args: tuple, kwargs: dict
+) -> tuple[tuple, dict]:
+    return cast(Door, module.door).quantize(args, kwargs)
 
 
 @dataclass
 class BitWidths:
-    """Bit widths of a layer, of its weight or its input or both."""
+    """Bit widths of a layer: of its weight, its input or both."""
 
-    weight: Optional[Width] = None
-    activation: Optional[Width] = None
+    weight: Optional[Bits] = None
+    activation: Optional[Bits] = None
 
 
 WeightConfig = Annotated[
@@ -83,8 +91,8 @@ WeightConfig = Annotated[
         WeightQuantizer,
         MODELS,
         default='WeightQuantizer',
-        number='bits',
-        settled=('out_channels',),
+        number_key='bits',
+        excluded=('out_channels',),
     ),
 ]
 ActivationConfig = Annotated[
@@ -93,53 +101,63 @@ ActivationConfig = Annotated[
         ActivationQuantizer,
         MODELS,
         default='ActivationQuantizer',
-        number='bits',
+        number_key='bits',
     ),
 ]
-Override = Union[Width, Annotated[dict, Config(BitWidths)]]
+Override = Union[Bits, Annotated[dict, Config(BitWidths)]]
 
 
 @validated
 @dataclass
 class QuantizationScheme:
-    """What is quantized, and how.
+    """Settings of what is quantized, and to how many bits.
 
     Args:
         weight (dict): Config of the weight quantizers, with ``bits``.
         activation (dict, optional): Config of the activation quantizers,
-            with ``bits``; None leaves activations in float.
-        first_last_bits (int, optional): Width of the first and of the last
-            layer, weight and input; None treats them as all others.
-        bit_overrides (dict): Width by layer name or pattern of
+            with ``bits``. None leaves activations in float.
+        first_last_bits (int, optional): Bit width of weight and input of the
+            first and the last layer. None treats them as all others.
+        bit_overrides (dict): Bit widths by layer name or pattern of
             :mod:`fnmatch`: a number for weight and input, or
-            ``dict(weight=..., activation=...)`` with either key. Later
+            ``dict(weight=..., activation=...)`` with one key or both. Later
             entries win.
+
+    Example:
+        >>> scheme = QuantizationScheme(
+        ...     weight=dict(bits=4),
+        ...     activation=dict(bits=8),
+        ...     bit_overrides={'backbone.layer1.*': dict(weight=6)},
+        ... )
     """
 
     weight: WeightConfig = field(default_factory=lambda: dict(bits=8))
     activation: Optional[ActivationConfig] = field(
         default_factory=lambda: dict(bits=8)
     )
-    first_last_bits: Optional[Width] = 8
+    first_last_bits: Optional[Bits] = 8
     bit_overrides: dict[str, Override] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields as plain Python."""
-        # Through JSON, since a config's dictionaries are of a kind of their
-        # own, which no safe load accepts.
+        """Return the settings as plain Python."""
+        # Through JSON, since mmengine's dictionaries are of their own type,
+        # which a safe load refuses.
         return json.loads(json.dumps(asdict(self)))
 
-    def bits(self, layers: list[str], ends: list[str]) -> dict[str, Bits]:
-        """Width of weight and input for every layer.
+    def bits(self, layers: list[str], ends: list[str]) -> dict[str, BitPair]:
+        """Return the bit widths of weight and input of every layer.
 
         Args:
             layers (list[str]): Names of all layers.
-            ends (list[str]): Names of the first and the last ones.
+            ends (list[str]): Names of the first and the last layers.
 
         Raises:
             ValueError: If a pattern matches no layer.
         """
-        default = self._widths()
+        default = dict(
+            weight=self.weight.get('bits', 8),
+            activation=(self.activation or {}).get('bits', 8),
+        )
         chosen = {name: dict(default) for name in layers}
         if self.first_last_bits is not None:
             for name in ends:
@@ -149,43 +167,41 @@ class QuantizationScheme:
                 value = dict.fromkeys(default, value)
             for name in matching(pattern, layers):
                 chosen[name].update(value)
-        return {n: (w['weight'], w['activation']) for n, w in chosen.items()}
+        return {
+            name: (bits['weight'], bits['activation'])
+            for name, bits in chosen.items()
+        }
 
-    def _widths(self) -> dict[str, int]:
-        """The widths of a layer that nothing else is said of."""
-        return dict(
-            weight=self.weight.get('bits', 8),
-            activation=(self.activation or {}).get('bits', 8),
-        )
-
-    def weight_quantizer(self, layer: Any, bits: int) -> Any:
-        """A quantizer for the weight of ``layer``."""
+    def weight_quantizer(self, layer: nn.Module, bits: int) -> WeightQuantizer:
+        """Return a new quantizer for the weight of a layer."""
+        channels = layer.get_parameter('weight').shape[0]
         cfg = dict(dict(type='WeightQuantizer'), **self.weight)
-        return MODELS.build(
-            dict(cfg, bits=bits, out_channels=layer.weight.shape[0])
-        )
+        return MODELS.build(dict(cfg, bits=bits, out_channels=channels))
 
-    def activation_quantizer(self, bits: int) -> Any:
-        """A quantizer for an activation, if they are quantized at all."""
+    def activation_quantizer(self, bits: int) -> Optional[ActivationQuantizer]:
+        """Return a new quantizer for an activation.
+
+        It is None if activations stay in float.
+        """
         if self.activation is None:
             return None
         cfg = dict(dict(type='ActivationQuantizer'), **self.activation)
         return MODELS.build(dict(cfg, bits=bits))
 
 
-#: How a parameter says that it takes the fields of a scheme.
+#: Type of an argument that takes the fields of a scheme.
 QuantizationConfig = Annotated[dict, Config(QuantizationScheme)]
 
 
 def check_overrides(scheme: QuantizationScheme, network: nn.Module) -> None:
-    """See that all overrides mean a layer, before any pass.
+    """Check that each pattern of ``bit_overrides`` matches a layer.
 
     Args:
-        scheme (QuantizationScheme): With ``bit_overrides``.
+        scheme (QuantizationScheme): The settings.
         network (nn.Module): The network.
 
     Raises:
-        ValueError: If one means none.
+        ValueError: If a pattern matches no layer.
     """
     layers = [n for n, m in network.named_modules() if is_quantizable(m)]
     for pattern in scheme.bit_overrides:
@@ -193,10 +209,14 @@ def check_overrides(scheme: QuantizationScheme, network: nn.Module) -> None:
 
 
 def matching(pattern: str, layers: Sequence[str]) -> list[str]:
-    """The layers that a pattern of ``bit_overrides`` means.
+    """Return the layers that a pattern of ``bit_overrides`` matches.
+
+    Args:
+        pattern (str): Name of a layer, or pattern of :mod:`fnmatch`.
+        layers (list[str]): Names of all layers.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If it matches no layer.
     """
     found = [name for name in layers if fnmatchcase(name, pattern)]
     if not found:
@@ -208,7 +228,10 @@ def matching(pattern: str, layers: Sequence[str]) -> list[str]:
 
 
 def end_layers(recording: Recording) -> list[str]:
-    """The first layer, and those that the network's output comes from."""
+    """Return the first layer, and those whose output the network returns.
+
+    If no layer's output is returned, the last layer that is called counts.
+    """
     calls = [
         call for call in recording.calls if recording.is_layer(call.module)
     ]
@@ -217,35 +240,48 @@ def end_layers(recording: Recording) -> list[str]:
         call
         for call in calls
         if any(
-            out.views(end) for out in call.outputs for end in network.outputs
+            out.same_memory(returned)
+            for out in call.outputs
+            for returned in network.outputs
         )
     ]
     return [calls[0].name] + [call.name for call in last or calls[-1:]]
 
 
-def _door_places(
+def _door_inputs(
     unit: Unit, calls: dict[nn.Module, list[Call]], names: dict[str, nn.Module]
 ) -> dict[str, int]:
-    """Layers of the unit that take a tensor of its door, and which one."""
-    door = [value for call in calls[unit.module] for value in call.inputs]
-    width = len(calls[unit.module][0].inputs)
-    places = {}
+    """Return the layers of a unit that take one of its input tensors.
+
+    Args:
+        unit (Unit): The unit.
+        calls (dict): Calls of each module.
+        names (dict): Modules by name.
+
+    Returns:
+        dict[str, int]: For each name of such a layer the index of the tensor
+        among the unit's inputs.
+    """
+    inputs = [value for call in calls[unit.module] for value in call.inputs]
+    count = len(calls[unit.module][0].inputs)
+    found = {}
     for name in unit.layers:
-        taken = {
+        # One index for each call of the layer, None for another tensor.
+        indices = {
             next(
                 (
-                    i % width
-                    for i, value in enumerate(door)
-                    if call.inputs[0].views(value)
+                    i % count
+                    for i, value in enumerate(inputs)
+                    if call.inputs[0].same_memory(value)
                 ),
                 None,
             )
             for call in calls[names[name]]
         }
-        place = taken.pop()
-        if place is not None and not taken:
-            places[name] = place
-    return places
+        index = indices.pop()
+        if index is not None and not indices:
+            found[name] = index
+    return found
 
 
 def prepare(
@@ -253,17 +289,18 @@ def prepare(
     recording: Recording,
     units: list[Unit],
     scheme: QuantizationScheme,
-) -> dict[str, Bits]:
-    """Turn a float network into one whose quantizers wait to be fitted.
+) -> dict[str, BitPair]:
+    """Turn a float network into a quantized one without scales yet.
 
     Args:
-        model (nn.Module): The folded network, changed in place.
+        model (nn.Module): The network with its norms folded; it is changed
+            in place.
         recording (Recording): A recorded pass of it.
         units (list[Unit]): Its units.
-        scheme (QuantizationScheme): What to quantize, and how.
+        scheme (QuantizationScheme): The settings.
 
     Returns:
-        dict[str, tuple]: Bits of weight and input of every layer.
+        dict[str, tuple]: Bit widths of weight and input of every layer.
     """
     calls = recording.by_module()
     names = {uses[0].name: module for module, uses in calls.items()}
@@ -271,26 +308,50 @@ def prepare(
     layers = [name for part in parts for name in part.layers]
     bits = scheme.bits(layers, end_layers(recording))
     for unit in parts:
-        alone = names[unit.layers[0]] is unit.module
-        places = {} if alone else _door_places(unit, calls, names)
+        single = names[unit.layers[0]] is unit.module
+        at_door = {} if single else _door_inputs(unit, calls, names)
         for name in unit.layers:
             layer = names[name]
-            own = (
+            weight_bits, input_bits = bits[name]
+            weight_quantizer = scheme.weight_quantizer(layer, weight_bits)
+            input_quantizer = (
                 None
-                if name in places
-                else scheme.activation_quantizer(bits[name][1])
+                if name in at_door
+                else scheme.activation_quantizer(input_bits)
             )
-            quantize_layer(
-                layer, scheme.weight_quantizer(layer, bits[name][0]), own
-            )
-        doors: dict[int, Any] = {}
-        readers: dict[int, tuple[str, ...]] = {}
-        for place in sorted(set(places.values())):
-            readers[place] = tuple(n for n, p in places.items() if p == place)
-            width = max(bits[name][1] for name in readers[place])
-            doors[place] = scheme.activation_quantizer(width)
-        if doors and scheme.activation is not None:
-            device = next(unit.module.parameters()).device
-            unit.module.add_module('door', Door(doors, readers).to(device))
-            unit.module.register_forward_pre_hook(_enter, with_kwargs=True)
+            quantize_layer(layer, weight_quantizer, input_quantizer)
+        _add_door(unit, at_door, bits, scheme)
     return bits
+
+
+def _add_door(
+    unit: Unit,
+    at_door: dict[str, int],
+    bits: dict[str, BitPair],
+    scheme: QuantizationScheme,
+) -> None:
+    """Give a unit its door, with as many bits as the widest reader has.
+
+    Args:
+        unit (Unit): The unit, whose module is changed in place.
+        at_door (dict[str, int]): Layers that take an input tensor of the
+            unit, with the tensor's index.
+        bits (dict): Bit widths of weight and input of every layer.
+        scheme (QuantizationScheme): The settings.
+    """
+    quantizers: dict[int, nn.Module] = {}
+    readers: dict[int, tuple[str, ...]] = {}
+    for index in sorted(set(at_door.values())):
+        readers[index] = tuple(n for n, i in at_door.items() if i == index)
+        quantizer = scheme.activation_quantizer(
+            max(bits[name][1] for name in readers[index])
+        )
+        if quantizer is not None:
+            quantizers[index] = quantizer
+    if quantizers:
+        device = next(unit.module.parameters()).device
+        door = Door(quantizers, readers).to(device)
+        unit.module.add_module('door', door)
+        unit.module.register_forward_pre_hook(
+            _quantize_inputs, with_kwargs=True
+        )

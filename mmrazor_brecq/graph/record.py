@@ -1,4 +1,4 @@
-"""One recorded forward pass: which tensor went into which module.
+"""Record one forward pass: which tensor goes into which module.
 
 Nothing is traced or rewritten, so any Python between the modules works.
 """
@@ -6,14 +6,15 @@ Nothing is traced or rewritten, so any Python between the modules works.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,10 +23,16 @@ from ..layers import is_quantizable
 
 
 class Value(NamedTuple):
-    """What a tensor was at one moment.
+    """The state of a tensor at one moment of the pass.
 
-    Two values are equal if they are the same object with nothing written
-    to it in between.
+    Two values are equal if they are the same tensor object and nothing was
+    written to it in between.
+
+    Attributes:
+        tensor (int): Identifier of the tensor object.
+        version (int): Number of writes to it so far.
+        storage (int): Identifier of its memory, see :func:`memory_of`.
+        dims (int): Number of its dimensions.
     """
 
     tensor: int
@@ -34,27 +41,30 @@ class Value(NamedTuple):
     dims: int
 
     @classmethod
-    def of(cls, tensor: Tensor, written: Counter[int]) -> Value:
-        """Return what a tensor is now.
+    def of(cls, tensor: Tensor, write_counts: Counter[int]) -> Value:
+        """Return the present state of a tensor.
 
         Args:
             tensor (Tensor): The tensor.
-            written (Counter): Writes to each memory that were seen: tensors
-                of inference mode do not count them.
+            write_counts (Counter): Number of writes to each memory that were
+                recorded. They stand in for the version of tensors that are
+                made in inference mode, which have none.
         """
         memory = memory_of(tensor)
-        counts = not tensor.is_inference()
-        version = tensor._version if counts else written[memory]
+        if tensor.is_inference():
+            version = write_counts[memory]
+        else:
+            version = tensor._version
         return cls(tensor._cdata, version, memory, tensor.dim())
 
-    def views(self, other: Value) -> bool:
-        """Whether both show the same memory with the same content."""
+    def same_memory(self, other: Value) -> bool:
+        """Return whether both use the same memory with the same content."""
         return (self.storage, self.version) == (other.storage, other.version)
 
 
 def memory_of(tensor: Tensor) -> int:
-    """A number of the memory that a tensor is in, that of its views too."""
-    # No address: what is freed leaves that to others.
+    """Return an identifier of a tensor's memory, the same for its views."""
+    # Not the address: freed memory passes its address on to other tensors.
     return tensor.untyped_storage()._cdata
 
 
@@ -67,94 +77,105 @@ class Call:
         module (nn.Module): The module.
         inputs (tuple[Value]): Tensors among its arguments, flattened.
         outputs (tuple[Value]): Tensors that it returned, flattened.
-        steps (tuple[int, int]): Number of the first operation in it, and of
-            the first one after it.
+        span (tuple[int, int]): Index of the first operation in the call, and
+            of the first one after it.
     """
 
     name: str
     module: nn.Module
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...] = ()
-    steps: tuple[int, int] = (0, 0)
+    span: tuple[int, int] = (0, 0)
 
 
-class Step(NamedTuple):
-    """One operation.
+class Operation(NamedTuple):
+    """One operation of the pass.
 
     Attributes:
-        made (tuple[Value]): What it gave.
-        taken (tuple[Value]): What it computed with.
-        op (str): Its name in ATen, such as ``convolution``.
-        caller (str): Name of the module whose own code it is in.
+        name (str): Its name in ATen, such as ``convolution``.
+        caller (str): Name of the module whose own code runs it.
+        inputs (tuple[Value]): The tensors that it computes with.
+        outputs (tuple[Value]): The tensors that it returns.
     """
 
-    made: tuple[Value, ...]
-    taken: tuple[Value, ...]
-    op: str
+    name: str
     caller: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
 
 
 @dataclass
 class Recording:
-    """One forward pass.
+    """One recorded forward pass.
 
     Attributes:
-        inputs (Tensor): What the network was given.
-        calls (list[Call]): In the order of their beginning.
-        users (dict): The modules whose own code computes with a value.
-        steps (list[Step]): Every operation, in order.
-        unfit (dict): Convolutions and linear layers that are called and
-            cannot be quantized, and what they are that they cannot.
-        kept (list): The places of all tensors, which no other takes as long
-            as the pass is known; what they held is free.
-        written (Counter): How often each memory was written to.
+        inputs (Tensor): The network's input.
+        calls (list[Call]): All calls, in the order in which they began.
+        users (dict): For each value, the modules whose own code computes
+            with it.
+        operations (list[Operation]): All operations, in order.
+        unfit (dict): Convolutions and linear layers that are called but
+            cannot be quantized, each with the reason.
+        references (list): Weak references to all tensors. They keep the
+            identifiers of freed tensors from being used again, but not
+            their memory from being freed.
+        write_counts (Counter): Number of writes to each memory.
     """
 
     inputs: Tensor
     calls: list[Call] = field(default_factory=list)
     users: dict[Value, set[nn.Module]] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
     unfit: dict[nn.Module, str] = field(default_factory=dict)
-    kept: list[Any] = field(default_factory=list, repr=False)
-    written: Counter[int] = field(default_factory=Counter, repr=False)
+    references: list[object] = field(default_factory=list, repr=False)
+    write_counts: Counter[int] = field(default_factory=Counter, repr=False)
     _readers: dict[int, set[nn.Module]] = field(
         default_factory=dict, repr=False
     )
 
     def by_module(self) -> dict[nn.Module, list[Call]]:
-        """The calls of every module."""
+        """Return the calls of each module."""
         calls: dict[nn.Module, list[Call]] = {}
         for call in self.calls:
             calls.setdefault(call.module, []).append(call)
         return calls
 
     def is_layer(self, module: nn.Module) -> bool:
-        """Whether it is a layer that can be quantized."""
+        """Return whether a module is a layer that can be quantized."""
         return is_quantizable(module) and module not in self.unfit
 
     def readers(self, tensor: Tensor) -> set[nn.Module]:
-        """The modules whose own code computes with a tensor of the network,
-        or with a view of it.
+        """Return the modules whose own code computes with a tensor of the
+        network, or with a view of it.
         """
         if not self._readers:
             for value, users in self.users.items():
                 self._readers.setdefault(value.storage, set()).update(users)
         return self._readers.get(memory_of(tensor), set())
 
-    def values(self, nested: Any) -> tuple[Value, ...]:
-        """The tensors in nested arguments; no later one will equal them."""
+    def values(self, nested: object) -> tuple[Value, ...]:
+        """Return the values of the tensors in nested arguments.
+
+        No tensor that is made later equals them.
+        """
         found = tensors(nested)
         for tensor in found:
-            # Of weak references both live on as empty shells.
-            self.kept += (
+            # A weak reference keeps an empty shell of the tensor alive, and
+            # with it the identifier.
+            self.references += (
                 torch._C._WeakTensorRef(tensor),  # type: ignore[attr-defined]
                 StorageWeakRef(tensor.untyped_storage()),
             )
-        return tuple(Value.of(x, self.written) for x in found)
+        return tuple(Value.of(x, self.write_counts) for x in found)
 
 
-class _Operations(TorchDispatchMode):
-    """Notes which tensors the module that runs computes with, and to what."""
+class _OperationRecorder(TorchDispatchMode):
+    """Records each operation, for the module whose code runs it.
+
+    Args:
+        recording (Recording): Where they are recorded.
+        stack (list[Call]): The calls that have begun and not ended.
+    """
 
     def __init__(self, recording: Recording, stack: list[Call]) -> None:
         super().__init__()
@@ -162,35 +183,41 @@ class _Operations(TorchDispatchMode):
         self.stack = stack
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        taken = self.recording.values((args, kwargs))
-        for value in taken:
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Optional[Mapping[str, object]] = None,
+    ) -> object:
+        inputs = self.recording.values((args, kwargs))
+        for value in inputs:
             users = self.recording.users.setdefault(value, set())
             users.update(call.module for call in self.stack[-1:])
         out = func(*args, **kwargs or {})
         if func._schema.is_mutable:
             self._count_writes(func, args)
-        op = func.overloadpacket.__name__
+        name = func.overloadpacket.__name__
         caller = self.stack[-1].name if self.stack else ''
-        made = self.recording.values(out)
-        self.recording.steps.append(Step(made, taken, op, caller))
+        outputs = self.recording.values(out)
+        self.recording.operations.append(
+            Operation(name, caller, inputs, outputs)
+        )
         return out
 
-    def _count_writes(self, func: Any, args: Any) -> None:
+    def _count_writes(self, func: OpOverload, args: Sequence[object]) -> None:
         for argument, x in zip(func._schema.arguments, args):
             if argument.alias_info and argument.alias_info.is_write:
                 for tensor in tensors(x):
-                    self.recording.written[memory_of(tensor)] += 1
+                    self.recording.write_counts[memory_of(tensor)] += 1
 
 
 def run_float(model: nn.Module, inputs: Tensor) -> Any:
-    """The network's plain output, without post-processing.
+    """Return the network's raw output, without post-processing.
 
     Args:
-        model (nn.Module): A model of OpenMMLab, called with
+        model (nn.Module): A model of OpenMMLab, which is called with
             ``mode='tensor'``, or any other module.
-        inputs (Tensor): N x ... preprocessed inputs.
+        inputs (Tensor): Preprocessed images, N x C x H x W.
     """
     if isinstance(model, BaseModel):
         return model(inputs, mode='tensor')
@@ -203,7 +230,7 @@ def watched(
     enter: Callable[..., None],
     leave: Callable[..., None],
 ) -> Iterator[None]:
-    """Within it, tell of each call of some modules.
+    """Call functions before and after each call of some modules.
 
     Args:
         modules (iterable): The modules.
@@ -225,40 +252,45 @@ def watched(
 
 @torch.no_grad()
 def record(model: nn.Module, inputs: Tensor) -> Recording:
-    """Run the model once and note which tensor goes where.
+    """Run the network once and record which tensor goes where.
 
     Args:
-        model (nn.Module): In evaluation mode.
-        inputs (Tensor): N x ... preprocessed inputs.
+        model (nn.Module): The network, in evaluation mode.
+        inputs (Tensor): Preprocessed images, N x C x H x W.
 
     Returns:
-        Trace: All calls.
+        Recording: All calls and operations of the pass.
     """
     recording = Recording(inputs)
     stack: list[Call] = []
     names = {module: name for name, module in model.named_modules()}
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
         call = Call(names[module], module, recording.values((args, kwargs)))
-        call.steps = (len(recording.steps), len(recording.steps))
+        start = len(recording.operations)
+        call.span = (start, start)
         recording.calls.append(call)
         stack.append(call)
 
-    def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+    def leave(
+        module: nn.Module, args: tuple, kwargs: dict, out: object
+    ) -> None:
         call = stack.pop()
         call.outputs = recording.values(out)
-        call.steps = (call.steps[0], len(recording.steps))
+        call.span = (call.span[0], len(recording.operations))
 
-    with watched(names, enter, leave), _Operations(recording, stack):
+    with watched(names, enter, leave), _OperationRecorder(recording, stack):
         run_float(model, inputs)
     for module in recording.by_module():
-        if is_quantizable(module) and (what := _obstacle(module, recording)):
-            recording.unfit[module] = what
+        if is_quantizable(module):
+            reason = _reason_unfit(module, recording)
+            if reason:
+                recording.unfit[module] = reason
     return recording
 
 
-def _obstacle(layer: nn.Module, recording: Recording) -> str:
-    """What a layer is that it cannot be quantized, if anything."""
+def _reason_unfit(layer: nn.Module, recording: Recording) -> str:
+    """Return why a layer cannot be quantized, '' if it can."""
     weight = layer._parameters.get('weight')
     if weight is None:
         return 'a layer whose weight is not a parameter of its own'

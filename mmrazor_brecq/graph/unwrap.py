@@ -1,8 +1,8 @@
-"""Networks that come in a wrapper, and those that cannot be taken apart."""
+"""Take networks out of wrappers, and refuse scripted and traced ones."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional, cast
 
 import torch
 from mmengine.logging import print_log
@@ -10,31 +10,33 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-#: Wrappers that hold a network as their ``module``.
+#: Wrappers whose network is their attribute ``module``.
 WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
-#: What ``torch.compile`` calls the network inside; its class is in a part
-#: of torch that takes long to import.
+#: Name that ``torch.compile`` gives to the network inside. Its class is not
+#: used here, since importing it takes long.
 COMPILED = '_orig_mod'
 
 
 def unwrap(model: Any) -> Any:
-    """A network without what makes it run faster, or on more devices.
+    """Return a network without the wrappers around it.
+
+    Wrappers are, for instance, those of ``torch.compile`` and
+    ``DistributedDataParallel``. Each one is named in a line of the log.
 
     Args:
-        model (nn.Module): As it came; it is left as it is.
+        model (nn.Module): The network; it stays as it is.
 
     Returns:
-        nn.Module: What is inside, said in a line of the log; the same
-        where there is no wrapper.
+        nn.Module: The network inside, or ``model`` if it has no wrapper.
 
     Raises:
-        ValueError: If it is scripted or traced: then its layers are no
-            modules of Python any more.
+        ValueError: If the network is scripted or traced: its layers are no
+            Python modules that could be replaced.
     """
     while (inside := _wrapped(model)) is not None:
         print_log(
-            f'{type(model).__name__}: takes the {type(inside).__name__} '
-            'inside',
+            f'{type(model).__name__}: the {type(inside).__name__} inside is '
+            'used',
             'current',
         )
         model = inside
@@ -52,10 +54,11 @@ def unwrap_parts(model: nn.Module) -> nn.Module:
     """Take the wrappers off a network and off the modules inside it.
 
     Args:
-        model (nn.Module): Changed in place, where a part was wrapped.
+        model (nn.Module): The network. Wrapped modules inside it are
+            replaced in place.
 
     Returns:
-        nn.Module: Without any.
+        nn.Module: The network without wrappers.
     """
     model = unwrap(model)
     for parent in list(model.modules()):
@@ -65,10 +68,10 @@ def unwrap_parts(model: nn.Module) -> nn.Module:
     return model
 
 
-def _wrapped(model: Any) -> Any:
-    """What is inside a wrapper, None if it is none."""
+def _wrapped(model: object) -> Optional[nn.Module]:
+    """Return the network inside a wrapper, None if there is no wrapper."""
     if not isinstance(model, nn.Module):
         return None
     if isinstance(model, WRAPPERS):
-        return model.module
+        return cast(nn.Module, model.module)
     return dict(model.named_children()).get(COMPILED)

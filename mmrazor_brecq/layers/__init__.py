@@ -1,3 +1,5 @@
+"""Quantized layers."""
+
 from .quant_layers import (
     QuantLayer,
     activation_quantizers,

@@ -1,15 +1,15 @@
-"""Layers whose weight and input are quantized: one mixin for all of them.
+"""Quantized layers: one mixin for convolutions and linear layers.
 
-A layer is swapped by giving it another class: the object, its name, its
-hooks and its hyper-parameters stay, and so does what a subclass of
-``nn.Conv2d`` does to its input and weight (such as mmcv's adaptive padding).
+A layer is quantized by changing the class of the object. Its name, hooks and
+hyper-parameters stay, and so does what a subclass of ``nn.Conv2d`` does to
+its input and weight, such as mmcv's adaptive padding.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -18,106 +18,119 @@ from ..quantizers import ActivationQuantizer, WeightQuantizer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-#: Where a layer keeps the ``forward`` that somebody set on the object itself.
-OWN_FORWARD = 'float_forward'
+#: Attribute with the ``forward`` that was set on the layer object itself.
+FLOAT_FORWARD = 'float_forward'
 
-#: Where its quantized weight is while it runs.
-IN_USE = 'weight_in_use'
+#: Attribute with the quantized weight while the layer runs.
+WEIGHT_IN_USE = 'weight_in_use'
 
 
 class QuantLayer(nn.Module):
-    """What quantized layers have in common.
+    """Mixin of layers with a quantized weight and a quantized input.
 
     Attributes:
-        weight_quantizer: Gives real weights on the grid, from real ones
-            while the layer learns and from integers once it is frozen.
-        input_quantizer: Quantizes the input, or ``nn.Identity`` where the
-            unit's door has done so.
+        weight_quantizer (WeightQuantizer): Returns real weights on the grid,
+            from real ones before the layer is frozen and from integers
+            afterwards.
+        input_quantizer (ActivationQuantizer | nn.Identity): Quantizes the
+            input. It is the identity if the unit's door has done so.
     """
 
     weight_quantizer: WeightQuantizer
-    input_quantizer: nn.Module
+    input_quantizer: Union[ActivationQuantizer, nn.Identity]
 
     @property
     def weight(self) -> Tensor:
-        """Real weights as the layer computes with them, on the grid.
+        """Return the real weights on the grid that the layer computes with.
 
-        Whoever reads a layer's ``weight``, the float layer's own forward
-        pass or any other code, gets these.
+        Any code that reads ``weight`` gets these, such as the forward pass
+        of the float layer.
         """
-        if IN_USE in vars(self):
-            return vars(self)[IN_USE]
+        if WEIGHT_IN_USE in vars(self):
+            return vars(self)[WEIGHT_IN_USE]
         try:
             return self.weight_quantizer(self.stored_weight)
         except AttributeError as error:
-            # Else nn.Module would look on, and find the integers.
+            # After an AttributeError nn.Module would look for a parameter of
+            # this name, and return the integers.
             raise RuntimeError(f'The quantized weight: {error}') from error
 
     @property
     def stored_weight(self) -> nn.Parameter:
-        """The parameter: real until the layer is frozen, then ``int8``."""
+        """Return the parameter: real before freezing, ``int8`` after it."""
         return self._parameters['weight']  # type: ignore[return-value]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the float layer does, with quantized weight and input."""
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the float layer with quantized weight and input.
+
+        The input is the first argument, or else the first tensor among the
+        keyword arguments.
+        """
         if args:
             args = self.input_quantizer(args[0]), *args[1:]
         else:
             name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
             kwargs[name] = self.input_quantizer(kwargs[name])
-        # Once a call, however often the float layer's code reads it.
-        vars(self)[IN_USE] = self.weight
+        # The float layer's code may read the weight several times: it is
+        # quantized once for each call.
+        vars(self)[WEIGHT_IN_USE] = self.weight
         try:
-            if OWN_FORWARD in vars(self):
-                return vars(self)[OWN_FORWARD](*args, **kwargs)
+            if FLOAT_FORWARD in vars(self):
+                return vars(self)[FLOAT_FORWARD](*args, **kwargs)
             return super().forward(*args, **kwargs)
         finally:
-            del vars(self)[IN_USE]
+            del vars(self)[WEIGHT_IN_USE]
 
     @property
     def frozen(self) -> bool:
-        """Whether the weights are integers."""
+        """Return whether the weights are integers."""
         return not self.stored_weight.is_floating_point()
 
     def freeze(self) -> None:
-        """Turn the weights into integers, for good."""
+        """Replace the weights by their integers."""
         if not self.frozen:
             self._store(self.weight_quantizer.freeze(self.stored_weight))
 
-    def thaw(self, near: Tensor) -> None:
-        """Make real weights of the integers, for them to be learned anew.
+    def thaw(self, float_weight: Tensor) -> None:
+        """Replace the integers by real weights, to learn them again.
 
         Args:
-            near (Tensor): The float layer's weight.
+            float_weight (Tensor): Weight of the float layer. The real
+                weights are as close to it as their integers allow.
         """
-        self._store(self.weight_quantizer.thaw(self.stored_weight, near))
+        self._store(
+            self.weight_quantizer.thaw(self.stored_weight, float_weight)
+        )
 
     def _store(self, weight: Tensor) -> None:
         self._parameters['weight'] = nn.Parameter(weight, requires_grad=False)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle by the float layer's class, for this one has no name in a
-        module: it is made where it is needed.
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        """Pickle by the class of the float layer.
+
+        The class of the quantized layer is made when it is needed, so pickle
+        cannot import it by name.
         """
-        reduced: Any = super().__reduce_ex__(protocol)
+        reduced = super().__reduce_ex__(protocol)
+        assert isinstance(reduced, tuple)
         return (_new_layer, (type(self).__bases__[1],), *reduced[2:])
 
     def _load_from_state_dict(
-        self, state_dict: dict, prefix: str, *args: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
     ) -> None:
         weight = state_dict.get(prefix + 'weight')
         if weight is not None and not weight.is_floating_point():
             self._check_frozen(state_dict, prefix, weight)
-            # In its own order of memory, whatever that of the file is.
+            # It keeps the layer's order of memory, whatever the file has.
             self._store(
                 torch.empty_like(self.stored_weight, dtype=weight.dtype)
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_frozen(
-        self, state_dict: dict, prefix: str, weight: Tensor
+        self, state_dict: dict[str, Tensor], prefix: str, weight: Tensor
     ) -> None:
-        """Refuse frozen weights that stand for no finite numbers."""
+        """Refuse frozen weights that do not stand for finite numbers."""
         grid = self.weight_quantizer.grid
         grid.check_bits(state_dict, f'{prefix}weight_quantizer.')
         grid.check_integers(weight, prefix + 'weight')
@@ -132,35 +145,37 @@ class QuantLayer(nn.Module):
 
 
 @cache
-def _quant_class(cls: Any) -> Any:
+def _quant_class(cls: type) -> type[QuantLayer]:
+    """Return the quantized class of a class of layers."""
     return type(f'Quant{cls.__name__}', (QuantLayer, cls), {})
 
 
-def _new_layer(cls: Any) -> Any:
-    """An empty layer that quantizes what a ``cls`` does, for pickle."""
+def _new_layer(cls: type) -> QuantLayer:
+    """Return an empty quantized layer of a float class, for pickle."""
     quant_class = _quant_class(cls)
     return quant_class.__new__(quant_class)
 
 
 def is_quantizable(module: nn.Module) -> bool:
-    """Whether it is a convolution (1d, 2d, 3d) or a linear layer."""
+    """Return whether a module is a Conv1d, Conv2d, Conv3d or Linear."""
     return isinstance(module, (nn.Linear, *CONVOLUTIONS))
 
 
 def quantize_layer(
-    layer: Any,
+    layer: nn.Module,
     weight_quantizer: WeightQuantizer,
     input_quantizer: Optional[ActivationQuantizer],
 ) -> None:
-    """Turn a float layer into a quantized one, where it stands.
+    """Change a float layer into a quantized one, in place.
 
     Args:
         layer (nn.Module): A convolution or a linear layer.
-        weight_quantizer (WeightQuantizer): For its weight.
-        input_quantizer (ActivationQuantizer, optional): For its input.
+        weight_quantizer (WeightQuantizer): Quantizer of its weight.
+        input_quantizer (ActivationQuantizer, optional): Quantizer of its
+            input.
 
     Raises:
-        TypeError: If it is of another kind, such as a transposed
+        TypeError: If the layer is of another kind, such as a transposed
             convolution.
     """
     if not is_quantizable(layer):
@@ -168,20 +183,27 @@ def quantize_layer(
             f'{type(layer).__name__} cannot be quantized, '
             'expected Conv1d, Conv2d, Conv3d or Linear'
         )
-    if layer.weight.stride(0) != layer.weight[0].numel():
-        # The quantizer takes the elements of one channel for neighbours.
-        layer.weight.data = layer.weight.data.contiguous()
-    device = layer.weight.device
+    weight: Any = layer.weight
+    if weight.stride(0) != weight[0].numel():
+        # The quantizer needs the elements of each channel side by side.
+        weight.data = weight.data.contiguous()
     if 'forward' in vars(layer):
-        vars(layer)[OWN_FORWARD] = vars(layer).pop('forward')
-    cls: Any = type(layer)
+        vars(layer)[FLOAT_FORWARD] = vars(layer).pop('forward')
+    cls: type = type(layer)
     layer.__class__ = _quant_class(cls)
-    layer.weight_quantizer = weight_quantizer.to(device)
-    layer.input_quantizer = (input_quantizer or nn.Identity()).to(device)
+    layer.weight_quantizer = weight_quantizer.to(weight.device)
+    layer.input_quantizer = (input_quantizer or nn.Identity()).to(
+        weight.device
+    )
 
 
 def quant_layers(module: nn.Module, prefix: str = '') -> dict[str, QuantLayer]:
-    """All quantized layers in ``module``, by name."""
+    """Return all quantized layers of a module by name.
+
+    Args:
+        module (nn.Module): A network or a part of one.
+        prefix (str): Name of the module, which the names begin with.
+    """
     return {
         name: layer
         for name, layer in module.named_modules(prefix=prefix)
@@ -190,16 +212,17 @@ def quant_layers(module: nn.Module, prefix: str = '') -> dict[str, QuantLayer]:
 
 
 def activation_quantizers(module: nn.Module) -> list[ActivationQuantizer]:
-    """All activation quantizers in ``module``."""
+    """Return all activation quantizers of a module."""
     return [m for m in module.modules() if isinstance(m, ActivationQuantizer)]
 
 
-def packed_bytes(parameters: int, steps: int, bits: int) -> int:
-    """Bytes of a quantized weight.
+def packed_bytes(elements: int, scales: int, bits: int) -> int:
+    """Return the bytes of a quantized weight.
 
     Args:
-        parameters (int): Numbers in it, of as many bits as they have.
-        steps (int): Steps, of 5 bytes each together with the zero point.
-        bits (int): Width.
+        elements (int): Number of elements of the weight.
+        scales (int): Number of scales. Each takes 5 bytes, with its zero
+            point.
+        bits (int): Bit width, 2 to 8.
     """
-    return math.ceil(parameters * bits / 8) + 5 * steps
+    return math.ceil(elements * bits / 8) + 5 * scales

@@ -1,3 +1,5 @@
+"""Objectives: errors that reconstruction minimizes, and likelihoods."""
+
 from .base import MSE, Objective, ObjectiveConfig, takes_low_precision
 from .fisher import FisherDiag
 from .fisher_low_rank import FisherLowRank

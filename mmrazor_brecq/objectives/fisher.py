@@ -1,4 +1,4 @@
-"""Squared errors under the Fisher information of the task (BRECQ, 3.3)."""
+"""Squared errors weighted by the Fisher information (BRECQ, section 3.3)."""
 
 from __future__ import annotations
 
@@ -18,61 +18,63 @@ from ..runtime.distributed import local_share, sum_over_processes
 from ..validation import Count, Exponent
 from .base import Objective, takes_low_precision
 from .gradients import OutputKey, teacher_gradients
-from .likelihood import LikelihoodConfig
+from .likelihood import Likelihood, LikelihoodConfig
 
 
 class PerImage:
-    """What each image says of the elements of one output tensor.
+    """Weights of one output tensor that differ from image to image.
 
     Args:
-        images (CachedBatches): All images; the values are held where they are.
-        first (Tensor): The values of the first images.
-        count (int): How many images those are.
+        images (CachedBatches): All images. The weights are cached in the
+            same store.
+        first (Tensor): The weights of the first images.
+        count (int): How many images ``first`` belongs to.
     """
 
     def __init__(
         self, images: CachedBatches, first: Tensor, count: int
     ) -> None:
         fold = len(first) // count
-        self.column = images.store.allocate(len(images), first, fold)
+        self.cached = images.store.allocate(len(images), first, fold)
         self.sum = torch.zeros(2, dtype=torch.float64)
         self.factor = 1.0
 
     def write(self, start: int, values: Tensor) -> None:
-        """Put in the values of the images from ``start`` on."""
-        self.column.write(start, values)
+        """Store the weights of the images from index ``start`` on."""
+        self.cached.write(start, values)
         self.sum += torch.tensor([float(values.sum()), values.numel()])
 
     def mean(self) -> float:
-        """Over all elements of all images of all processes."""
+        """Return the mean over all elements, images and processes."""
         values, count = sum_over_processes(self.sum).tolist()
         return values / max(count, 1)
 
     def take(self, index: Tensor) -> Tensor:
-        """The values of some images, times ``factor``."""
-        return self.column.take(index) * self.factor
+        """Return the weights of some images, multiplied by ``factor``."""
+        return self.cached.take(index) * self.factor
 
 
 class Fisher(Objective):
-    """Shared by the objectives that weigh by the teacher's gradient.
+    """Base class of objectives weighted by gradients of the float network.
 
     Args:
-        likelihood (dict, optional): The teacher's loss; by default the form
-            of its outputs tells.
+        likelihood (dict, optional): The loss that is differentiated. By
+            default it is chosen by the form of the network's outputs
+            (:class:`FromOutput`).
     """
 
     def __init__(self, likelihood: Optional[LikelihoodConfig] = None) -> None:
-        self.likelihood = TASK_UTILS.build(
+        self.likelihood: Likelihood = TASK_UTILS.build(
             likelihood or dict(type='FromOutput')
         )
-        #: By name of the unit and place of the output tensor: one tensor
-        #: for all images, or one of each. Those on which the loss does not
-        #: depend are missing, and count evenly.
+        #: Weights of each output tensor: a tensor for all images, or
+        #: :class:`PerImage`. An output that the loss does not depend on has
+        #: no entry, and its elements count the same.
         self.weights: dict[OutputKey, Any] = {}
 
     def describe(self, unit: Unit) -> str:
-        """Name the likelihood, or say that there is none."""
-        if any(place[0] == unit.name for place in self.weights):
+        """Return the objective and its likelihood, or why it is plain MSE."""
+        if any(name == unit.name for name, _ in self.weights):
             return f'{type(self).__name__}, {self.likelihood}'
         return 'MSE, the loss has no gradient here'
 
@@ -85,7 +87,10 @@ class Fisher(Objective):
         collect: Callable[[OutputKey, slice, Tensor], None],
         count: Optional[int] = None,
     ) -> None:
-        """Those of the teacher's loss; says so where there are none."""
+        """Collect gradients, and warn about units that none reaches.
+
+        The arguments are those of :func:`teacher_gradients`.
+        """
         reached = teacher_gradients(
             teacher, units, images, self.likelihood, generator, collect, count
         )
@@ -96,21 +101,22 @@ class Fisher(Objective):
                 f"No gradient of the network's outputs reaches {where}: the "
                 'objective there is plain MSE, not '
                 f'{type(self).__name__}. The forward pass may run under '
-                '`torch.no_grad`, detach a tensor, or give no real numbers',
+                '`torch.no_grad`, detach a tensor, or return no tensor of '
+                'real numbers',
                 'current',
                 logging.WARNING,
             )
 
     def _weight(
-        self, place: OutputKey, index: Tensor, output: Tensor
+        self, key: OutputKey, index: Tensor, output: Tensor
     ) -> Optional[Tensor]:
-        """Return the weights of an output's errors on some images."""
-        weight = self.weights.get(place)
+        """Return the weights of an output tensor for some images."""
+        weight = self.weights.get(key)
         if isinstance(weight, PerImage):
             return weight.take(index)
         if weight is not None:
-            # Otherwise each error would reorder a copy of them.
-            weight = self.weights[place] = in_order_of(weight, output)
+            # It is reordered once here, or else for each error.
+            weight = self.weights[key] = in_order_of(weight, output)
         return weight
 
 
@@ -118,18 +124,29 @@ class Fisher(Objective):
 class FisherDiag(Fisher):
     """Squared error weighted by the diagonal of the Fisher information.
 
-    The weight is the squared gradient of the teacher's loss at the unit's
-    output (BRECQ, eq. 10) to the power of ``temper``, by default its root,
-    normalised to mean 1.
+    The weight of an element is the mean squared gradient of the float
+    network's loss with respect to it (BRECQ, eq. 10), raised to the power
+    ``temper`` and divided by the mean of all weights of its tensor.
 
     Args:
-        per_sample (bool): Weigh each image by its own gradient, which
-            holds one gradient an image; by default all by their mean.
-        temper (float): Exponent of the weights before they are
-            normalised: 1 is the Fisher itself, 0 plain MSE.
-        images (int): Images that the mean is taken over; with
-            ``per_sample`` all are needed.
-        likelihood (dict): The teacher's loss.
+        per_sample (bool): If true, weigh each image by its own gradient,
+            which is cached. By default all images have the same weights.
+        temper (float): Exponent of the weights, 0 to 10: 1 is the Fisher
+            information itself, 0 is plain MSE.
+        images (int): Number of images for the mean of the squared gradients.
+            ``per_sample`` uses all images.
+        likelihood (dict): The loss that is differentiated; by default
+            :class:`FromOutput` chooses it.
+
+    Raises:
+        ValueError: If ``images`` is below 1, or ``temper`` is negative or
+            not finite.
+
+    Example:
+        >>> reconstructor = dict(
+        ...     type='BlockReconstructor',
+        ...     objective=dict(type='FisherDiag', temper=0.5, images=256),
+        ... )
     """
 
     def __init__(
@@ -151,41 +168,66 @@ class FisherDiag(Fisher):
         images: CachedBatches,
         generator: torch.Generator,
     ) -> None:
-        """Gather the squared gradients of all units in one pass."""
-        found: dict[OutputKey, Any] = {}
-
-        def collect(place: OutputKey, which: slice, grad: Tensor) -> None:
-            weight = grad.square()
-            if self.per_sample:
-                weight = weight.pow(self.temper)
-                count = which.stop - which.start
-                if len(weight) % count:  # of no image: counts evenly
-                    return
-                if place not in found:
-                    found[place] = PerImage(images, weight, count)
-                found[place].write(which.start, weight)
-            else:
-                mean = weight.sum(0, keepdim=True)
-                found[place] = found.get(place, 0) + mean
-
-        count = None if self.per_sample else local_share(self.images)
-        self._gradients(teacher, units, images, generator, collect, count)
+        """Compute the weights of all units in one pass over the images."""
+        args = teacher, units, images, generator
         self.weights = {}
-        for place, weight in found.items():
-            if not self.per_sample:
-                weight = sum_over_processes(weight).pow(self.temper)
+        if self.per_sample:
+            self._weigh_each(*args)
+        else:
+            self._weigh_all(*args)
+
+    def _weigh_all(
+        self,
+        teacher: nn.Module,
+        units: Sequence[Unit],
+        images: CachedBatches,
+        generator: torch.Generator,
+    ) -> None:
+        """Compute weights from the mean over images."""
+        sums: dict[OutputKey, Tensor] = {}
+
+        def collect(key: OutputKey, which: slice, grad: Tensor) -> None:
+            squares = grad.square().sum(0, keepdim=True)
+            sums[key] = sums.get(key, 0) + squares
+
+        count = local_share(self.images)
+        self._gradients(teacher, units, images, generator, collect, count)
+        for key, squares in sums.items():
+            weight = sum_over_processes(squares).pow(self.temper)
             mean = weight.mean()
             if mean > 0:
-                if self.per_sample:
-                    weight.factor = 1 / mean
-                else:
-                    weight = weight / mean
-                self.weights[place] = weight
+                self.weights[key] = weight / mean
+
+    def _weigh_each(
+        self,
+        teacher: nn.Module,
+        units: Sequence[Unit],
+        images: CachedBatches,
+        generator: torch.Generator,
+    ) -> None:
+        """Compute weights that each image has for itself."""
+        found: dict[OutputKey, PerImage] = {}
+
+        def collect(key: OutputKey, which: slice, grad: Tensor) -> None:
+            weight = grad.square().pow(self.temper)
+            count = which.stop - which.start
+            if len(weight) % count:  # Its rows belong to no single image.
+                return
+            if key not in found:
+                found[key] = PerImage(images, weight, count)
+            found[key].write(which.start, weight)
+
+        self._gradients(teacher, units, images, generator, collect)
+        for key, weights in found.items():
+            mean = weights.mean()
+            if mean > 0:
+                weights.factor = 1 / mean
+                self.weights[key] = weights
 
     @takes_low_precision
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
-        """See :func:`mmrazor_brecq.functional.weighted_squared_error`."""
+        """Return the weighted squared error of one output tensor."""
         weight = self._weight((unit.name, i), index, output)
         return weighted_squared_error(output, target, weight)

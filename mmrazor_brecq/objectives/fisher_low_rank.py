@@ -1,19 +1,23 @@
-"""An objective that knows how errors add up in what the network says."""
+"""Squared errors weighted by a Fisher matrix: low rank plus diagonal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
 from ..activations import CachedBatches, CachedTensor, Store
-from ..functional import tensors, weighted_squared_error
+from ..functional import Nested, tensors, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
-from ..runtime.distributed import gather_rows, local_share, sum_over_processes
+from ..runtime.distributed import (
+    gather_rows,
+    local_share,
+    sum_over_processes,
+)
 from ..validation import Amount, Count, Exponent
 from .base import takes_low_precision
 from .fisher import Fisher
@@ -23,50 +27,64 @@ from .likelihood import LikelihoodConfig
 
 @TASK_UTILS.register_module()
 class FisherLowRank(Fisher):
-    """The Fisher information of few images, shrunk towards its diagonal.
+    """Error under the Fisher matrix, mixed with its diagonal.
 
-    Errors of several elements make up for each other in what the network
-    says, or add up: the diagonal knows nothing of it. Of a whole matrix
-    that few images estimate, most is chance. So the error counts by a mean
-    of both (Ledoit and Wolf, 2004; Schaefer and Strimmer, 2005), the matrix
-    being that of its largest eigenvalues (diagonal and low rank as in
-    FIMA-Q, Wu et al., CVPR 2025). The matrix has the share
+    Let ``e`` be the error of a unit's output for one image, a vector of D
+    elements, and ``g_1 ... g_N`` the gradients of the float network's loss
+    at that output for N images. To second order the loss grows by
+    ``e^T F e / 2`` with the Fisher matrix ``F = (1/N) sum_n g_n g_n^T``.
+    :class:`FisherDiag` keeps the diagonal of ``F`` only. It cannot see that
+    errors of several elements cancel, or add up, in the network's output.
+    The whole matrix can, but N images do not determine D x D numbers: most
+    of the estimate is noise. This objective mixes the two (shrinkage, Ledoit
+    and Wolf, 2004; Schaefer and Strimmer, 2005)::
 
-        r e^2 / (e^2 + even^2)
+        error(e) = (1 - share) * e^T diag(w) e + share * c * e^T L e
 
-    of the error that nearest rounding makes, and the diagonal the rest.
-    Here ``r`` is the share of images' gradients that the eigenvectors of
-    other images explain (cross-validated): of ten classes most, of a
-    thousand next to nothing, and what the eigenvectors do not explain is
-    left to the diagonal. And ``e`` is the error of nearest rounding, as a
-    share of the output's energy, both under the diagonal: small errors
-    soon fit what is chance in the matrix. The scale is that of
-    :class:`FisherDiag`.
+    - ``w`` are the weights of :class:`FisherDiag`.
+    - ``L = sum_r lambda_r q_r q_r^T`` has the ``rank`` largest eigenvalues
+      ``lambda_r`` of ``F``, raised to the power ``temper``, and their
+      eigenvectors ``q_r`` (diagonal and low rank as in FIMA-Q, Wu et al.,
+      CVPR 2025).
+    - ``c`` scales the matrix so that both parts are equal for the error that
+      nearest rounding makes.
+    - ``share = r * d^2 / (d^2 + even^2)`` says how far the matrix can be
+      trusted. ``r`` is the fraction of a gradient that the eigenvectors of
+      other images explain, by cross-validation: nearly 1 for ten classes,
+      and close to 0 for a thousand. ``d`` is the error of nearest rounding
+      over the energy of the output, both under the diagonal: a unit with a
+      small error soon fits the noise in ``L``.
 
-    A gradient of each image is held at each unit's output until the unit
-    begins: for 256 images of 224 pixels 1.6 GB in all for ResNet-18 and
-    6.5 GB for ResNet-50, within the budget of the calibration's memory.
+    One gradient of each image is cached for each unit until the unit begins,
+    within the budget of the calibration's memory. For 256 images of 224 x
+    224 pixels these are 1.6 GB for ResNet-18 and 6.5 GB for ResNet-50.
 
     Args:
-        even (float): The ``e`` at which matrix and diagonal count the
-            same, if it explains all. With 0 errors of any size count alike.
-        rank (int): Eigenvectors, at the most: of outputs of more than
-            131,072 elements fewer, so that they take no more memory.
-        temper (float): Exponent of the diagonal's elements, and of the
-            eigenvalues, before they are normalised.
-        images (int): Images that the matrix is estimated from.
-        likelihood (dict): The teacher's loss: by default the form of its
-            outputs tells, with classes at a temperature of 4; ``Gaussian``
-            where it regresses.
+        even (float): The relative error ``d`` at which matrix and diagonal
+            count the same if ``r`` is 1. With 0 the share is ``r``.
+        rank (int): Number of eigenvectors, 1 or more. Outputs of more than
+            131,072 elements have fewer, to bound the memory.
+        temper (float): Exponent of the diagonal's elements and of the
+            eigenvalues, 0 to 10.
+        images (int): Number of images N for the estimate.
+        likelihood (dict): The loss that is differentiated. By default
+            :class:`FromOutput` chooses it, with a temperature of 4 for
+            classes; use ``Gaussian`` for a network that regresses.
 
     Raises:
-        ValueError: If ``even`` or ``temper`` is negative or no finite
-            number, or ``rank`` or ``images`` below 1.
+        ValueError: If ``even`` or ``temper`` is negative or not finite, or
+            ``rank`` or ``images`` is below 1.
+
+    Example:
+        >>> reconstructor = dict(
+        ...     type='BlockReconstructor',
+        ...     objective=dict(type='FisherLowRank', rank=32, images=256),
+        ... )
     """
 
-    #: Numbers that the eigenvectors of one output may have, and the
-    #: gradients that are looked at together.
-    room = 2**22
+    #: Maximum number of elements of the eigenvectors of one output, and of
+    #: the gradients that are processed at a time.
+    max_elements = 2**22
 
     def __init__(
         self,
@@ -85,12 +103,15 @@ class FisherLowRank(Fisher):
         self.temper = temper
         self.images = images
         self.store = Store()
+        #: Gradients of units that have not begun, N x D for each output.
         self.gradients: dict[OutputKey, CachedTensor] = {}
+        #: Eigenvectors times the root of their share of the error, R x 1 x D:
+        #: the matrix is the sum of their outer products.
         self.directions: dict[OutputKey, Tensor] = {}
-        #: Shares of images' gradients that directions of others explain.
+        #: Fractions of gradients that directions of other images explain.
         self.explained: dict[OutputKey, float] = {}
-        #: The directions in the type of the outputs that units learn with.
-        self.short: dict[OutputKey, Tensor] = {}
+        #: The directions in the type that the unit learns in.
+        self.cast_directions: dict[OutputKey, Tensor] = {}
 
     def watch(
         self,
@@ -99,128 +120,172 @@ class FisherLowRank(Fisher):
         images: CachedBatches,
         generator: torch.Generator,
     ) -> None:
-        """Gather each image's gradient at all units in one pass."""
+        """Cache each image's gradient at all units in one pass."""
         count = min(local_share(self.images), len(images))
-        for held in self._held():
-            held.clear()
+        for cache in self._caches():
+            cache.clear()
         self.store = images.store
 
-        def collect(place: OutputKey, which: slice, grad: Tensor) -> None:
+        def collect(key: OutputKey, which: slice, grad: Tensor) -> None:
             fold, rest = divmod(grad.shape[0], which.stop - which.start)
-            if rest or not grad.numel():  # of no image: counts evenly
+            if rest or not grad.numel():  # Its rows belong to no image.
                 return
-            if place not in self.gradients:
-                self.gradients[place] = self.store.allocate(count, grad, fold)
-            self.gradients[place].write(which.start, grad)
+            if key not in self.gradients:
+                self.gradients[key] = self.store.allocate(count, grad, fold)
+            self.gradients[key].write(which.start, grad)
 
         self._gradients(teacher, units, images, generator, collect, count)
 
     def begin(
-        self, unit: Unit, outputs: Iterable[Any], targets: Iterable[Any]
+        self,
+        unit: Unit,
+        outputs: Iterable[Nested],
+        targets: Iterable[Nested],
     ) -> None:
-        """Look for the eigenvectors, and for the error along them."""
-        places = [p for p in self.gradients if p[0] == unit.name]
-        for place in places:
-            self._decompose(place, self.gradients.pop(place))
+        """Compute the eigenvectors, then balance matrix and diagonal."""
+        keys = [key for key in self.gradients if key[0] == unit.name]
+        for key in keys:
+            self._decompose(key, self.gradients.pop(key))
         self.store.release_freed_memory()
-        known = [place for place in places if place in self.directions]
-        if known:
-            self._balance(known, outputs, targets)
+        decomposed = [key for key in keys if key in self.directions]
+        if decomposed:
+            self._balance(decomposed, outputs, targets)
 
     def end(self, unit: Unit) -> None:
-        """Let go of the unit's gradients, weights and directions."""
-        for held in self._held():
-            for place in [p for p in held if p[0] == unit.name]:
-                del held[place]
+        """Free the gradients, weights and directions of a unit."""
+        for cache in self._caches():
+            for key in [key for key in cache if key[0] == unit.name]:
+                del cache[key]
 
-    def _held(self) -> tuple[dict[OutputKey, Any], ...]:
-        held = self.gradients, self.weights, self.directions
-        return *held, self.short, self.explained
+    def _caches(self) -> tuple[dict, ...]:
+        return (
+            self.gradients,
+            self.weights,
+            self.directions,
+            self.cast_directions,
+            self.explained,
+        )
 
-    def _decompose(self, place: OutputKey, column: CachedTensor) -> None:
-        """Weights and directions from the gradients of all processes."""
+    def _decompose(self, key: OutputKey, cached: CachedTensor) -> None:
+        """Compute weights and directions from the gradients of an output.
+
+        D is far larger than N, so the D x D matrix ``F = G^T G / N`` is
+        never formed, with the gradients ``G``, N x D. ``G G^T / N`` is N x N
+        and has the same eigenvalues. If ``u`` is a unit eigenvector of it
+        with the eigenvalue ``v``, then ``G^T u / sqrt(N v)`` is one of
+        ``F``.
+        """
         gram = torch.zeros(1, 1, dtype=torch.float64)
-        squares = torch.empty(1, column.elements, device=column.device)
-        for part, piece in self._pieces(column):
-            gram = gram + (piece @ piece.T).cpu().double()
-            squares[0, part] = piece.square().mean(0).to(squares)
-        diagonal = column.from_elements(squares)
+        squares = torch.empty(1, cached.elements, device=cached.device)
+        for part, gradients in self._pieces(cached):
+            gram = gram + (gradients @ gradients.T).cpu().double()
+            squares[0, part] = gradients.square().mean(0).to(squares)
+        diagonal = cached.from_elements(squares)
         diagonal = diagonal.mean(0, keepdim=True).pow(self.temper)
         if not (0 < gram.trace() < math.inf and diagonal.mean() > 0):
-            return
+            return  # Without finite gradients the objective is plain MSE.
         gram /= len(gram)
-        rank = max(1, min(self.rank, self.room // column.elements))
-        self.explained[place] = _explained(gram, rank)
-        values, vectors = _largest(gram, rank)
-        lengths = values.pow(self.temper)
-        lengths /= lengths.sum()
-        mix = (vectors * (lengths / (values * len(gram))).sqrt()).T
-        mix = mix.to(diagonal)
-        axes = torch.empty(len(mix), column.elements).to(diagonal)
-        for part, piece in self._pieces(column):
-            axes[:, part] = mix @ piece
-        self.directions[place] = column.from_elements(axes).unflatten(
-            0, (-1, column.rows_per_image)
+        rank = max(1, min(self.rank, self.max_elements // cached.elements))
+        self.explained[key] = _explained(gram, rank)
+        mix = self._mix(gram, rank).to(diagonal)
+        directions = torch.empty(len(mix), cached.elements).to(diagonal)
+        for part, gradients in self._pieces(cached):
+            directions[:, part] = mix @ gradients
+        self.directions[key] = cached.from_elements(directions).unflatten(
+            0, (-1, cached.rows_per_image)
         )
-        self.weights[place] = diagonal / diagonal.mean()
+        self.weights[key] = diagonal / diagonal.mean()
 
-    def _pieces(self, column: CachedTensor) -> Iterator[tuple[slice, Tensor]]:
-        """All images' gradients, as many elements at a time everywhere.
+    def _mix(self, gram: Tensor, rank: int) -> Tensor:
+        """Return the factors that combine gradients to directions.
 
-        What is made of them lies in one tensor from the beginning: small
-        ones would settle in the gaps that the pieces leave.
+        Args:
+            gram (Tensor): ``G G^T / N``, N x N, in float64.
+            rank (int): Maximum number of directions R.
+
+        Returns:
+            Tensor: R x N. Its product with ``G`` has the rows
+            ``sqrt(lambda_r) q_r``, where the ``lambda_r`` sum to 1.
+        """
+        values, vectors = _largest(gram, rank)
+        tempered = values.pow(self.temper)
+        tempered /= tempered.sum()
+        return (vectors * (tempered / (values * len(gram))).sqrt()).T
+
+    def _pieces(self, cached: CachedTensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield all images' gradients, some elements at a time.
+
+        The gradients of all processes are gathered, and every process cuts
+        them at the same elements. Callers write into one tensor that they
+        allocate before: small ones would fragment the memory, because they
+        would be allocated between the pieces.
         """
         start = 0
-        for piece in column.pieces(max(1, self.room // self.images)):
+        for piece in cached.pieces(max(1, self.max_elements // self.images)):
             part = slice(start, start := start + piece.shape[1])
             wide = torch.promote_types(piece.dtype, torch.float32)
             yield part, gather_rows(piece.to(wide))
 
     def _balance(
         self,
-        places: Sequence[OutputKey],
-        outputs: Iterable[Any],
-        targets: Iterable[Any],
+        keys: Sequence[OutputKey],
+        outputs: Iterable[Nested],
+        targets: Iterable[Nested],
     ) -> None:
-        """Give both parts their shares of the error of nearest rounding.
+        """Scale weights and directions by their shares of the error.
 
-        Such errors have an offset in common, and so have the gradients of
-        many images: the matrix finds 2 to 40 times as much in them as the
-        diagonal does.
+        The matrix finds 2 to 40 times as much error in the outputs of
+        nearest rounding as the diagonal does, because those errors have a
+        common offset, and so have the gradients of many images. Without the
+        scaling, ``even`` would mean something else for each unit.
         """
-        found = {place: torch.zeros(3) for place in places}
+        for key, sums in self._errors(keys, outputs, targets).items():
+            diagonal, matrix, energy = sum_over_processes(sums).tolist()
+            if 0 < matrix < math.inf and diagonal > 0:
+                square, even = diagonal * diagonal, self.even * energy
+                share = square / (square + even * even)
+                share *= self.explained[key]
+                ratio = diagonal / matrix
+            else:  # One of the errors is zero: their ratio is undefined.
+                share, ratio = float(not self.even), 1.0
+            self.weights[key] = (1 - share) * self.weights[key]
+            # An error along a direction is squared.
+            self.directions[key] *= (share * ratio) ** 0.5
+
+    def _errors(
+        self,
+        keys: Sequence[OutputKey],
+        outputs: Iterable[Nested],
+        targets: Iterable[Nested],
+    ) -> dict[OutputKey, Tensor]:
+        """Return three sums over images for each output tensor.
+
+        They are the error under the diagonal, the error under the matrix,
+        and the energy of the target under the diagonal.
+        """
+        sums = {key: torch.zeros(3) for key in keys}
         seen, targets = 0, iter(targets)
-        # What `zip` gives, it holds until it has the next.
+        # `zip` would keep a batch in memory until it has the next one.
         for output in outputs:
             target = next(targets)
-            for place in places:
-                out, goal = (tensors(x)[place[1]] for x in (output, target))
-                images = len(out) // self.directions[place].shape[1]
-                found[place] += images * self._errors(place, out, goal)
+            for key in keys:
+                out, goal = (tensors(x)[key[1]] for x in (output, target))
+                images = len(out) // self.directions[key].shape[1]
+                sums[key] += images * self._errors_of(key, out, goal)
             del output, target, out, goal
             seen += images
             if seen >= local_share(self.images):
                 break
-        for place, sums in found.items():
-            diagonal, low, energy = sum_over_processes(sums).tolist()
-            if 0 < low < math.inf and diagonal > 0:
-                square, even = diagonal * diagonal, self.even * energy
-                matrix = square / (square + even * even)
-                matrix *= self.explained[place]
-                ratio = diagonal / low
-            else:  # There is nothing to balance.
-                matrix, ratio = float(not self.even), 1.0
-            self.weights[place] = (1 - matrix) * self.weights[place]
-            self.directions[place] *= (matrix * ratio) ** 0.5
+        return sums
 
-    def _errors(
-        self, place: OutputKey, output: Tensor, target: Tensor
+    def _errors_of(
+        self, key: OutputKey, output: Tensor, target: Tensor
     ) -> Tensor:
-        """By the diagonal, along the directions, and of no output at all."""
-        weight, axes = self.weights[place], self.directions[place]
+        """Return these three numbers for one batch, means over images."""
+        weight, directions = self.weights[key], self.directions[key]
         errors = [
             weighted_squared_error(output, target, weight),
-            weighted_squared_error(output, target, 0 * weight, axes),
+            weighted_squared_error(output, target, 0 * weight, directions),
             weighted_squared_error(0 * target, target, weight),
         ]
         return torch.stack(errors).cpu()
@@ -229,52 +294,65 @@ class FisherLowRank(Fisher):
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
-        """See :func:`mmrazor_brecq.functional.weighted_squared_error`."""
-        place = unit.name, i
+        """Return the error of one output tensor under both parts."""
+        key = unit.name, i
         return weighted_squared_error(
             output,
             target,
-            self._weight(place, index, output),
-            self._directions_in(output.dtype, place),
+            self._weight(key, index, output),
+            self._directions_in(output.dtype, key),
         )
 
     def _directions_in(
-        self, dtype: torch.dtype, place: OutputKey
+        self, dtype: torch.dtype, key: OutputKey
     ) -> Optional[Tensor]:
-        """Those of an output, in its type, to which they go only once."""
-        known = self.directions.get(place)
-        if known is None or known.dtype == dtype:
-            return known
-        if place not in self.short or self.short[place].dtype != dtype:
-            self.short[place] = known.to(dtype)
-        return self.short[place]
+        """Return the directions of an output in a type, converted once."""
+        directions = self.directions.get(key)
+        if directions is None or directions.dtype == dtype:
+            return directions
+        cast = self.cast_directions.get(key)
+        if cast is None or cast.dtype != dtype:
+            cast = self.cast_directions[key] = directions.to(dtype)
+        return cast
 
 
 def _largest(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues of a Gram matrix and their vectors."""
+    """Return the largest eigenvalues and eigenvectors of a Gram matrix.
+
+    Args:
+        gram (Tensor): N x N.
+        rank (int): Maximum number R of them. Those below 1e-6 of the largest
+            are left out, because they are rounding errors.
+
+    Returns:
+        tuple[Tensor, Tensor]: R eigenvalues in ascending order, and N x R.
+    """
     values, vectors = torch.linalg.eigh(gram)
     largest = (values > values[-1] * 1e-6).nonzero()[:, 0][-rank:]
     return values[largest], vectors[:, largest]
 
 
 def _explained(gram: Tensor, rank: int, folds: int = 4) -> float:
-    """Return the share of gradients that other images explain.
+    """Return the fraction of gradients that other images explain.
 
-    It is cross-validated: the images of each fold are compared with the
-    leading directions of all others.
+    The images are cut into folds. The gradients of each fold are projected
+    on the leading eigenvectors of all other images.
 
     Args:
-        gram (Tensor): N x N, inner products of the images' gradients.
-        rank (int): Directions, at the most.
-        folds (int): Parts that the images are cut into.
+        gram (Tensor): Inner products of the images' gradients, N x N.
+        rank (int): Maximum number of eigenvectors.
+        folds (int): Number of folds.
 
     Returns:
-        float: Of the squared gradients, 0 to 1; of a single image 0.
+        float: Squared length of the projections over that of the gradients,
+        0 to 1, and 0 for a single image.
     """
-    found, fold = 0.0, torch.arange(len(gram)) % folds
-    for part in fold.unique() if len(gram) > 1 else ():
+    if len(gram) == 1:
+        return 0.0
+    projected, fold = 0.0, torch.arange(len(gram)) % folds
+    for part in fold.unique():
         others = fold != part
         values, vectors = _largest(gram[others][:, others], rank)
         along = gram[~others][:, others] @ (vectors / values.sqrt())
-        found += float(along.square().sum())
-    return found / float(gram.trace())
+        projected += float(along.square().sum())
+    return projected / float(gram.trace())

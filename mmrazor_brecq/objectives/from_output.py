@@ -1,8 +1,8 @@
-"""Chooses what each of a network's outputs means by its form."""
+"""A likelihood that is chosen by the form of the network's outputs."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Optional
+from typing import Literal, NamedTuple, Optional
 
 import torch
 from mmengine.dist import broadcast_object_list
@@ -13,72 +13,77 @@ from ..registry import TASK_UTILS
 from .gradients import real_outputs
 from .likelihood import Bernoulli, Gaussian, Likelihood
 
-#: Odds that no network gives for half of its images, as a logarithm: what
-#: is further apart is no logit but a value.
-NO_LOGIT = 40.0
+#: A logit, or the distance between the two largest logits, that no network
+#: has for half of its images. Larger numbers are values, not logits.
+MAX_LOGIT = 40.0
 
 
 class Form(NamedTuple):
-    """What one output is.
+    """Meaning of one output.
 
     Attributes:
-        kind (str): ``classes``, ``chance`` or ``value``.
-        axis (int): That of the classes.
-        sure (bool): Whether these are probabilities in place of logits.
+        kind (str): ``'classes'``, ``'event'`` for one probability an
+            element, or ``'value'``.
+        axis (int): Axis of the classes.
+        probabilities (bool): Whether it has probabilities, not logits.
     """
 
-    kind: str
+    kind: Literal['classes', 'event', 'value']
     axis: int = -1
-    sure: bool = False
+    probabilities: bool = False
 
 
 @TASK_UTILS.register_module()
 class FromOutput(Likelihood):
-    """Each output by its form, as the float network gives it for images.
+    """Likelihood of each output, chosen by its form for some images.
 
     - Two channels or more are logits of classes. Their axis is the last of
-      N x C, axis 1 of maps, N x C x H x W, and that of the last layer's
-      channels where a Linear puts out maps or sequences, or a convolution
-      sequences; failing that, the last of N x L x C.
-    - One channel, and N values alone, are the logit of one chance.
-    - What adds up to 1 over the classes is a softmax, and what lies between
-      0 and 1 a sigmoid: their logarithms take the place of logits.
-    - An image like the input, single numbers, and what is too far apart to
-      be logits are values, of unit variance.
+      N x C and axis 1 of N x C x H x W. If a Linear computes a map or a
+      sequence, or a convolution a sequence, it is the axis that is as long
+      as that layer has output channels. If there is none, it is the last of
+      N x L x C.
+    - One channel, and N values alone, are logits of one event.
+    - Numbers that sum to 1 over the classes are a softmax, and numbers
+      between 0 and 1 a sigmoid. Their logarithms and logits are used.
+    - An image like the input, a scalar, and numbers too large for logits are
+      values of unit variance.
 
-    A network that regresses other values is not told from one that
-    classifies: name ``Gaussian`` for it. Outputs count by their sum.
+    A network that regresses cannot always be told from one that classifies:
+    name ``Gaussian`` for it. The losses of several outputs are added.
 
     Args:
-        classes (dict): Likelihood of classes; its temperature is that of
-            single chances, too.
+        classes (dict): Config of the likelihood of classes; by default
+            ``dict(type='Categorical')``. Its temperature is also that of
+            single events.
+
+    Raises:
+        ValueError: If the config is wrong.
     """
 
     def __init__(self, classes: Optional[dict] = None) -> None:
         self.classes = dict(classes or dict(type='Categorical'))
-        self.chance = Bernoulli(self.classes.get('temperature', 1.0))
+        self.event = Bernoulli(self.classes.get('temperature', 1.0))
         self.value = Gaussian()
         self.forms: list[Form] = []
-        TASK_UTILS.build(self.classes)  # What is wrong in it shows here.
+        TASK_UTILS.build(self.classes)  # Report errors of the config now.
 
     @torch.no_grad()
     def see(
         self, teacher: nn.Module, images: Tensor, outputs: list[Tensor]
     ) -> None:
-        """Choose by some images, the same in all processes."""
+        """Choose the forms by some images, the same in all processes."""
         layers: list[Optional[nn.Module]] = [None] * len(outputs)
         if any(out.dim() > 2 for out in outputs):
             layers = _last_layers(teacher, images[:1], len(outputs))
-        found: list[Any] = [
-            [_form(*pair, images) for pair in zip(outputs, layers)]
-        ]
-        broadcast_object_list(found)
-        (self.forms,) = found
+        forms = [_form(*pair, images) for pair in zip(outputs, layers)]
+        message = [forms]
+        broadcast_object_list(message)
+        (self.forms,) = message
 
     def __call__(
         self, outputs: list[Tensor], generator: torch.Generator
     ) -> Tensor:
-        """The losses of all outputs, summed over images."""
+        """Return the sum of the losses of all outputs."""
         loss = outputs[0].new_zeros(())
         for out, form in zip(outputs, self._forms(outputs)):
             likelihood = self._likelihood(form)
@@ -86,7 +91,11 @@ class FromOutput(Likelihood):
         return loss
 
     def divergence(self, outputs: list[Tensor], goals: list[Tensor]) -> Tensor:
-        """That of all outputs, but those whose size the network chooses."""
+        """Return the sum of the divergences of all outputs.
+
+        An output counts only if both have one shape: some networks choose
+        the size of an output by its content.
+        """
         parts = [
             self._likelihood(form).divergence(
                 [_logits(out, form)], [_logits(goal, form)]
@@ -97,7 +106,7 @@ class FromOutput(Likelihood):
         return torch.stack(parts).sum() if parts else torch.zeros(())
 
     def _forms(self, outputs: list[Tensor]) -> list[Form]:
-        """Those that were seen, unless this is another number of outputs."""
+        """Return the chosen forms, or new ones if the outputs differ."""
         if len(self.forms) == len(outputs):
             return self.forms
         return [_form(out.detach()) for out in outputs]
@@ -105,13 +114,15 @@ class FromOutput(Likelihood):
     def _likelihood(self, form: Form) -> Likelihood:
         if form.kind == 'classes':
             return TASK_UTILS.build(dict(self.classes, axis=form.axis))
-        return self.chance if form.kind == 'chance' else self.value
+        return self.event if form.kind == 'event' else self.value
 
     def __str__(self) -> str:
-        names = [
-            str(self._likelihood(form)) + ' of probabilities' * form.sure
-            for form in self.forms
-        ]
+        names = []
+        for form in self.forms:
+            name = str(self._likelihood(form))
+            if form.probabilities:
+                name += ' of probabilities'
+            names.append(name)
         return ' and '.join(dict.fromkeys(names)) or 'no real output'
 
 
@@ -120,33 +131,33 @@ def _form(
     layer: Optional[nn.Module] = None,
     images: Optional[Tensor] = None,
 ) -> Form:
-    """What one output is.
+    """Return the meaning of one output.
 
     Args:
-        out (Tensor): Real and not empty.
+        out (Tensor): The output, real and not empty.
         layer (nn.Module, optional): The last layer before it.
-        images (Tensor, optional): What it was computed from.
+        images (Tensor, optional): The images that it was computed from.
     """
-    if not out.dim() or _looks_like(out, images):
+    if not out.dim() or _is_like(out, images):
         return Form('value')
     axis = _class_axis(out, layer)
     single = out.dim() == 1 or out.shape[axis] == 1
     if single:
-        apart = out.abs().median()
+        size = out.abs().median()
     else:
         sums = out.sum(axis)
         if out.min() >= 0 and torch.allclose(sums, sums.new_ones(()), 0, 1e-3):
-            return Form('classes', axis, True)
-        apart = out.topk(2, axis).values.diff(dim=axis).abs().median()
+            return Form('classes', axis, probabilities=True)
+        size = out.topk(2, axis).values.diff(dim=axis).abs().median()
     if out.min() > 0 and out.max() <= 1:
-        return Form('chance', sure=True)
-    if not apart < NO_LOGIT:
+        return Form('event', probabilities=True)
+    if not size < MAX_LOGIT:
         return Form('value')
-    return Form('chance') if single else Form('classes', axis)
+    return Form('event') if single else Form('classes', axis)
 
 
 def _class_axis(out: Tensor, layer: Optional[nn.Module]) -> int:
-    """The axis of the classes: -1 for the last."""
+    """Return the axis of the classes, -1 for the last."""
     if out.dim() < 3:
         return -1
     channels = getattr(layer, 'out_channels', None)
@@ -159,8 +170,8 @@ def _class_axis(out: Tensor, layer: Optional[nn.Module]) -> int:
     return 1 if out.dim() > 3 else -1
 
 
-def _looks_like(out: Tensor, images: Optional[Tensor]) -> bool:
-    """Whether an output is an image much like the input."""
+def _is_like(out: Tensor, images: Optional[Tensor]) -> bool:
+    """Return whether an output is an image similar to the input."""
     if images is None or out.shape != images.shape or out.dim() < 3:
         return False
     error = (out - images).square().mean()
@@ -168,10 +179,10 @@ def _looks_like(out: Tensor, images: Optional[Tensor]) -> bool:
 
 
 def _logits(out: Tensor, form: Form) -> Tensor:
-    """An output as its likelihood takes it, N x ..."""
+    """Return an output as its likelihood expects it, N x ..."""
     if out.dim() < 2:
         out = out.reshape(-1, 1)
-    if not form.sure:
+    if not form.probabilities:
         return out
     if form.kind == 'classes':
         return out.clamp(min=1e-12).log()
@@ -181,20 +192,25 @@ def _logits(out: Tensor, form: Form) -> Tensor:
 def _last_layers(
     network: nn.Module, image: Tensor, count: int
 ) -> list[Optional[nn.Module]]:
-    """The last layer before each output that is real and not empty."""
-    kept: list[Tensor] = []
+    """Return the last layer before each of ``count`` real outputs."""
+    outputs: list[Tensor] = []
     hook = network.register_forward_hook(
-        lambda module, args, out: kept.extend(real_outputs(out))
+        lambda module, args, out: outputs.extend(real_outputs(out))
     )
     try:
         recording = record(network, image)
     finally:
         hook.remove()
-    found = [_layer_before(recording, out) for out in kept]
-    return found if len(found) == count else [None] * count
+    layers = [_layer_before(recording, out) for out in outputs]
+    return layers if len(layers) == count else [None] * count
 
 
 def _layer_before(recording: Recording, out: Tensor) -> Optional[nn.Module]:
+    """Return the layer with the fewest operations between it and a tensor.
+
+    It searches breadth-first, from the tensor back through the operations
+    that computed it.
+    """
     layers = {
         value.tensor: call.module
         for call in recording.calls
@@ -202,16 +218,16 @@ def _layer_before(recording: Recording, out: Tensor) -> Optional[nn.Module]:
         or hasattr(call.module, 'out_channels')
         for value in call.outputs
     }
-    made = {
-        value.tensor: [x.tensor for x in step.taken]
-        for step in recording.steps
-        for value in step.made
+    operands = {
+        value.tensor: [x.tensor for x in operation.inputs]
+        for operation in recording.operations
+        for value in operation.outputs
     }
-    nearest, seen = [out._cdata], {out._cdata}
-    for tensor in nearest:  # It grows.
+    queue, seen = [out._cdata], {out._cdata}
+    for tensor in queue:  # The loop appends to it.
         if tensor in layers:
             return layers[tensor]
-        before = [x for x in made.get(tensor, ()) if x not in seen]
+        before = [x for x in operands.get(tensor, ()) if x not in seen]
         seen.update(before)
-        nearest += before
+        queue += before
     return None

@@ -1,27 +1,34 @@
-"""The gradients of the float network's own loss at its units' outputs."""
+"""Gradients of the float network's loss at the outputs of its units."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
 
 from ..activations import MAX_ELEMENTS_BACKWARD, CachedBatches, images_per_pass
-from ..functional import from_rows, map_tensors, tensors, to_rows
+from ..functional import Nested, from_rows, map_tensors, tensors, to_rows
 from ..graph import Unit, run_float
 from .likelihood import Likelihood
 
-#: A unit's name, and which of its output tensors.
+#: Name of a unit, and position of a tensor among its outputs.
 OutputKey = tuple[str, int]
 
 
-def real_outputs(nested: Any) -> list[Tensor]:
-    """Return the real tensors of a structure that are not empty: what a
-    likelihood or an error can be of.
+def real_outputs(output: Nested) -> list[Tensor]:
+    """Return the tensors that can have a likelihood or an error.
+
+    Args:
+        output (Any): Tensors in any structure.
+
+    Returns:
+        list[Tensor]: The floating-point tensors that are not empty, in
+        order.
     """
-    return [x for x in tensors(nested) if x.is_floating_point() and x.numel()]
+    return [x for x in tensors(output) if x.is_floating_point() and x.numel()]
 
 
 def teacher_gradients(
@@ -33,90 +40,112 @@ def teacher_gradients(
     collect: Callable[[OutputKey, slice, Tensor], None],
     count: Optional[int] = None,
 ) -> set[str]:
-    """One forward and backward pass an image, for all units together.
+    """Collect gradients of all units in one forward and backward pass.
+
+    Only the first call of a unit in a forward pass counts, because that is
+    the call that is reconstructed.
 
     Args:
         teacher (nn.Module): The float network.
-        units (list[Unit]): Units; those of the teacher are found by name.
-        images (CachedBatches): Preprocessed inputs.
-        likelihood (callable): From outputs and generator to a loss.
+        units (list[Unit]): Units, found in the teacher by their names.
+        images (CachedBatches): Preprocessed images.
+        likelihood (callable): Computes a loss from the network's outputs
+            and the generator.
         generator (torch.Generator): Source of what the likelihood draws.
-        collect (callable): Takes a unit's name and the place of an output
-            tensor in it, which images are at hand, and the loss's gradient
-            there, in the output's order of memory. Of a unit that is called
-            several times only the first call counts, which is the one that
-            is reconstructed.
-        count (int, optional): How many of the images; by default all.
+        collect (callable): Is called with an :data:`OutputKey`, the slice of
+            images, and the gradient of the loss with respect to that output
+            tensor, in the tensor's order of memory.
+        count (int, optional): Number of images, 1 or more; by default all.
 
     Returns:
-        set[str]: Names of the units that a gradient reached: none where the
-        network runs under ``no_grad`` or gives no real numbers.
+        set[str]: Names of the units that a gradient reached. It is empty if
+        the network runs under ``torch.no_grad`` or returns no tensor of real
+        numbers.
     """
     reached: set[str] = set()
     count = len(images) if count is None else min(count, len(images))
-    together = images_per_pass(
-        images.elements, max_images=32, max_elements=MAX_ELEMENTS_BACKWARD
-    )
-    seen: set[str] = set()
-    now = slice(0, 0)
+    current = slice(0, 0)
 
-    def watch(name: str) -> Callable:
+    def take(key: OutputKey, gradient: Tensor) -> None:
+        reached.add(key[0])
+        collect(key, current, gradient)
 
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if name in seen:
-                return None
-            seen.add(name)
-            output = map_tensors(_asking, output)
-            for i, out in enumerate(tensors(output)):
-                if out.requires_grad and out.dim():
-                    # Only its order of memory: a hook must not hold it.
-                    form = torch.empty_like(out, device='meta')
-                    out.register_hook(
-                        lambda g, i=i, form=form: take(
-                            (name, i), from_rows(to_rows(g, form), form)
-                        )
-                    )
-            return output
-
-        return hook
-
-    def take(place: OutputKey, gradient: Tensor) -> None:
-        reached.add(place[0])
-        collect(place, now, gradient)
-
-    hooks = [
-        teacher.get_submodule(unit.name).register_forward_hook(
-            watch(unit.name)
-        )
-        for unit in units
-    ]
-    try:
-        with torch.enable_grad():
-            for batch in images.split():
-                for part in batch.split(together):
-                    part = part[: count - now.stop]
-                    if not len(part):
-                        return reached
-                    seen.clear()
-                    now = slice(now.stop, now.stop + len(part))
-                    # What is in front of the first unit needs no gradient,
-                    # but its output has to ask for one.
-                    inputs = part.detach().requires_grad_().clone()
-                    outputs = real_outputs(run_float(teacher, inputs))
-                    if not now.start and isinstance(likelihood, Likelihood):
-                        likelihood.see(teacher, inputs, outputs)
-                    if any(out.requires_grad for out in outputs):
-                        likelihood(outputs, generator).backward()
-    finally:
+    hooks = [_UnitHook(unit.name, take) for unit in units]
+    with ExitStack() as stack, torch.enable_grad():
         for hook in hooks:
-            hook.remove()
+            module = teacher.get_submodule(hook.name)
+            handle = module.register_forward_hook(hook)
+            stack.callback(handle.remove)
+        for part in _parts(images, count):
+            for hook in hooks:
+                hook.called = False
+            current = slice(current.stop, current.stop + len(part))
+            # The first unit's output requires a gradient only if its input
+            # does. The copy may be written to, a leaf may not.
+            inputs = part.detach().requires_grad_().clone()
+            outputs = real_outputs(run_float(teacher, inputs))
+            if not current.start and isinstance(likelihood, Likelihood):
+                likelihood.see(teacher, inputs, outputs)
+            if any(out.requires_grad for out in outputs):
+                likelihood(outputs, generator).backward()
     return reached
 
 
-def _asking(out: Tensor) -> Tensor:
-    """An output that asks for a gradient, where it may.
+def _parts(images: CachedBatches, count: int) -> Iterator[Tensor]:
+    """Yield the first ``count`` images, as many at a time as memory allows."""
+    size = images_per_pass(
+        images.elements, max_images=32, max_elements=MAX_ELEMENTS_BACKWARD
+    )
+    left = count
+    for batch in images.split():
+        for part in batch.split(size):
+            if not left:
+                return
+            part = part[:left]
+            left -= len(part)
+            yield part
 
-    Behind ``detach`` or a block under ``no_grad`` nothing else would.
+
+class _UnitHook:
+    """Forward hook that takes the gradients at one unit's outputs.
+
+    Args:
+        name (str): The unit.
+        take (callable): Is called with a key and the gradient there.
+    """
+
+    def __init__(
+        self, name: str, take: Callable[[OutputKey, Tensor], None]
+    ) -> None:
+        self.name = name
+        self.take = take
+        self.called = False
+
+    def __call__(self, module: nn.Module, args: Any, output: Nested) -> Nested:
+        """Return the output, its tensors watched if this is the first call."""
+        if self.called:
+            return None
+        self.called = True
+        output = map_tensors(_with_gradient, output)
+        for i, out in enumerate(tensors(output)):
+            if out.requires_grad and out.dim():
+                self._watch((self.name, i), out)
+        return output
+
+    def _watch(self, key: OutputKey, out: Tensor) -> None:
+        # A hook that kept the tensor itself would keep it in memory. A copy
+        # without data has the same order of memory.
+        form = torch.empty_like(out, device='meta')
+        out.register_hook(
+            lambda grad: self.take(key, from_rows(to_rows(grad, form), form))
+        )
+
+
+def _with_gradient(out: Tensor) -> Tensor:
+    """Return a tensor that requires a gradient, if it can have one.
+
+    After ``detach``, or in a block under ``no_grad``, an output does not
+    require one by itself.
     """
     if (
         out.requires_grad

@@ -1,4 +1,4 @@
-"""What a network's outputs mean: classes, chances or values."""
+"""Likelihoods: what the outputs of a network mean."""
 
 from __future__ import annotations
 
@@ -14,38 +14,55 @@ from ..validation import Config, Positive
 
 
 class Likelihood:
-    """A distribution whose parameters are what the network puts out."""
+    """Distribution whose parameters are the outputs of a network.
+
+    A subclass overrides :meth:`__call__` and :meth:`divergence`.
+
+    Example:
+        >>> objective = dict(
+        ...     type='FisherDiag', likelihood=dict(type='Gaussian')
+        ... )
+    """
 
     def see(
         self, teacher: nn.Module, images: Tensor, outputs: list[Tensor]
     ) -> None:
-        """Look at the float network before anything is asked.
+        """Examine the float network before any other method is called.
 
         Args:
             teacher (nn.Module): The float network.
-            images (Tensor): Some preprocessed inputs.
-            outputs (list[Tensor]): What it gives for them, as below.
+            images (Tensor): Some preprocessed images, N x ...
+            outputs (list[Tensor]): Its real outputs for them, none of them
+                empty.
         """
 
     def __call__(
         self, outputs: list[Tensor], generator: torch.Generator
     ) -> Tensor:
-        """Return a loss whose expected squared gradient is the Fisher
-        information, summed over images.
+        """Return a random loss with the Fisher information.
+
+        Its expected squared gradient with respect to an output is the Fisher
+        information of the distribution.
 
         Args:
             outputs (list[Tensor]): Real outputs, none of them empty.
-            generator (torch.Generator): Source of what is drawn, on the CPU.
+            generator (torch.Generator): Source of randomness, on the CPU.
+
+        Returns:
+            Tensor: A scalar, the sum over images.
         """
         raise NotImplementedError
 
     def divergence(self, outputs: list[Tensor], goals: list[Tensor]) -> Tensor:
-        """Return the Kullback-Leibler divergence in nats, the mean over
-        images.
+        """Return the Kullback-Leibler divergence from goals to outputs.
 
         Args:
             outputs (list[Tensor]): Real outputs, none of them empty.
-            goals (list[Tensor]): What they should be.
+            goals (list[Tensor]): The outputs that are wanted, of the same
+                shapes.
+
+        Returns:
+            Tensor: A scalar in nats, the mean over images.
         """
         raise NotImplementedError
 
@@ -53,21 +70,24 @@ class Likelihood:
         return type(self).__name__
 
 
-#: How a parameter says that it takes a likelihood.
+#: Type of a parameter that takes the config of a likelihood.
 LikelihoodConfig = Annotated[dict, Config(Likelihood, TASK_UTILS)]
 
 
 @TASK_UTILS.register_module()
 class Categorical(Likelihood):
-    """Labels drawn from the network's own softmax: no true labels needed.
+    """Logits of classes that exclude each other.
 
-    The expected squared gradient is then the true Fisher information.
+    Labels are drawn from the softmax of the network itself, so no true
+    labels are needed, and the expected squared gradient is the true Fisher
+    information.
 
     Args:
-        temperature (float): What logits are divided by: above 1, classes
-            that are unlikely count for more (Hinton et al., 2015).
-        axis (int, optional): That of the classes: by default 1 in maps,
-            N x C x H x W, and the last in N x C and N x L x C.
+        temperature (float): Divisor of the logits, above 0. With more than
+            1, unlikely classes count more (Hinton et al., 2015).
+        axis (int, optional): Axis of the classes. By default 1 in tensors
+            of four dimensions or more (N x C x H x W), and the last one in
+            others (N x C and N x L x C).
 
     Raises:
         ValueError: If the temperature is not above 0, or an output has
@@ -83,16 +103,19 @@ class Categorical(Likelihood):
     def __call__(
         self, outputs: list[Tensor], generator: torch.Generator
     ) -> Tensor:
-        """Negative log-likelihood of drawn labels, summed over images.
+        """Return the negative log-likelihood of labels that are drawn.
 
         Args:
-            outputs (list[Tensor]): Logits, N x C or N x C x H x W each.
+            outputs (list[Tensor]): Logits, such as N x C or N x C x H x W.
             generator (torch.Generator): Source of the labels, on the CPU.
+
+        Returns:
+            Tensor: A scalar, the sum over images.
         """
         loss = outputs[0].new_zeros(())
-        for logits in self._softened(outputs):
-            chances = logits.detach().softmax(-1).flatten(0, -2).cpu()
-            labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        for logits in self._scaled(outputs):
+            probs = logits.detach().softmax(-1).flatten(0, -2).cpu()
+            labels = torch.multinomial(probs, 1, generator=generator)[:, 0]
             loss = loss + F.cross_entropy(
                 logits.flatten(0, -2),
                 labels.to(logits.device),
@@ -101,13 +124,16 @@ class Categorical(Likelihood):
         return loss
 
     def divergence(self, outputs: list[Tensor], goals: list[Tensor]) -> Tensor:
-        """Kullback-Leibler divergence, in nats, the mean over images.
+        """Return the divergence between two softmax distributions.
 
         Args:
-            outputs (list[Tensor]): Logits, N x C each.
-            goals (list[Tensor]): Those that they should be.
+            outputs (list[Tensor]): Logits, such as N x C or N x C x H x W.
+            goals (list[Tensor]): The logits that are wanted.
+
+        Returns:
+            Tensor: A scalar in nats, the mean over images.
         """
-        pairs = zip(self._softened(outputs), self._softened(goals))
+        pairs = zip(self._scaled(outputs), self._scaled(goals))
         parts = [
             F.kl_div(
                 out.log_softmax(-1),
@@ -119,7 +145,8 @@ class Categorical(Likelihood):
         ]
         return torch.stack(parts).sum() / len(outputs[0])
 
-    def _softened(self, outputs: list[Tensor]) -> list[Tensor]:
+    def _scaled(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Return logits over the temperature, their classes last."""
         return [self._classes_last(x) / self.temperature for x in outputs]
 
     def _classes_last(self, logits: Tensor) -> Tensor:
@@ -142,40 +169,48 @@ class Categorical(Likelihood):
 
 @TASK_UTILS.register_module()
 class CategoricalSketch(Categorical):
-    """Gradients with the Fisher information of :class:`Categorical`.
+    """Logits of classes, with less noise in the gradients.
 
-    Where the network is sure of a label, nearly all labels that it draws
-    have no gradient to speak of, and few have a large one. Here the
-    gradient at the logits is ``(diag(s) - p s^T) r`` with the softmax ``p``,
-    its root ``s = sqrt(p)``, and ``r`` standard normal: it has the same
-    second moment ``diag(p) - p p^T``, and far less spread.
+    Where the network is sure of a class, :class:`Categorical` draws it
+    nearly always, with a gradient close to zero, and rarely another, with a
+    large gradient. Here the gradient at the logits is ``(diag(s) - p s^T)
+    r`` with the softmax ``p``, its root ``s = sqrt(p)`` and ``r`` standard
+    normal. Its second moment is the same, ``diag(p) - p p^T``, and its
+    variance is far smaller.
+
+    Args:
+        temperature (float): As in :class:`Categorical`.
+        axis (int, optional): As in :class:`Categorical`.
     """
 
     def __call__(
         self, outputs: list[Tensor], generator: torch.Generator
     ) -> Tensor:
-        """A function of the logits with that gradient, summed over images.
+        """Return a function of the logits that has this gradient.
 
         Args:
-            outputs (list[Tensor]): Logits, N x C each.
+            outputs (list[Tensor]): Logits, such as N x C or N x C x H x W.
             generator (torch.Generator): Source of ``r``, on the CPU.
+
+        Returns:
+            Tensor: A scalar, the sum over images.
         """
         loss = outputs[0].new_zeros(())
-        for logits in self._softened(outputs):
-            chances = logits.detach().softmax(-1)
-            noise = torch.randn(chances.shape, generator=generator)
-            drawn = chances.sqrt() * noise.to(chances)
-            gradient = drawn - chances * drawn.sum(-1, keepdim=True)
+        for logits in self._scaled(outputs):
+            probs = logits.detach().softmax(-1)
+            noise = torch.randn(probs.shape, generator=generator)
+            drawn = probs.sqrt() * noise.to(probs)
+            gradient = drawn - probs * drawn.sum(-1, keepdim=True)
             loss = loss + (logits * gradient).sum()
         return loss
 
 
 @TASK_UTILS.register_module()
 class Bernoulli(Likelihood):
-    """Each element is the logit of one chance: yes or no.
+    """Logits of independent events, one for each element.
 
     Args:
-        temperature (float): What logits are divided by.
+        temperature (float): Divisor of the logits, above 0.
 
     Raises:
         ValueError: If the temperature is not above 0.
@@ -187,48 +222,74 @@ class Bernoulli(Likelihood):
     def __call__(
         self, outputs: list[Tensor], generator: torch.Generator
     ) -> Tensor:
-        """A function with the Fisher information, as
-        :class:`CategoricalSketch` has it: the gradient at a logit of
-        chance ``p`` is ``sqrt(p (1 - p)) r`` with standard normal ``r``.
+        """Return a loss with the Fisher information and little noise.
+
+        The gradient at a logit of probability ``p`` is ``sqrt(p (1 - p)) r``
+        with ``r`` standard normal: see :class:`CategoricalSketch`.
+
+        Args:
+            outputs (list[Tensor]): Logits of any shape, N x ...
+            generator (torch.Generator): Source of ``r``, on the CPU.
+
+        Returns:
+            Tensor: A scalar, the sum over images.
         """
         loss = outputs[0].new_zeros(())
         for out in outputs:
             logits = out / self.temperature
-            chances = logits.detach().sigmoid()
-            noise = torch.randn(chances.shape, generator=generator)
-            spread = (chances * (1 - chances)).sqrt()
-            loss = loss + (logits * spread * noise.to(chances)).sum()
+            probs = logits.detach().sigmoid()
+            noise = torch.randn(probs.shape, generator=generator)
+            spread = (probs * (1 - probs)).sqrt()
+            loss = loss + (logits * spread * noise.to(probs)).sum()
         return loss
 
     def divergence(self, outputs: list[Tensor], goals: list[Tensor]) -> Tensor:
-        """Kullback-Leibler divergence, in nats, the mean over images."""
+        """Return the divergence between the probabilities of two logits.
+
+        Args:
+            outputs (list[Tensor]): Logits of any shape, N x ...
+            goals (list[Tensor]): The logits that are wanted.
+
+        Returns:
+            Tensor: A scalar in nats, the mean over images.
+        """
         parts = []
         for out, goal in zip(outputs, goals):
+            # With d = out - goal and p = sigmoid(goal), or sigmoid(-goal)
+            # where d > 0, the divergence is log(1 + p * (exp(-|d|) - 1)) +
+            # p * |d|. Differences of logarithms of probabilities would round
+            # small errors to zero.
             change = (out - goal) / self.temperature
-            away = change.abs()
-            # Differences of logarithms would round small errors to nothing.
+            size = change.abs()
             toward = -change.detach().sign() / self.temperature
-            chance = (toward * goal).sigmoid()
-            inner = (chance * torch.expm1(-away)).clamp(min=-1 + 1e-7)
-            parts.append((torch.log1p(inner) + chance * away).sum())
+            prob = (toward * goal).sigmoid()
+            inner = (prob * torch.expm1(-size)).clamp(min=-1 + 1e-7)
+            parts.append((torch.log1p(inner) + prob * size).sum())
         return torch.stack(parts).sum() / len(outputs[0])
 
 
 @TASK_UTILS.register_module()
 class Gaussian(Likelihood):
-    """Unit variance around each output, for networks that regress.
+    """Real values with unit variance, for networks that regress.
 
-    The expected squared gradient is the diagonal of ``J^T J``.
+    The expected squared gradient at a unit's output is the diagonal of
+    ``J^T J`` with the Jacobian ``J`` of the network's outputs.
     """
 
     def __call__(
         self, outputs: list[Tensor], generator: torch.Generator
     ) -> Tensor:
-        """Negative log-likelihood of drawn targets, up to a constant.
+        """Return a loss whose gradient at the outputs is standard normal.
+
+        The negative log-likelihood of targets that are drawn has a gradient
+        of this distribution.
 
         Args:
-            outputs (list[Tensor]): Outputs of any shape.
+            outputs (list[Tensor]): Values of any shape, N x ...
             generator (torch.Generator): Source of the targets, on the CPU.
+
+        Returns:
+            Tensor: A scalar, the sum over images.
         """
         loss = outputs[0].new_zeros(())
         for out in outputs:
@@ -237,11 +298,14 @@ class Gaussian(Likelihood):
         return loss
 
     def divergence(self, outputs: list[Tensor], goals: list[Tensor]) -> Tensor:
-        """Kullback-Leibler divergence, in nats, the mean over images.
+        """Return half the squared distance.
 
         Args:
-            outputs (list[Tensor]): Outputs of any shape.
-            goals (list[Tensor]): Those that they should be.
+            outputs (list[Tensor]): Values of any shape, N x ...
+            goals (list[Tensor]): The values that are wanted.
+
+        Returns:
+            Tensor: A scalar in nats, the mean over images.
         """
         images = len(outputs[0])
         parts = [

@@ -1,9 +1,8 @@
-"""The weighting of the authors' published code."""
+"""The weights of the authors' published code."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..activations import CachedBatches
-from ..functional import flatten, tensors, weighted_squared_error
+from ..functional import Nested, flatten, tensors, weighted_squared_error
 from ..graph import Unit, run_float
 from ..registry import TASK_UTILS
 from .base import Objective, takes_low_precision
@@ -20,13 +19,14 @@ from .gradients import real_outputs
 
 @TASK_UTILS.register_module()
 class OfficialFisher(Objective):
-    """The weighting of the authors' published code, for comparison.
+    """Squared error with the weights of the authors' code, for comparison.
 
-    Its weight is ``(|g| + 1)^2``, each image's gradient of the divergence
-    between the float network's logits and those with the network quantized
-    up to and with this unit. That divergence is nearly flat, so this is
-    close to plain MSE. It runs the rest of the float network once a unit:
-    its cost grows with the square of the depth.
+    The weight of an element is ``(|g| + 1)^2``. Here ``g`` is the gradient
+    of the divergence between the logits of the float network and those of
+    the network that is quantized up to this unit, for each image. That
+    divergence is close to its minimum, so ``g`` is close to zero and the
+    objective close to plain MSE. The float network runs once for each unit,
+    so the time grows with the square of the depth.
     """
 
     def watch(
@@ -41,67 +41,81 @@ class OfficialFisher(Objective):
         self.images = images
 
     def begin(
-        self, unit: Unit, outputs: Iterable[Any], targets: Iterable[Any]
+        self,
+        unit: Unit,
+        outputs: Iterable[Nested],
+        targets: Iterable[Nested],
     ) -> None:
-        """Find this unit's weights."""
+        """Compute the weights of this unit."""
         self.weights = CachedBatches(
             self._weights(unit, outputs), self.images.sizes, self.images.store
         )
 
     def _weights(
-        self, unit: Unit, outputs: Iterable[Any]
+        self, unit: Unit, outputs: Iterable[Nested]
     ) -> Iterator[list[Tensor]]:
+        """Yield the weights of the unit's output tensors, batch by batch."""
         module = self.teacher.get_submodule(unit.name)
-        for batch, output in zip(self.images.split(), outputs):
-            flat, rebuild = flatten(output)
-            leaves = [
-                x.detach().requires_grad_(x.is_floating_point())
-                if isinstance(x, Tensor)
-                else x
-                for x in flat
-            ]
-            with torch.no_grad():
-                goal = _logits(self.teacher, batch).softmax(-1)
-            hook = module.register_forward_hook(
-                partial(_replace, leaves, rebuild)
-            )
-            try:
-                with torch.enable_grad():
-                    logits = _logits(self.teacher, batch)
-                    error = F.kl_div(
-                        logits.log_softmax(-1), goal, reduction='batchmean'
-                    )
-                    if error.requires_grad:
-                        error.backward()
-            finally:
-                hook.remove()
+        for images, output in zip(self.images.split(), outputs):
             yield [
                 torch.ones_like(x)
                 if x.grad is None
                 else (x.grad.abs() + 1).square()
-                for x in tensors(leaves)
+                for x in self._with_gradients(module, images, output)
             ]
+
+    def _with_gradients(
+        self, module: nn.Module, images: Tensor, output: Nested
+    ) -> list[Tensor]:
+        """Return copies of a unit's output tensors that have gradients.
+
+        Args:
+            module (nn.Module): The unit in the float network.
+            images (Tensor): Preprocessed images.
+            output (Any): Nested of the quantized unit for them.
+        """
+        values, rebuild = flatten(output)
+        leaves = [
+            x.detach().requires_grad_(x.is_floating_point())
+            if isinstance(x, Tensor)
+            else x
+            for x in values
+        ]
+
+        def quantized_output(*_: Any) -> Nested:
+            # Copies, because the rest of the network may write to them.
+            return rebuild(
+                [x.clone() if isinstance(x, Tensor) else x for x in leaves]
+            )
+
+        with torch.no_grad():
+            goal = _logits(self.teacher, images).softmax(-1)
+        hook = module.register_forward_hook(quantized_output)
+        try:
+            with torch.enable_grad():
+                logits = _logits(self.teacher, images)
+                error = F.kl_div(
+                    logits.log_softmax(-1), goal, reduction='batchmean'
+                )
+                if error.requires_grad:
+                    error.backward()
+        finally:
+            hook.remove()
+        return tensors(leaves)
 
     @takes_low_precision
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor
     ) -> Tensor:
-        """Squared error under the weights of this unit."""
+        """Return the weighted squared error of one output tensor."""
         return weighted_squared_error(
             output, target, self.weights.take(index)[i]
         )
 
 
 def _logits(network: nn.Module, images: Tensor) -> Tensor:
-    """The first real output, its classes last; zeros if there is none."""
+    """Return the first real output, its classes last; zeros without one."""
     outputs = real_outputs(run_float(network, images))
     if not outputs:
         return images.new_zeros(len(images), 1)
     return outputs[0].movedim(1, -1) if outputs[0].dim() > 3 else outputs[0]
-
-
-def _replace(
-    leaves: list[Any], rebuild: Any, module: nn.Module, args: Any, old: Any
-) -> Any:
-    # Copies, since what follows may write to them.
-    return rebuild([x.clone() if isinstance(x, Tensor) else x for x in leaves])

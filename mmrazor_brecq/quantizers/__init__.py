@@ -1,3 +1,5 @@
+"""Quantizers of weights and activations, observers and roundings."""
+
 from .activation import ActivationQuantizer, MaskPool
 from .observers import LpObserver, MinMaxObserver, Observer
 from .rounding import AdaRound, Nearest, Rounding

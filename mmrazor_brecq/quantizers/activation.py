@@ -1,4 +1,4 @@
-"""The quantizer of one activation tensor."""
+"""Quantizer of one activation tensor, and random masks for QDrop."""
 
 from __future__ import annotations
 
@@ -10,31 +10,43 @@ from torch import Tensor, nn
 from ..functional import fake_quantize, from_flat, to_flat
 from ..registry import MODELS, TASK_UTILS
 from ..validation import Bits, Share
-from .observers import Grid, ObserverConfig
+from .observers import Grid, Observer, ObserverConfig
 
 
 @MODELS.register_module()
 class ActivationQuantizer(nn.Module):
-    """One learned step a tensor, LSQ in the log domain, with QDrop.
+    """Quantizer of an activation tensor, with one scale that is learned.
 
-    It passes everything through until :meth:`fit` or a checkpoint gives it
-    a scale, and from then on quantizes for good.
+    The scale is learned as LSQ does (Esser et al., ICLR 2020), but as a
+    logarithm. During learning, random elements stay float (QDrop, Wei et
+    al., ICLR 2022). Before :meth:`fit`, or a checkpoint, sets a scale, the
+    quantizer returns its input.
 
     Args:
-        bits (int): Width, 2 to 8.
-        symmetric (bool): Signed integers and no zero point; by default
-            unsigned ones with a zero point.
-        learn_scale (bool): Whether reconstruction fits the step.
-        drop_prob (float): Share of elements that stay real during
-            reconstruction, 0 to 1 (QDrop, Wei et al., ICLR 2022, where it
-            is 0.5).
-        observer (dict): Which grid to choose.
+        bits (int): Bit width, 2 to 8.
+        symmetric (bool): If true, use signed integers and no zero point. By
+            default integers are unsigned and have a zero point.
+        learn_scale (bool): Whether reconstruction learns the scale.
+        drop_prob (float): Fraction of elements that stay float during
+            reconstruction, 0 to 1; 0.5 in the QDrop paper.
+        observer (dict): Config of the observer that chooses the first scale
+            and zero point; by default :class:`LpObserver`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> quantizer = ActivationQuantizer(bits=4)
+        >>> x = torch.randn(8, 16, 32, 32)
+        >>> quantizer.fit(x)
+        >>> len(quantizer(x).unique()) <= 16
+        True
     """
 
     scale: Tensor
     zero_point: Tensor
     bits: Tensor
-    #: Elements that an observer looks at.
+    #: Maximum number of elements that an observer examines.
     sample_size = 2**16
 
     def __init__(
@@ -49,7 +61,9 @@ class ActivationQuantizer(nn.Module):
         self.grid = Grid(bits, symmetric, signed=symmetric)
         self.learn_scale = learn_scale
         self.drop_prob = drop_prob
-        self.observer = TASK_UTILS.build(observer or dict(type='LpObserver'))
+        self.observer: Observer = TASK_UTILS.build(
+            observer or dict(type='LpObserver')
+        )
         self.log_scale: Optional[nn.Parameter] = None
         self.masks: Optional[MaskPool] = None
         self.active = False
@@ -58,21 +72,21 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer('bits', torch.tensor(bits, dtype=torch.uint8))
 
     def sample(self, values: Tensor, part: int = 0, parts: int = 1) -> Tensor:
-        """Some of many values, for :meth:`fit`.
+        """Return a random sample of activations, for :meth:`fit`.
 
         Args:
-            values (Tensor): Activations, any shape.
-            part (int): Which of the samples it is.
-            parts (int): How many samples will be put together.
+            values (Tensor): Activations of any shape.
+            part (int): Index of the sample, 0 to ``parts`` - 1.
+            parts (int): Number of samples that will be concatenated.
 
         Returns:
-            Tensor: 1-dimensional.
+            Tensor: At most ``sample_size / parts`` elements, 1-dimensional.
         """
         values = values.detach().flatten()
         size = self.sample_size // parts
         if len(values) <= size:
             return values
-        # Not every n-th: that would be the same few columns of an image.
+        # Every n-th element would come from the same few image columns.
         generator = torch.Generator().manual_seed(part)
         chosen = torch.randint(len(values), (size,), generator=generator)
         return values[chosen.to(values.device)]
@@ -82,7 +96,7 @@ class ActivationQuantizer(nn.Module):
         """Choose scale and zero point, and quantize from now on.
 
         Args:
-            values (Tensor): Activations, finite, any shape.
+            values (Tensor): Finite activations of any shape.
         """
         sample = values.detach().flatten()
         scale, zero_point = self.observer(sample[None], self.grid)
@@ -91,14 +105,27 @@ class ActivationQuantizer(nn.Module):
         self.active = True
 
     def learn(self, masks: Optional[MaskPool] = None) -> None:
-        """Begin to learn the step, dropping by ``masks`` if there are any."""
+        """Begin to learn the scale.
+
+        Args:
+            masks (MaskPool, optional): Masks of the elements that stay
+                float. Without it all elements are quantized.
+        """
         self.log_scale = nn.Parameter(
             torch.zeros_like(self.scale), requires_grad=self.learn_scale
         )
         self.masks = masks
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantized activations in the shape of ``x``."""
+        """Quantize and dequantize activations.
+
+        Args:
+            x (Tensor): Activations of any shape.
+
+        Returns:
+            Tensor: Real values on the grid, in the shape of ``x``. In
+            training mode, masked elements are those of ``x``.
+        """
         if not self.active:
             return x
         log_scale, keep = torch.zeros_like(self.scale), None
@@ -112,22 +139,23 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """End learning: the learned step becomes the scale."""
+        """End learning and keep the learned scale."""
         if self.log_scale is not None:
             self.scale.mul_(self.log_scale.exp())
         self.forget()
 
     def forget(self) -> None:
-        """Back to the step that was fitted."""
+        """End learning and return to the scale before it."""
         self.log_scale = self.masks = None
 
     def trainable(self) -> list[nn.Parameter]:
-        """The logarithm of the step, where it is learned."""
-        learned = self.log_scale is not None and self.learn_scale
-        return [self.log_scale] if learned else []  # type: ignore[list-item]
+        """Return the logarithm of the scale, if it is learned."""
+        if self.log_scale is None or not self.learn_scale:
+            return []
+        return [self.log_scale]
 
     def _load_from_state_dict(
-        self, state_dict: dict, prefix: str, *args: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
     ) -> None:
         self.grid.check_bits(state_dict, prefix)
         self.grid.check_values(state_dict, prefix)
@@ -139,15 +167,15 @@ class ActivationQuantizer(nn.Module):
 
 
 class MaskPool:
-    """Random masks cut from one pool at random places.
+    """Pool of random bits that masks are cut from at random offsets.
 
-    Fresh random numbers for every element cost more than the convolution
-    that they serve; a slice of a pool at a random offset costs nothing.
+    New random numbers for every element take more time than the convolution
+    that uses them. A slice of a pool takes almost none.
 
     Args:
-        generator (torch.Generator): Where all randomness comes from.
-        device (torch.device): Where the masks are needed.
-        spare (int): Elements that the pool holds beyond the largest mask.
+        generator (torch.Generator): Source of randomness, on the CPU.
+        device (torch.device): Device of the masks.
+        spare (int): Number of elements of the pool beyond the largest mask.
     """
 
     def __init__(
@@ -159,10 +187,19 @@ class MaskPool:
         self.generator = generator
         self.device = device
         self.spare = spare
-        self.pools: dict = {}
+        #: By the probability of a one.
+        self.pools: dict[float, Tensor] = {}
 
     def cut(self, size: int, prob: float) -> Tensor:
-        """Ones with probability ``prob``, zeros else, 1-dimensional."""
+        """Return a random mask.
+
+        Args:
+            size (int): Number of elements.
+            prob (float): Probability of a one, 0 to 1.
+
+        Returns:
+            Tensor: Ones and zeros in float32, 1-dimensional.
+        """
         pool = self.pools.get(prob)
         if pool is None or len(pool) < size + self.spare:
             pool = (
@@ -175,8 +212,15 @@ class MaskPool:
         return pool[start : start + size]
 
     def mix(self, x: Tensor, y: Tensor, prob: float) -> Tensor:
-        """Each element from ``x`` with probability ``prob``, else from
-        ``y``, two tensors of one shape. What ``y`` held is lost.
+        """Return a tensor with random elements of two tensors.
+
+        Args:
+            x (Tensor): Of any shape.
+            y (Tensor): Of the same shape. It is overwritten.
+            prob (float): Probability that an element is that of ``x``.
+
+        Returns:
+            Tensor: In the shape of ``x``.
         """
         mask = self.cut(x.numel(), prob)
         return from_flat(to_flat(y, x).lerp_(to_flat(x), mask), x)

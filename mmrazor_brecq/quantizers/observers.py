@@ -1,7 +1,8 @@
-"""Observers: from values to the grid that holds them best."""
+"""Observers: they choose scale and zero point from values."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,12 +17,15 @@ from ..validation import Bits, Config, Count, Positive, validated
 @validated
 @dataclass(frozen=True)
 class Grid:
-    """What an observer may choose from.
+    """Integers of a quantizer, for which an observer chooses a scale.
 
     Args:
-        bits (int): Width, 2 to 8.
+        bits (int): Bit width, 2 to 8.
         symmetric (bool): Whether the zero point is 0.
-        signed (bool): Whether the integers are centred at zero.
+        signed (bool): Whether the integers are centered at zero.
+
+    Raises:
+        ValueError: If the bit width is out of its range.
     """
 
     bits: Bits
@@ -30,18 +34,20 @@ class Grid:
 
     @property
     def range(self) -> tuple[int, int]:
-        """Smallest and largest integer."""
+        """Return the smallest and the largest integer."""
         return integer_range(self.bits, self.signed)
 
-    def check_bits(self, state_dict: dict, prefix: str) -> None:
-        """Refuse the state of a quantizer of another width.
+    def check_bits(
+        self, state_dict: Mapping[str, Tensor], prefix: str
+    ) -> None:
+        """Refuse the state of a quantizer of another bit width.
 
         Args:
             state_dict (dict): A state.
-            prefix (str): Of the quantizer's keys in it.
+            prefix (str): Prefix of the quantizer's keys in it.
 
         Raises:
-            ValueError: If the widths differ.
+            ValueError: If the bit widths differ.
         """
         bits = state_dict.get(prefix + 'bits')
         if bits is not None and int(bits) != self.bits:
@@ -51,28 +57,30 @@ class Grid:
                 'checkpoint was made with'
             )
 
-    def check_values(self, state_dict: dict, prefix: str) -> None:
-        """Refuse the state of a quantizer that quantizes to nonsense.
+    def check_values(
+        self, state_dict: Mapping[str, Tensor], prefix: str
+    ) -> None:
+        """Refuse a state whose scale or zero point is impossible.
 
-        Not a number is what a scale is before it is fitted: then all are.
+        Scales that are all NaN are allowed: the quantizer was not fitted.
 
         Args:
             state_dict (dict): A state.
-            prefix (str): Of the quantizer's keys in it.
+            prefix (str): Prefix of the quantizer's keys in it.
 
         Raises:
-            ValueError: If a scale is no normal number above zero, or a zero
-                point none of the grid's integers.
+            ValueError: If a scale is not a normal number above zero, or a
+                zero point is not an integer of the grid.
         """
         scale = state_dict.get(prefix + 'scale')
         if scale is not None and not scale.isnan().all():
             scale = scale.float()
-            least = torch.finfo(scale.dtype).tiny
-            wrong = ~(scale.isfinite() & (scale >= least))
+            smallest = torch.finfo(scale.dtype).tiny
+            wrong = ~(scale.isfinite() & (scale >= smallest))
             _refuse(
                 prefix + 'scale',
                 scale[wrong],
-                f'finite numbers from {least:.4g}',
+                f'finite numbers from {smallest:.4g}',
             )
         zero_point = state_dict.get(prefix + 'zero_point')
         if zero_point is not None:
@@ -86,14 +94,14 @@ class Grid:
             )
 
     def check_integers(self, integers: Tensor, name: str) -> None:
-        """Refuse frozen weights that are none of the grid's integers.
+        """Refuse frozen weights that are not integers of the grid.
 
         Args:
-            integers (Tensor): The weights, any shape.
-            name (str): Of them.
+            integers (Tensor): The weights, of any shape.
+            name (str): Their key in the state.
 
         Raises:
-            ValueError: If they are not ``int8``, or not in the range.
+            ValueError: If they are not ``int8``, or out of the range.
         """
         if integers.dtype != torch.int8:
             raise ValueError(
@@ -105,15 +113,15 @@ class Grid:
         _refuse(name, integers[wrong], f'integers from {low} to {high}')
 
     def fit(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point that cover ``[low, high]`` and zero.
+        """Return scales and zero points that cover ``[low, high]`` and 0.
 
         Args:
-            low (Tensor): Lower ends, any shape.
-            high (Tensor): Upper ends, the same shape.
+            low (Tensor): Lower ends of ranges, of any shape.
+            high (Tensor): Upper ends, of the same shape.
 
         Returns:
             tuple[Tensor, Tensor]: Positive scales (1 where the range is
-            empty) and whole zero points, both in the shape given.
+            empty) and whole zero points, both in the shape of ``low``.
         """
         qmin, qmax = self.range
         low, high = low.clamp(max=0), high.clamp(min=0)
@@ -123,7 +131,7 @@ class Grid:
         else:
             scale = (high - low) / (qmax - qmin)
             zero_point = qmin - low / torch.where(scale > 0, scale, 1)
-        # A step whose reciprocal overflows is no step at all.
+        # The reciprocal of a smaller scale would overflow.
         scale = torch.where(scale > 1e-30, scale, 1)
         return scale, zero_point.round().clamp(qmin, qmax)
 
@@ -137,46 +145,56 @@ def _refuse(name: str, wrong: Tensor, expected: str) -> None:
 
 
 class Observer:
-    """What observers have in common."""
+    """Base class of observers."""
 
     def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Choose one grid a row.
+        """Choose a scale and a zero point for each row.
 
         Args:
             values (Tensor): C x K, finite.
-            grid (Grid): The choice.
+            grid (Grid): The integers.
 
         Returns:
-            tuple[Tensor, Tensor]: Scales and zero points, each of shape C.
+            tuple[Tensor, Tensor]: Positive scales and whole zero points,
+            each of shape C.
         """
         raise NotImplementedError
 
 
-#: How a parameter says that it takes an observer.
+#: Type of a parameter that takes the config of an observer.
 ObserverConfig = Annotated[dict, Config(Observer, TASK_UTILS)]
 
 
 @TASK_UTILS.register_module()
 class MinMaxObserver(Observer):
-    """The grid spans all values."""
+    """Observer that covers the smallest and the largest value."""
 
     def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """The least and the largest value of each row."""
+        """Choose scales and zero points that cover all values of a row."""
         return grid.fit(values.amin(1), values.amax(1))
 
 
 @TASK_UTILS.register_module()
 class LpObserver(Observer):
-    """The grid that loses least in the ``L_p`` sense.
+    """Observer that minimizes the mean of ``|x - quantized x|^p``.
 
-    Candidates shrink both ends of the range alike, then each end by itself
-    around the best one. Rows and candidates are scored together.
+    It first shrinks both ends of a row's range by the same factor, then
+    varies each end by itself around the best factor. Rows and candidates are
+    evaluated together.
 
     Args:
         p (float): Exponent of the error; 2.4 as in QDrop's observers.
-        steps (int): Number of common shrinkings, between 1 and 1/steps.
-        max_elements (int): Elements that one scoring may hold, a bound on
-            memory.
+        steps (int): Number of common factors, from 1 down to ``1 / steps``.
+        max_elements (int): Maximum number of elements that are evaluated
+            together, to bound the memory.
+
+    Raises:
+        ValueError: If a count is below 1, or ``p`` is not above 0.
+
+    Example:
+        >>> quantization = dict(
+        ...     weight=dict(bits=4, observer=dict(type='LpObserver', p=2.0))
+        ... )
     """
 
     def __init__(
@@ -190,7 +208,7 @@ class LpObserver(Observer):
         self.max_elements = max_elements
 
     def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Some rows at a time."""
+        """Choose a scale and a zero point for each row, some at a time."""
         rows = max(1, self.max_elements // (values.shape[1] * 8))
         parts = [self._search(part, grid) for part in values.split(rows)]
         scale, zero_point = zip(*parts)
@@ -208,11 +226,21 @@ class LpObserver(Observer):
     def _best(
         self, values: Tensor, grid: Grid, ends: Tensor, factors: Tensor
     ) -> Tensor:
-        """The best of ``factors``, [C x] F x 2, for each row: C x 2."""
+        """Return the best factors of both ends for each row.
+
+        Args:
+            values (Tensor): C x K.
+            grid (Grid): The integers.
+            ends (Tensor): Smallest and largest value of each row, C x 2.
+            factors (Tensor): Candidates, F x 2, or C x F x 2.
+
+        Returns:
+            Tensor: C x 2.
+        """
         factors = factors.clamp(min=1e-3).expand(len(values), -1, -1)
-        some = max(1, self.max_elements // values.numel())
+        size = max(1, self.max_elements // values.numel())
         errors = []
-        for part in factors.split(some, 1):
+        for part in factors.split(size, 1):
             scale, zero_point = grid.fit(*(ends[:, None] * part).unbind(2))
             errors.append(
                 rounding_error(values, scale, zero_point, *grid.range, self.p)

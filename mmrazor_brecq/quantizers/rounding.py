@@ -1,8 +1,8 @@
-"""Roundings: from positions between grid points to integers.
+"""Roundings: how the weights of a layer become integers.
 
-A rounding is begun at the positions of a layer's weights, in units of their
-step. It then gives integers: relaxed ones in training mode, whole ones in
-evaluation mode.
+A rounding starts from positions, the real weights over their scale. It
+returns integers in evaluation mode. In training mode it returns what
+gradients can change.
 """
 
 from __future__ import annotations
@@ -24,68 +24,89 @@ from ..validation import Config
 
 
 class Rounding(nn.Module):
-    """What roundings have in common."""
+    """Base class of roundings.
+
+    A subclass overrides :meth:`start` and :meth:`forward`.
+    """
 
     def start(self, position: Tensor) -> None:
-        """Begin.
+        """Start from the weights of a layer.
 
         Args:
-            position (Tensor): C x K weights in units of their step.
+            position (Tensor): Weights over their scale, C x K.
         """
         raise NotImplementedError
 
     def forward(self) -> Tensor:
-        """The integers, C x K."""
+        """Return the integers, less the zero point.
+
+        Returns:
+            Tensor: C x K in float: whole numbers in evaluation mode. Some
+            may be out of the range of the grid.
+        """
         raise NotImplementedError
 
     def values(
-        self, step: Tensor, zero_point: Tensor, qmin: int, qmax: int
+        self, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
     ) -> Tensor:
-        """Real values of the integers, C x K, kept within the grid.
-
-        See :func:`mmrazor_brecq.functional.dequantize_rows`.
-        """
-        return dequantize_rows(self(), step, zero_point, qmin, qmax)
-
-    def penalty(self, beta: float) -> Optional[Tensor]:
-        """Return how far the weights are from being rounded, to be minimized.
-
-        None, unless a rounding leaves anything between two integers.
+        """Return the real values of the integers, clamped to the grid.
 
         Args:
-            beta (float): Exponent, more than 1: see
+            scale (Tensor): C x 1 or 1 x 1.
+            zero_point (Tensor): C x 1 or 1 x 1.
+            qmin (int): Smallest integer.
+            qmax (int): Largest integer.
+
+        Returns:
+            Tensor: C x K, in the type that layers compute in.
+        """
+        return dequantize_rows(self(), scale, zero_point, qmin, qmax)
+
+    def penalty(self, beta: float) -> Optional[Tensor]:
+        """Return the rounding penalty, to be minimized.
+
+        Args:
+            beta (float): Exponent, above 1: see
                 :func:`mmrazor_brecq.functional.rounding_penalty`.
 
         Returns:
-            Tensor, optional: A scalar, the sum over all weights.
+            Tensor, optional: A scalar, the sum over all weights. None if the
+            rounding leaves no weight between two integers.
         """
         return None
 
 
-#: How a parameter says that it takes a rounding.
+#: Type of a parameter that takes the config of a rounding.
 RoundingConfig = Annotated[dict, Config(Rounding, MODELS)]
 
 
 @MODELS.register_module()
 class Nearest(Rounding):
-    """Every weight goes to the nearest grid point; nothing is learned."""
+    """Nearest rounding: nothing is learned."""
 
     integers: Tensor
 
     def start(self, position: Tensor) -> None:
-        """Round."""
+        """Round to the nearest integers."""
         self.integers = position.round()
 
     def forward(self) -> Tensor:
-        """Whole numbers, C x K."""
+        """Return the nearest integers, C x K."""
         return self.integers
 
 
 @MODELS.register_module()
 class AdaRound(Rounding):
-    """Each weight learns to go up or down (Nagel et al., ICML 2020).
+    """Rounding that learns to go up or down (Nagel et al., ICML 2020).
 
-    A weight of exactly zero, such as a pruned one, stays zero.
+    Each weight is ``floor(position) + h(alpha)`` during learning, with the
+    rectified sigmoid ``h`` between 0 and 1. A weight of exactly zero, such
+    as a pruned one, stays zero.
+
+    Example:
+        >>> quantization = dict(
+        ...     weight=dict(bits=4, rounding=dict(type='AdaRound'))
+        ... )
     """
 
     alpha: nn.Parameter
@@ -96,66 +117,74 @@ class AdaRound(Rounding):
         self.fused_penalty = FusedPenalty()
 
     def start(self, position: Tensor) -> None:
-        """Begin where nothing has been rounded yet."""
+        """Start where ``floor(position) + h(alpha)`` is the position."""
         self.base = position.floor()
         alpha = inverse_rectified_sigmoid(position - self.base)
-        # Far out, where the sigmoid is cut off and has no slope.
+        # At -4 the rectified sigmoid is 0 and has no slope.
         self.alpha = nn.Parameter(alpha.masked_fill(position == 0, -4))
 
     def forward(self) -> Tensor:
-        """``floor(position) + h(alpha)``, C x K."""
+        """Return ``floor(position) + h(alpha)``, C x K."""
         up = rectified_sigmoid(self.alpha)
         return self.base + (up if self.training else up.round())
 
     def values(
-        self, step: Tensor, zero_point: Tensor, qmin: int, qmax: int
+        self, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
     ) -> Tensor:
-        """In training, by :func:`mmrazor_brecq.functional.relaxed_rows`."""
+        """Return the real values, in training mode with a fused kernel."""
         if not self.training:
-            return super().values(step, zero_point, qmin, qmax)
+            return super().values(scale, zero_point, qmin, qmax)
         return relaxed_rows(
-            *(self.alpha, self.base, step, zero_point, qmin, qmax),
-            penalty=self.fused_penalty,
+            self.alpha,
+            self.base,
+            scale,
+            zero_point,
+            qmin,
+            qmax,
+            self.fused_penalty,
         )
 
     def penalty(self, beta: float) -> Optional[Tensor]:
-        """Return :class:`mmrazor_brecq.functional.FusedPenalty`'s scalar."""
+        """Return a scalar that has the gradient of the rounding penalty.
+
+        See :class:`mmrazor_brecq.functional.FusedPenalty`: its value is 0.
+        """
         return self.fused_penalty(self.alpha, beta)
 
 
 class _Round(torch.autograd.Function):
-    """Rounding whose gradient is 1, or 0 where nothing may move."""
+    """Rounding whose gradient is 1, or 0 for fixed elements."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, still: Optional[Tensor]) -> Tensor:
-        ctx.still = still
+    def forward(ctx: Any, x: Tensor, fixed: Optional[Tensor]) -> Tensor:
+        ctx.fixed = fixed
         return x.round()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        if ctx.still is not None:
-            grad = grad.masked_fill(ctx.still, 0)
+        if ctx.fixed is not None:
+            grad = grad.masked_fill(ctx.fixed, 0)
         return grad, None
 
 
 @MODELS.register_module()
 class StraightThrough(Rounding):
-    """Each weight moves freely, and is rounded wherever it stands.
+    """Nearest rounding of positions that are learned.
 
-    The gradient passes the rounding as if it were not there (Bengio et
-    al., 2013), so that a weight may cross several steps. One of exactly
-    zero, such as a pruned one, stays zero.
+    The gradient passes the rounding unchanged (Bengio et al., 2013), so a
+    weight may move by several integers. A weight of exactly zero, such as a
+    pruned one, stays zero.
     """
 
     position: nn.Parameter
-    still: Optional[Tensor] = None
+    fixed: Optional[Tensor] = None
 
     def start(self, position: Tensor) -> None:
-        """Begin where the weights are."""
+        """Start from the positions of the weights."""
         self.position = nn.Parameter(position.clone())
         zero = position == 0
-        self.still = zero if zero.any() else None
+        self.fixed = zero if zero.any() else None
 
     def forward(self) -> Tensor:
-        """The nearest whole numbers, C x K."""
-        return _Round.apply(self.position, self.still)
+        """Return the nearest integers, C x K."""
+        return _Round.apply(self.position, self.fixed)

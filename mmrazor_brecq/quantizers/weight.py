@@ -1,4 +1,4 @@
-"""The quantizer of one layer's weights."""
+"""Quantizer of the weights of one layer."""
 
 from __future__ import annotations
 
@@ -10,30 +10,42 @@ from torch import Tensor, nn
 from ..functional import dequantize_rows, from_rows, to_rows
 from ..registry import MODELS, TASK_UTILS
 from ..validation import Bits, Count
-from .observers import Grid, ObserverConfig
-from .rounding import RoundingConfig
+from .observers import Grid, Observer, ObserverConfig
+from .rounding import Rounding, RoundingConfig
 
 
 @MODELS.register_module()
 class WeightQuantizer(nn.Module):
-    """Weights on a grid of integers, a step for every output channel.
+    """Quantizer of weights, with one scale for each output channel.
 
-    The integers are signed, so that they fit ``int8`` at every width. What
-    ``forward`` does follows from what it is given: integers are only
-    dequantized, real weights are rounded first, by the rounding that is
-    being learned or else to the nearest. Until its steps are chosen they
-    pass as they are.
+    The integers are signed, so they fit ``int8`` for every bit width. The
+    type of its input decides what ``forward`` does. Integers are
+    dequantized. Real weights are rounded first: by the rounding that is
+    learned, or else to the nearest integer. Before :meth:`fit`, real weights
+    are returned unchanged.
 
     Args:
-        out_channels (int): First dimension of the weight.
-        bits (int): Width, 2 to 8.
-        symmetric (bool): Whether zero stands at the integer 0.
-        per_channel (bool): One step for every output channel, or one for
-            the layer.
-        learn_scale (bool): Whether reconstruction fits the steps together
+        out_channels (int): Size of the weight's first dimension.
+        bits (int): Bit width, 2 to 8.
+        symmetric (bool): Whether the zero point is 0.
+        per_channel (bool): If true, use one scale for each output channel,
+            else one for the layer.
+        learn_scale (bool): Whether reconstruction learns the scales together
             with the rounding.
-        observer (dict): Which grid to choose.
-        rounding (dict): How reconstruction rounds.
+        observer (dict): Config of the observer that chooses the first scales
+            and zero points; by default :class:`LpObserver`.
+        rounding (dict): Config of the rounding that reconstruction learns;
+            by default :class:`AdaRound`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> weight = torch.randn(16, 8, 3, 3)
+        >>> quantizer = WeightQuantizer(16, bits=4)
+        >>> quantizer.fit(weight)
+        >>> quantizer.freeze(weight).dtype
+        torch.int8
     """
 
     scale: Tensor
@@ -54,11 +66,14 @@ class WeightQuantizer(nn.Module):
         self.grid = Grid(bits, symmetric, signed=True)
         self.per_channel = per_channel
         self.learn_scale = learn_scale
-        self.observer = TASK_UTILS.build(observer or dict(type='LpObserver'))
+        self.observer: Observer = TASK_UTILS.build(
+            observer or dict(type='LpObserver')
+        )
         self.rounding_cfg = rounding or dict(type='AdaRound')
-        self.rounding: Any = None
+        self.rounding: Optional[Rounding] = None
         self.log_scale: Optional[nn.Parameter] = None
-        self.pace = 1.0
+        #: The scale is multiplied by ``exp(log_scale_factor * log_scale)``.
+        self.log_scale_factor = 1.0
         self.active = False
         groups = out_channels if per_channel else 1
         self.register_buffer('scale', torch.full((groups,), torch.nan))
@@ -68,7 +83,7 @@ class WeightQuantizer(nn.Module):
         self.register_buffer('bits', torch.tensor(bits, dtype=torch.uint8))
 
     def fit(self, weight: Tensor) -> None:
-        """Choose scale and zero point.
+        """Choose scales and zero points.
 
         Args:
             weight (Tensor): C x ..., finite.
@@ -82,26 +97,36 @@ class WeightQuantizer(nn.Module):
         self.active = True
 
     def learn(self, weight: Tensor, rounding: Optional[dict] = None) -> None:
-        """Switch to a rounding that is learned.
+        """Begin to learn rounding and scales.
 
         Args:
-            weight (Tensor): C x ... real weights.
-            rounding (dict, optional): In place of the configured one.
+            weight (Tensor): Real weights, C x ...
+            rounding (dict, optional): Config of a rounding to use in place
+                of the one in the quantizer's config.
         """
-        self.rounding = MODELS.build(rounding or self.rounding_cfg)
-        self.rounding.start(to_rows(weight.detach()) / self.scale[:, None])
+        learned = MODELS.build(rounding or self.rounding_cfg)
+        self.rounding = learned
+        learned.start(to_rows(weight.detach()) / self.scale[:, None])
         if self.learn_scale:
             self.log_scale = nn.Parameter(torch.zeros_like(self.scale))
-            # A step moves all its weights: the more there are, the slower.
-            self.pace = (len(self.scale) / weight.numel()) ** 0.5
+            # A scale moves all its weights, so the more weights it has, the
+            # smaller its changes have to be.
+            self.log_scale_factor = (len(self.scale) / weight.numel()) ** 0.5
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Real weights on the grid, in the shape of ``weight``."""
+        """Return real weights on the grid.
+
+        Args:
+            weight (Tensor): Real weights or ``int8``, C x ...
+
+        Returns:
+            Tensor: Real weights in the shape of ``weight``.
+        """
         if not self.active and weight.is_floating_point():
             return weight
-        step = self._step()
-        zero_point = self.zero_point[:, None].to(step.dtype)
-        grid = step[:, None], zero_point, *self.grid.range
+        scale = self._current_scale()
+        zero_point = self.zero_point[:, None].to(scale.dtype)
+        grid = scale[:, None], zero_point, *self.grid.range
         if self.rounding is not None and weight.is_floating_point():
             values = self.rounding.values(*grid)
         else:
@@ -110,46 +135,59 @@ class WeightQuantizer(nn.Module):
 
     @torch.no_grad()
     def freeze(self, weight: Tensor) -> Tensor:
-        """End learning: the integers, ``int8``, in the shape of ``weight``."""
+        """End learning, keep the learned scales and return the integers.
+
+        Args:
+            weight (Tensor): Real weights, C x ...
+
+        Returns:
+            Tensor: ``int8``, in the shape of ``weight``.
+        """
         self.eval()
         integers = self._integers(weight) + self.zero_point[:, None]
         integers = integers.clamp(*self.grid.range).to(torch.int8)
-        self.scale.copy_(self._step())
+        self.scale.copy_(self._current_scale())
         self.forget()
         return from_rows(integers, weight)
 
     @torch.no_grad()
-    def thaw(self, integers: Tensor, near: Tensor) -> Tensor:
-        """Real weights that round to the integers.
+    def thaw(self, integers: Tensor, float_weight: Tensor) -> Tensor:
+        """Return real weights whose nearest integers are the given ones.
 
         Args:
-            integers (Tensor): C x ..., what :meth:`freeze` gave.
-            near (Tensor): C x ... real weights: the result is as close to
-                them as it can be without coming near a rounding's edge.
+            integers (Tensor): Result of :meth:`freeze`, C x ...
+            float_weight (Tensor): Real weights, C x ... The result is as
+                close to them as possible, but at most 0.4 scales from its
+                integer, so that noise does not change the rounding.
+
+        Returns:
+            Tensor: Real weights, in the shape of ``integers``.
         """
-        step = self.scale[:, None]
+        scale = self.scale[:, None]
         whole = self._integers(integers)
-        rest = (to_rows(near, integers) / step - whole).clamp(-0.4, 0.4)
-        return from_rows((whole + rest) * step, integers)
+        rest = (to_rows(float_weight, integers) / scale - whole).clamp(
+            -0.4, 0.4
+        )
+        return from_rows((whole + rest) * scale, integers)
 
     def forget(self) -> None:
-        """Back to nearest rounding at the steps that were fitted."""
+        """End learning and return to nearest rounding and the first scales."""
         self.rounding = self.log_scale = None
 
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters that decide the rounding."""
+        """Return the parameters of the rounding."""
         return (
             [] if self.rounding is None else list(self.rounding.parameters())
         )
 
-    def _step(self) -> Tensor:
-        """The steps, as far as they have been learned."""
+    def _current_scale(self) -> Tensor:
+        """Return the scales, with the changes learned so far."""
         if self.log_scale is None:
             return self.scale
-        return self.scale * (self.pace * self.log_scale).exp()
+        return self.scale * (self.log_scale_factor * self.log_scale).exp()
 
     def _integers(self, weight: Tensor) -> Tensor:
-        """C x K integers less the zero point, before they are clamped."""
+        """Return integers less the zero point, C x K, not yet clamped."""
         if not weight.is_floating_point():
             return (
                 to_rows(weight).to(self.scale.dtype) - self.zero_point[:, None]
@@ -159,7 +197,7 @@ class WeightQuantizer(nn.Module):
         return (to_rows(weight) / self.scale[:, None]).round()
 
     def _load_from_state_dict(
-        self, state_dict: dict, prefix: str, *args: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
     ) -> None:
         self.grid.check_bits(state_dict, prefix)
         self.grid.check_values(state_dict, prefix)

@@ -180,9 +180,8 @@ class BlockReconstructor(Reconstructor):
             return 0.0
         beta = annealed_beta(progress, self.warmup, *self.beta)
         weights = sum(layer.stored_weight.numel() for layer in layers)
-        found = [
-            layer.weight_quantizer.rounding.penalty(beta) for layer in layers
-        ]
+        roundings = [layer.weight_quantizer.rounding for layer in layers]
+        found = [r.penalty(beta) for r in roundings if r is not None]
         return sum(self.penalty / weights * x for x in found if x is not None)
 
     def _settled(

@@ -79,7 +79,8 @@ def _integers(layers: Sequence[QuantLayer]) -> Tensor:
     found = [torch.empty(0, dtype=torch.int16)]
     for layer in layers:
         rounding = layer.weight_quantizer.rounding
-        learning = rounding.training
-        found.append(rounding.eval()().flatten().short().cpu())
-        rounding.train(learning)
+        if rounding is not None:
+            learning = rounding.training
+            found.append(rounding.eval()().flatten().short().cpu())
+            rounding.train(learning)
     return torch.cat(found)

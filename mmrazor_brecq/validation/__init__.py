@@ -1,8 +1,8 @@
-"""What users type is judged here, by declared types, before work begins.
+"""Validate what users give, by declared types, before work begins.
 
-Annotations declare: those of a constructor or function that
-:func:`validated` wraps, as it is with every class of our registries. This
-package knows no other of ours.
+The types are the annotations of constructors and functions that
+:func:`validated` wraps. Every class in a registry of this package is
+wrapped.
 """
 
 from .config import Config

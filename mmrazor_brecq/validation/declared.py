@@ -1,4 +1,4 @@
-"""What constructors and functions declare of their arguments."""
+"""Validate arguments by what constructors and functions declare."""
 
 from __future__ import annotations
 
@@ -10,49 +10,68 @@ from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any, Callable, NamedTuple, TypeVar
 
-from .typed import Judge, compiled
-from .words import KeyPath
+from .typed import Validator, make_validator
+from .words import Hint, KeyPath
 
 T = TypeVar('T', bound=Callable)
+#: A class or a function.
+Target = Callable[..., Any]
 NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Declared(NamedTuple):
-    """What something that is called takes.
+    """Arguments that a class or a function declares.
 
     Attributes:
         parameters (dict): Parameters by name, without ``self``.
-        judges (dict): What judges each; those without a type have none.
-        open (bool): Whether it takes names that it does not declare.
+        validators (dict): Validators by name. Parameters without a type have
+            none.
+        takes_others (bool): Whether it takes names that it does not declare.
     """
 
     parameters: Mapping[str, inspect.Parameter]
-    judges: Mapping[str, Judge]
-    open: bool
+    validators: Mapping[str, Validator]
+    takes_others: bool
 
 
 def validated(target: T) -> T:
-    """Judge the arguments of a class or a function in every call.
+    """Let a class or a function validate its arguments in every call.
 
     Args:
-        target (type | callable): A class is changed in place. Parameters
-            without a type, or with one that cannot be evaluated, are left
-            alone, and so is a value that is the default.
+        target (type | callable): The class, which is changed in place, or
+            the function. Parameters without a type, or with one that cannot
+            be evaluated, are not validated, and neither are default values.
+
+    Example:
+        >>> @validated
+        ... def repeat(count: Count) -> int:
+        ...     return count
+        >>> repeat(0)
+        Traceback (most recent call last):
+            ...
+        ValueError: count=0, expected a whole number from 1 to ...
     """
     if not isinstance(target, type):
-        return typing.cast(T, _judging(target, target, method=False))
+        return typing.cast(T, _with_validation(target, target, method=False))
     init = target.__init__  # type: ignore[misc]
     if inspect.isfunction(init) and not _takes_nothing(init):
-        # One that is inherited has been judged where it comes from.
-        if not hasattr(init, 'declared_by'):
-            target.__init__ = _judging(  # type: ignore[misc]
+        # An inherited constructor is validated already.
+        if not hasattr(init, 'validates_for'):
+            target.__init__ = _with_validation(  # type: ignore[misc]
                 init, target, method=True
             )
     return target
 
 
-def _judging(function: Callable, target: Any, method: bool) -> Callable:
-    """``function``, its arguments judged by what ``target`` declares."""
+def _with_validation(function: Target, target: Target, method: bool) -> Target:
+    """Return a function that validates its arguments first.
+
+    Args:
+        function (callable): The function, or the constructor of a class.
+        target (type | callable): What declares the arguments: the function
+            itself, or the class.
+        method (bool): Whether the first argument is ``self``.
+    """
     names = [
         name
         for name, parameter in inspect.signature(function).parameters.items()
@@ -62,80 +81,86 @@ def _judging(function: Callable, target: Any, method: bool) -> Callable:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        own, given = args[:method], dict(zip(names[method:], args[method:]))
-        if not given.keys() & kwargs.keys():  # Else Python says so.
-            owner = type(own[0]) if method else target
-            place = KeyPath('', owner.__name__)
-            judged = _check(target, {**given, **kwargs}, place)
+        self_args = args[:method]
+        given = dict(zip(names[method:], args[method:]))
+        # Python itself refuses an argument that is given twice.
+        if not given.keys() & kwargs.keys():
+            owner = type(self_args[0]) if method else target
+            key_path = KeyPath('', owner.__name__)
+            values = _validate(target, {**given, **kwargs}, key_path)
             rest = args[method + len(given) :]
-            args = (*own, *(judged.pop(name) for name in given), *rest)
-            kwargs = judged
+            args = (*self_args, *(values.pop(name) for name in given), *rest)
+            kwargs = values
         return function(*args, **kwargs)
 
-    call.declared_by = target  # type: ignore[attr-defined]
+    call.validates_for = target  # type: ignore[attr-defined]
     return call
 
 
 def check_keys(
-    target: Any,
+    target: Target,
     given: Mapping[str, Any],
-    place: KeyPath,
-    settled: Sequence[str] = (),
+    key_path: KeyPath,
+    excluded: Sequence[str] = (),
 ) -> None:
-    """Judge the keys of a config by what they are given to.
+    """Validate the keys of a config by the arguments of a class or function.
 
     Args:
-        target (type | callable): A class or a function.
+        target (type | callable): The class or the function.
         given (dict): Its arguments.
-        place (KeyPath): Of the config.
-        settled (tuple[str]): Arguments that the config must not have.
+        key_path (KeyPath): Path of the config.
+        excluded (tuple[str]): Arguments that the config must not have.
 
     Raises:
         ValueError: If a key is unknown or missing, or its value is wrong.
     """
     owner = getattr(target, '__name__', type(target).__name__)
-    _check(target, given, place._replace(owner=owner), settled)
+    _validate(target, given, key_path._replace(owner=owner), excluded)
     for name, parameter in declared(target).parameters.items():
         needed = parameter.default is inspect.Parameter.empty
-        if needed and name not in (*given, *settled):
-            raise KeyPath(place.path, owner).missing(name)
+        if needed and name not in (*given, *excluded):
+            raise KeyPath(key_path.path, owner).missing(name)
 
 
-def _check(
-    target: Any,
+def _validate(
+    target: Target,
     given: Mapping[str, Any],
-    place: KeyPath,
-    settled: Sequence[str] = (),
+    key_path: KeyPath,
+    excluded: Sequence[str] = (),
 ) -> dict[str, Any]:
-    parameters, judges, is_open = declared(target)
-    known = [name for name in parameters if name not in settled]
-    judged = dict(given)
+    """Return the arguments of a class or function, each one validated."""
+    parameters, validators, takes_others = declared(target)
+    known = [name for name in parameters if name not in excluded]
+    values = dict(given)
     for name, value in given.items():
-        if name not in known and (name in settled or not is_open):
-            raise place.unknown(name, known)
-        if name in judges and value is not parameters[name].default:
-            inner = place.key(name, place.owner)
-            judged[name] = judges[name](value, inner)
-    return judged
+        if name not in known and (name in excluded or not takes_others):
+            raise key_path.unknown(name, known)
+        if name in validators and value is not parameters[name].default:
+            inner = key_path.key(name, key_path.owner)
+            values[name] = validators[name](value, inner)
+    return values
 
 
-def _takes_nothing(init: Any) -> bool:
-    """Whether a constructor takes nothing, though it does not say so."""
-    # That of torch.nn.Module is known without importing it.
+def _takes_nothing(init: Target) -> bool:
+    """Return whether a constructor takes no arguments in fact.
+
+    Its signature takes any. That of torch.nn.Module is recognized by name,
+    so that torch need not be imported.
+    """
     module = getattr(init, '__module__', None)
     return init is object.__init__ or module == 'torch.nn.modules.module'
 
 
 @functools.cache
-def declared(target: Any) -> Declared:
-    """What a class or a function takes."""
+def declared(target: Target) -> Declared:
+    """Return the arguments that a class or a function declares."""
     is_class = isinstance(target, type)
     function = target.__init__ if is_class else target
     if _takes_nothing(function):
         return Declared({}, {}, False)
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # Not written in Python.
+    except (TypeError, ValueError):  # It is not written in Python.
         return Declared({}, {}, True)
     parameters = dict(list(signature.parameters.items())[is_class:])
     kinds = {parameter.kind for parameter in parameters.values()}
@@ -146,28 +171,30 @@ def declared(target: Any) -> Declared:
     }
     hints = _hints(function, parameters)
     if is_class and is_dataclass(target):
-        # A field's type is written where its class is.
+        # Types of inherited fields are evaluated in their own modules.
         hints = {**typing.get_type_hints(target, include_extras=True), **hints}
     return Declared(
         parameters,
-        {n: compiled(hints[n]) for n in parameters if n in hints},
+        {n: make_validator(hints[n]) for n in parameters if n in hints},
         inspect.Parameter.VAR_KEYWORD in kinds,
     )
 
 
 def _hints(
-    function: Any, parameters: Mapping[str, inspect.Parameter]
-) -> dict[str, Any]:
-    """The types of parameters, of those that can be evaluated."""
+    function: Target, parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, Hint]:
+    """Return the types of those parameters whose type can be evaluated."""
     hints = {}
-    space = getattr(inspect.unwrap(function), '__globals__', {})
+    namespace = getattr(inspect.unwrap(function), '__globals__', {})
     for name, parameter in parameters.items():
         if parameter.annotation is inspect.Parameter.empty:
             continue
-        alone = SimpleNamespace(__annotations__={name: parameter.annotation})
+        single = SimpleNamespace(__annotations__={name: parameter.annotation})
         try:
-            found = typing.get_type_hints(alone, space, include_extras=True)
-        except Exception:  # A name of type checkers alone, or a typo.
+            found = typing.get_type_hints(
+                single, namespace, include_extras=True
+            )
+        except Exception:  # A name that only type checkers import, or a typo.
             continue
         hints.update(found)
     return hints

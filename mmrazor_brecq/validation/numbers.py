@@ -1,4 +1,4 @@
-"""Kinds of numbers that settings are declared as."""
+"""Declare the kinds of numbers that settings have."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ from typing import Annotated, Any, Callable, Literal, Union
 
 from pydantic import Field
 
-from .typed import compiled
-from .words import KeyPath, describe, show
+from .typed import make_validator
+from .words import Hint, KeyPath, describe, show
 
-#: How many of something there are.
+#: A number of things, at least one.
 Count = Annotated[int, Field(ge=1, le=10**9)]
-#: Likewise, or none.
+#: A number of things, or 0.
 Natural = Annotated[int, Field(ge=0, le=10**9)]
-#: How many calibration images: one to learn from, one to judge by.
+#: A number of calibration images: one to learn from, one to validate on.
 ImageCount = Annotated[
     int,
     Field(
         ge=2,
         le=10**9,
-        description='2 or more, a whole number: one to learn from and one '
-        'to judge by',
+        description='2 or more, a whole number: one image to learn from and '
+        'one to validate on',
     ),
 ]
-#: How many images a network takes at a time.
+#: Batch size of an exported network.
 Batch = Union[Literal['dynamic'], Count]
-#: A bit width of integers.
+#: Bit width of integers.
 Bits = Annotated[int, Field(ge=2, le=8)]
-#: A seed, as numpy and torch both take it.
+#: A seed, in the range that numpy and torch share.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-#: A part of a whole, or a probability.
+#: A fraction, or a probability.
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-#: An exponent of weights: 0 makes all of them alike.
+#: An exponent of weights: 0 makes all of them equal.
 Exponent = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 #: A learning rate.
 Rate = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 #: A weight or a threshold.
 Amount = Annotated[float, Field(ge=0, le=10**6, allow_inf_nan=False)]
-#: What is divided by, or an exponent that must not be 0.
+#: A divisor, or an exponent that must not be 0.
 Positive = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
 
-def option(hint: Any) -> Callable[[str], Any]:
-    """The ``type`` of a command line's option.
+def option(hint: Hint) -> Callable[[str], Any]:
+    """Return the ``type`` of a command line option.
 
     Args:
-        hint (Any): What its value has to be.
+        hint (type): The type of its value, as it would be annotated.
 
     Returns:
-        callable: Reads a text, and refuses it as argparse wants it.
+        callable: Reads a text, and refuses it with argparse's error.
     """
-    check = compiled(hint)
+    validator = make_validator(hint)
 
     def read(text: str) -> Any:
         try:
@@ -60,7 +60,7 @@ def option(hint: Any) -> Callable[[str], Any]:
         except (SyntaxError, ValueError):
             value = text
         try:
-            return check(value, KeyPath())
+            return validator(value, KeyPath())
         except ValueError as error:
             raise argparse.ArgumentTypeError(
                 f'{show(text)}, expected {describe(hint)}'

@@ -1,4 +1,4 @@
-"""Judges a value by the type that is declared for it."""
+"""Validate a value by the type that is declared for it."""
 
 from __future__ import annotations
 
@@ -9,117 +9,123 @@ from typing import Annotated, Any, Callable, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from .words import UNIONS, KeyPath, describe
+from .words import UNIONS, Hint, KeyPath, describe
 
-#: Takes a value and its place, and gives it as it is to be used.
-Judge = Callable[[Any, KeyPath], Any]
-#: No `'3'` for 3, no True for 1, no 3.0 for a count.
+#: Takes a value and its path, and returns the value as it is to be used.
+Validator = Callable[[Any, KeyPath], Any]
+#: Neither `'3'` nor 3.0 is an int, and True is no number.
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
-#: YAML and the command line know one kind of sequence alone.
-OTHER_SEQUENCE: dict[type, Any] = {list: tuple, tuple: list}
+#: YAML knows lists alone, so a list is taken for a tuple, and vice versa.
+OTHER_SEQUENCE: dict[type, type] = {list: tuple, tuple: list}
 
 
 class Mark(ABC):
-    """What stands in ``Annotated`` and judges in pydantic's place."""
+    """Metadata of ``Annotated`` that validates values in pydantic's place."""
 
     @abstractmethod
-    def words(self) -> str:
-        """What is expected."""
+    def expected(self) -> str:
+        """Describe in words which values are expected."""
 
     @abstractmethod
-    def means(self, value: Any) -> bool:
-        """Whether a value is at least meant as one of these."""
+    def is_meant(self, value: object) -> bool:
+        """Return whether a value looks like one of these, even a wrong one.
+
+        A union then refuses it with this mark's own error.
+        """
 
     @abstractmethod
-    def validate(self, value: Any, place: KeyPath) -> Any:
-        """Judge a value, as :func:`judge` does."""
+    def validate(self, value: Any, key_path: KeyPath) -> Any:
+        """Validate a value, see :func:`validate`."""
 
 
-def validate(value: Any, hint: Any, place: KeyPath) -> Any:
-    """Judge a value.
+def validate(value: Any, hint: Hint, key_path: KeyPath) -> Any:
+    """Validate a value by a type.
 
     Args:
         value (Any): The value.
-        hint (Any): Its type, as it would be annotated.
-        place (KeyPath): Where it was given.
+        hint (type): Its type, as it would be annotated.
+        key_path (KeyPath): Path of the value, for the error.
 
     Returns:
-        Any: The value, but for names that became configs.
+        Any: The value. Where the type says so, a name has become a config.
 
     Raises:
-        ValueError: If it is of another type, or out of range.
+        ValueError: If the value is of another type, or out of range.
     """
-    return compiled(hint)(value, place)
+    return make_validator(hint)(value, key_path)
 
 
-def compiled(hint: Any) -> Judge:
-    """What judges by a type, made once."""
+def make_validator(hint: Hint) -> Validator:
+    """Return the function that validates values by a type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        own = [m.validate for m in hint.__metadata__ if isinstance(m, Mark)]
-        return own[0] if own else _leaf(hint)
+        for mark in hint.__metadata__:
+            if isinstance(mark, Mark):
+                return mark.validate
+        return _pydantic_validator(hint)
     if origin in UNIONS:
-        return _union(hint, args)
+        return _union_validator(hint, args)
     if isinstance(origin, type) and args:
         if issubclass(origin, Mapping):
-            return _mapping(hint, compiled(args[-1]))
+            return _mapping_validator(hint, make_validator(args[-1]))
         if issubclass(origin, Sequence) and origin is not tuple:
-            return _sequence(hint, compiled(args[0]))
-    return _leaf(hint)
+            return _sequence_validator(hint, make_validator(args[0]))
+    return _pydantic_validator(hint)
 
 
-def _leaf(hint: Any) -> Judge:
-    """By pydantic."""
+def _pydantic_validator(hint: Hint) -> Validator:
     try:
         adapter = TypeAdapter(hint, config=STRICT)
     except (PydanticUserError, TypeError, NameError):
-        return lambda value, place: value  # It says nothing that we know.
+        # pydantic does not know this type: every value is taken.
+        return lambda value, key_path: value
 
-    def check(value: Any, place: KeyPath) -> Any:
+    def check(value: Any, key_path: KeyPath) -> Any:
         if type(value).__module__ == 'numpy' and hasattr(value, 'dtype'):
             value = value.item() if not value.ndim else value
-        others = OTHER_SEQUENCE.get(type(value))
-        for form in (value, others(value)) if others else (value,):
+        other = OTHER_SEQUENCE.get(type(value))
+        for form in (value, other(value)) if other else (value,):
             try:
                 adapter.validate_python(form)
             except ValidationError as error:
-                said = error.errors()[0].get('ctx', {}).get('error')
-                if isinstance(said, ValueError):  # It says what it expects.
-                    raise place.refusal(value, str(said)) from None
+                cause = error.errors()[0].get('ctx', {}).get('error')
+                # An error of our own validators says what was expected.
+                if isinstance(cause, ValueError):
+                    raise key_path.refusal(value, str(cause)) from None
             else:
                 return form
-        raise place.refusal(value, describe(hint))
+        raise key_path.refusal(value, describe(hint))
 
     return check
 
 
-def _union(hint: Any, members: Sequence[Any]) -> Judge:
-    judges = [(member, compiled(member)) for member in members]
+def _union_validator(hint: Hint, members: Sequence[Hint]) -> Validator:
+    validators = [(member, make_validator(member)) for member in members]
 
-    def check(value: Any, place: KeyPath) -> Any:
-        deeper = None
-        for member, inner in judges:
+    def check(value: Any, key_path: KeyPath) -> Any:
+        error_of_member = None
+        for member, validator in validators:
             try:
-                return inner(value, place)
+                return validator(value, key_path)
             except ValueError as error:
-                if _shaped(value, member):
-                    deeper = error
-        raise deeper or place.refusal(value, describe(hint))
+                if _is_meant_as(value, member):
+                    error_of_member = error
+        raise error_of_member or key_path.refusal(value, describe(hint))
 
     return check
 
 
-def _shaped(value: Any, member: Any) -> bool:
-    """Whether a value is meant as this member of a union."""
+def _is_meant_as(value: object, member: Hint) -> bool:
+    """Return whether a value looks like this member of a union."""
     if get_origin(member) is Annotated:
-        marks = member.__metadata__
-        own = [mark for mark in marks if isinstance(mark, Mark)]
-        if own:
-            return own[0].means(value)
+        metadata = member.__metadata__
+        for mark in metadata:
+            if isinstance(mark, Mark):
+                return mark.is_meant(value)
         member = get_args(member)[0]
-        if any(getattr(mark, 'func', None) for mark in marks):
-            # It has words of its own for what is of its kind.
+        if any(getattr(mark, 'func', None) for mark in metadata):
+            # A function validates it, and its error is the better one.
             return isinstance(member, type) and isinstance(value, member)
     kind = get_origin(member) or member
     if not isinstance(kind, type) or isinstance(value, str):
@@ -127,22 +133,22 @@ def _shaped(value: Any, member: Any) -> bool:
     return issubclass(kind, (Mapping, Sequence)) and isinstance(value, kind)
 
 
-def _mapping(hint: Any, inner: Judge) -> Judge:
-    def check(value: Any, place: KeyPath) -> Any:
+def _mapping_validator(hint: Hint, validator: Validator) -> Validator:
+    def check(value: object, key_path: KeyPath) -> object:
         if not isinstance(value, Mapping):
-            raise place.refusal(value, describe(hint))
+            raise key_path.refusal(value, describe(hint))
         for key, item in value.items():
-            inner(item, place.item(key))
+            validator(item, key_path.item(key))
         return value
 
     return check
 
 
-def _sequence(hint: Any, inner: Judge) -> Judge:
-    def check(value: Any, place: KeyPath) -> Any:
+def _sequence_validator(hint: Hint, validator: Validator) -> Validator:
+    def check(value: object, key_path: KeyPath) -> object:
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-            raise place.refusal(value, describe(hint))
-        judged = [inner(x, place.item(i)) for i, x in enumerate(value)]
-        return tuple(judged) if isinstance(value, tuple) else judged
+            raise key_path.refusal(value, describe(hint))
+        items = [validator(x, key_path.item(i)) for i, x in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
 
     return check

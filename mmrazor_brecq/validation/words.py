@@ -1,4 +1,4 @@
-"""The words of a refusal: where, what, what was expected, the nearest."""
+"""Put refusals into words: the key, the value, what was expected."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from typing import (
     get_origin,
 )
 
-#: Characters of a value that a message shows.
+#: A type as it is annotated: a class, or a form of :mod:`typing`.
+Hint = Any
+
+#: Largest number of characters of a value that a message shows.
 SHOWN = 80
 UNIONS = (Union, getattr(types, 'UnionType', Union))
-NAMES = {
+NAMES: dict[Hint, str] = {
     Any: 'anything',
     bool: 'True or False',
     dict: 'a dict',
@@ -32,44 +35,54 @@ NAMES = {
 
 
 class KeyPath(NamedTuple):
-    """Where a value was given.
+    """Path of keys that leads to a value.
 
     Attributes:
-        path (str): From the outermost key down, such as
+        path (str): The keys, beginning with the outermost one, such as
             ``model.reconstructor.iterations``; '' at the top.
-        owner (str): Who takes it, a class or a function.
+        owner (str): Name of the class or function that takes the value.
     """
 
     path: str = ''
     owner: str = ''
 
     def key(self, name: str, owner: str) -> KeyPath:
-        """The place of one of its keys."""
+        """Return the path of a key below this one."""
         return KeyPath(f'{self.path}.{name}' if self.path else name, owner)
 
-    def item(self, name: Any) -> KeyPath:
-        """The place of one of its items."""
+    def item(self, name: object) -> KeyPath:
+        """Return the path of an item of the value."""
         return KeyPath(f'{self.path}[{name!r}]', self.owner)
 
-    def refusal(self, value: Any, expected: str) -> ValueError:
-        """The error of a value that is none of those expected."""
+    def refusal(self, value: object, expected: str) -> ValueError:
+        """Return the error for a value of the wrong kind.
+
+        Args:
+            value (Any): The value.
+            expected (str): What was expected, in words.
+        """
         name = self.path.split('.')[-1].split('[')[0]
         cure = f': change `{name}` of {self.owner}' if self.owner else ''
         return ValueError(
             f'{self.path or "value"}={show(value)}, expected {expected}{cure}'
         )
 
-    def unknown(self, name: Any, known: Sequence[str]) -> ValueError:
-        """The error of a key that nothing takes."""
+    def unknown(self, name: object, known: Sequence[str]) -> ValueError:
+        """Return the error for a key below this one that is not known.
+
+        Args:
+            name (str): The key.
+            known (list[str]): The keys that there are.
+        """
         path = self.key(str(name), '').path
         takes = f'takes {", ".join(known)}' if known else 'takes no key'
         return ValueError(
-            f'{path} is taken by nothing{nearest(name, known)}: '
+            f'{path} is an unknown key{nearest(name, known)}: '
             f'{self.owner} {takes}'
         )
 
     def missing(self, name: str) -> ValueError:
-        """The error of a key that has no value."""
+        """Return the error for a key below this one that has no value."""
         where = self.path or self.owner
         return ValueError(
             f'{where} lacks `{name}`, which {self.owner} needs: add '
@@ -77,13 +90,17 @@ class KeyPath(NamedTuple):
         )
 
 
-def nearest(name: Any, known: Iterable[str]) -> str:
-    """A question whether the most similar name is meant, if one is.
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return the question whether the most similar name is meant.
 
     Args:
-        name (str): What was written.
-        known (iterable | dict): The names that there are; of a dict the
-            keys, and its values are how they are to be written.
+        name (str): The name that was given.
+        known (iterable | dict): The names that there are. Values of a dict
+            are the names as users write them.
+
+    Returns:
+        str: Text such as ``, did you mean 'AdaRound'?``, or '' if no name is
+        similar.
     """
     shown = known if isinstance(known, Mapping) else {x: x for x in known}
     names = {str(other).lower(): text for other, text in shown.items()}
@@ -91,35 +108,34 @@ def nearest(name: Any, known: Iterable[str]) -> str:
     return f', did you mean {names[close[0]]!r}?' if close else ''
 
 
-def show(value: Any) -> str:
-    """A value on one line, or what it is if it does not fit on one."""
+def show(value: object) -> str:
+    """Return a value as text on one line, shortened if it is long."""
     if isinstance(value, type):
         return f'the class {value.__name__}'
     text = repr(value)
-    if '\n' in text or len(text) > SHOWN:
-        shape = getattr(value, 'shape', None)
-        size = f' of shape {tuple(shape)}' if shape is not None else ''
-        plain = isinstance(value, (int, str, Mapping, list, tuple))
-        if plain:
-            return f'{text[:SHOWN]}...'.replace('\n', ' ')
-        return f'a {type(value).__name__}{size}'
-    return text
+    if '\n' not in text and len(text) <= SHOWN:
+        return text
+    if isinstance(value, (int, str, Mapping, list, tuple)):
+        return f'{text[:SHOWN]}...'.replace('\n', ' ')
+    shape = getattr(value, 'shape', None)
+    size = f' of shape {tuple(shape)}' if shape is not None else ''
+    return f'a {type(value).__name__}{size}'
 
 
-def describe(hint: Any) -> str:
-    """What a type asks for, in words.
+def describe(hint: Hint) -> str:
+    """Describe in words which values a type allows.
 
     Args:
-        hint (Any): A type as it is annotated; the ``description`` of
-            pydantic's ``Field`` counts before all else.
+        hint (type): A type as it is annotated. The ``description`` of
+            pydantic's ``Field`` takes precedence.
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _described(args[0], hint.__metadata__)
+        return _describe_annotated(args[0], hint.__metadata__)
     if hint in NAMES:
         return NAMES[hint]
     if origin in UNIONS:
-        # What is left out comes last.
+        # None comes last.
         members = sorted(args, key=lambda x: x is type(None))
         return ' or '.join(describe(member) for member in members)
     if origin is Literal:
@@ -135,12 +151,17 @@ def describe(hint: Any) -> str:
     return f'a {getattr(hint, "__name__", hint)}'
 
 
-def _described(hint: Any, marks: Iterable[Any]) -> str:
-    """Words for a type with conditions."""
-    bounds: dict[str, Any] = {}
-    for mark in marks:
-        if hasattr(mark, 'words'):
-            return mark.words()
+def _describe_annotated(hint: Hint, metadata: Iterable[Any]) -> str:
+    """Describe a type with conditions in words.
+
+    Args:
+        hint (type): The type without its conditions.
+        metadata (iterable): What ``Annotated`` adds to it.
+    """
+    bounds: dict[str, str] = {}
+    for mark in metadata:
+        if hasattr(mark, 'expected'):
+            return mark.expected()
         if getattr(mark, 'description', None):
             return mark.description
         for condition in (mark, *getattr(mark, 'metadata', ())):
@@ -150,10 +171,10 @@ def _described(hint: Any, marks: Iterable[Any]) -> str:
     words = describe(hint)
     if {'ge', 'le'} <= set(bounds):
         return f'{words} from {bounds["ge"]} to {bounds["le"]}'
-    signs = dict(gt='above {}', lt='below {}', ge='{} or more', le='up to {}')
-    said = [
-        text.format(bounds[name])
-        for name, text in signs.items()
+    forms = dict(gt='above {}', lt='below {}', ge='{} or more', le='up to {}')
+    conditions = [
+        form.format(bounds[name])
+        for name, form in forms.items()
         if name in bounds
     ]
-    return f'{words} {" and ".join(said)}' if said else words
+    return f'{words} {" and ".join(conditions)}' if conditions else words

@@ -1,4 +1,4 @@
-"""Configs of all kinds are found, and nothing that YAML holds is run."""
+"""Configs of all kinds are found and read without running YAML."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import pytest
 from mmengine.config import Config
 
-from mmrazor_brecq.config.load import TAKEN, check_data, check_writable
+from mmrazor_brecq.config.load import KNOWN_KEYS, check_data, check_writable
 from mmrazor_brecq.config.read import find_config, read_file
-from mmrazor_brecq.config.safe import MOST_BYTES, read_yaml
+from mmrazor_brecq.config.safe import MAX_BYTES, read_yaml
 
 
-def test_a_config_of_a_package():
+def test_a_config_of_a_package_is_found():
     name = 'mmrazor_brecq::brecq/resnet/brecq_resnet18_w4a4_fashion-mnist.py'
     assert find_config(name).endswith(name.split('::')[1])
     assert find_config(name[:-3]) == find_config(name)
@@ -34,7 +34,7 @@ def test_a_config_of_a_package():
         ),
     ],
 )
-def test_a_config_that_is_not_there_is_named(
+def test_the_error_for_a_missing_config_names_it(
     tmp_path, monkeypatch, name, words
 ):
     monkeypatch.chdir(tmp_path)
@@ -57,7 +57,7 @@ def test_bases_of_all_kinds_are_inherited(tmp_path):
     assert cfg == dict(a=dict(x=1), b=[1, 2], c=2, d=dict(x=1), e='d.yaml')
 
 
-def test_what_mmengine_dumps_is_read_again(tmp_path):
+def test_a_dumped_config_can_be_read(tmp_path):
     path = tmp_path / 'a.yml'
     path.write_text('a: 1\n')
     cfg = read_file(str(path))
@@ -79,7 +79,7 @@ def test_what_mmengine_dumps_is_read_again(tmp_path):
         ("_base_ = './'\n", 'No config|is no config|no regular file'),
     ],
 )
-def test_a_mistake_in_a_config_is_told_with_its_place(tmp_path, change, words):
+def test_the_error_for_a_broken_config_names_the_line(tmp_path, change, words):
     (tmp_path / 'self.py').write_text(change)
     (tmp_path / 'heir.py').write_text("_base_ = 'self.py'\n")
     for name in ('self.py', 'heir.py'):
@@ -87,13 +87,13 @@ def test_a_mistake_in_a_config_is_told_with_its_place(tmp_path, change, words):
             read_file(str(tmp_path / name))
 
 
-def test_another_encoding_is_told(tmp_path):
+def test_the_error_names_a_wrong_encoding(tmp_path):
     (tmp_path / 'a.py').write_bytes(b'x = "\xff\xfe"\n')
     with pytest.raises(ValueError, match='cannot be read.*Unicode'):
         read_file(str(tmp_path / 'a.py'))
 
 
-def test_a_folder_that_cannot_be_made_is_told_and_none_is_made(tmp_path):
+def test_a_work_dir_is_checked_without_creating_it(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(PermissionError, match='--work-dir'):
         check_writable(str(tmp_path / 'file' / 'run'))
@@ -101,13 +101,13 @@ def test_a_folder_that_cannot_be_made_is_told_and_none_is_made(tmp_path):
     assert os.listdir(tmp_path) == ['file']
 
 
-def test_keys_that_are_taken_are_those_of_the_runner():
+def test_options_may_set_all_keys_of_the_runner():
     from inspect import signature
 
     from mmengine.runner import Runner
 
     taken = set(signature(Runner.__init__).parameters) - {'self'}
-    assert taken <= set(TAKEN)
+    assert taken <= set(KNOWN_KEYS)
 
 
 DATA = dict(
@@ -121,21 +121,21 @@ DATA = dict(
 )
 
 
-def test_files_of_data_sets_are_looked_for(tmp_path, monkeypatch):
+def test_missing_files_of_data_sets_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = Config(dict(test_dataloader=dict(dataset=DATA), val_dataloader=None))
     keys = ['test_dataloader', 'val_dataloader', 'test_cfg.dataloader']
-    place = 'test_dataloader.dataset.datasets.0'
-    with pytest.raises(FileNotFoundError, match=f"{place}.data_root='data'"):
+    key = 'test_dataloader.dataset.datasets.0'
+    with pytest.raises(FileNotFoundError, match=f"{key}.data_root='data'"):
         check_data(cfg, keys)
     (tmp_path / 'data').mkdir()
-    with pytest.raises(FileNotFoundError, match=f"{place}.data_prefix='val/"):
+    with pytest.raises(FileNotFoundError, match=f"{key}.data_prefix='val/"):
         check_data(cfg, keys)
     (tmp_path / 'data/val').mkdir()
     check_data(cfg, keys)
 
 
-def test_plain_values_are_as_yaml_has_them():
+def test_yaml_is_read_as_plain_values():
     text = (
         'a: &a {x: 1, y: [1.5, null, true]}\n'
         'b: *a\nc: {<<: *a, x: 2}\nd: !!python/tuple [1, 2]\n'
@@ -146,8 +146,8 @@ def test_plain_values_are_as_yaml_has_them():
     )
 
 
-def test_a_large_file_is_refused_unread(tmp_path):
+def test_a_large_file_is_refused_without_reading_it(tmp_path):
     path = tmp_path / 'a.yml'
-    path.write_text('a: 1\n' + '#' * MOST_BYTES)
+    path.write_text('a: 1\n' + '#' * MAX_BYTES)
     with pytest.raises(ValueError, match='bytes'):
         read_file(str(path))

@@ -1,4 +1,4 @@
-"""A quantization composed onto a float config."""
+"""A recipe is composed onto a float config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEST_PIPELINE = [
 
 @pytest.fixture
 def cfg():
-    """A float config as mmcls writes them."""
+    """Return a float config like those of mmcls."""
     loader = dict(batch_size=4, num_workers=2, persistent_workers=True)
     return Config(
         dict(
@@ -48,12 +48,12 @@ def cfg():
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
             train_cfg=dict(by_epoch=True, max_epochs=1),
         ),
-        cfg_text='# as mmcls has it',
+        cfg_text='# a config of mmcls',
         filename='configs/resnet18_in1k.py',
     )
 
 
-def test_wraps_the_model_and_keeps_what_tests_it(cfg):
+def test_the_model_is_wrapped_and_its_test_settings_stay(cfg):
     composed = compose(cfg, Recipe('w4a8', 'fast', num_images=7))
     assert composed.model.type == 'mmrazor_brecq.BRECQ'
     assert composed.model.architecture == cfg.model
@@ -66,7 +66,7 @@ def test_wraps_the_model_and_keeps_what_tests_it(cfg):
         assert composed[key] == cfg[key]
 
 
-def test_calibrates_on_training_images_as_test_images_are_given(cfg):
+def test_training_images_with_the_test_pipeline_calibrate(cfg):
     loader = compose(cfg, Recipe('w4a4')).test_cfg.calibration.dataloader
     assert loader.dataset.data_prefix == 'train'
     assert loader.dataset.pipeline == TEST_PIPELINE
@@ -74,19 +74,19 @@ def test_calibrates_on_training_images_as_test_images_are_given(cfg):
     assert loader.batch_size == 4
 
 
-def test_leaves_nothing_that_trains(cfg):
+def test_no_training_settings_are_left(cfg):
     composed = compose(cfg, Recipe('w4a4'))
     for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'val_cfg'):
         assert composed[key] is None
 
 
-def test_leaves_the_float_config_as_it_is(cfg):
+def test_the_float_config_is_not_changed(cfg):
     before = copy.deepcopy(cfg.to_dict())
     compose(cfg, Recipe('w2a2'))
     assert cfg.to_dict() == before
 
 
-def test_the_composed_config_reads_as_it_was_written(cfg, tmp_path):
+def test_the_composed_config_can_be_dumped_and_read(cfg, tmp_path):
     composed = compose(cfg, Recipe('w4a4'))
     assert composed.filename == 'resnet18_in1k_w4a4.py'
     composed.dump(str(tmp_path / composed.filename))
@@ -94,7 +94,7 @@ def test_the_composed_config_reads_as_it_was_written(cfg, tmp_path):
     assert again.to_dict() == composed.to_dict()
 
 
-def test_looks_into_data_sets_that_wrap_others(cfg):
+def test_wrapped_data_sets_get_the_test_pipeline(cfg):
     inner = cfg.train_dataloader.dataset
     cfg.train_dataloader.dataset = dict(
         type='RepeatDataset',
@@ -108,7 +108,7 @@ def test_looks_into_data_sets_that_wrap_others(cfg):
         assert part.pipeline == TEST_PIPELINE
 
 
-def test_takes_a_folder_of_images(cfg, tmp_path):
+def test_a_folder_of_images_calibrates(cfg, tmp_path):
     recipe = Recipe('w4a4', calibration=str(tmp_path))
     dataset = compose(cfg, recipe).test_cfg.calibration.dataloader.dataset
     assert dataset.type == 'mmrazor_brecq.UnlabelledImages'
@@ -116,7 +116,7 @@ def test_takes_a_folder_of_images(cfg, tmp_path):
     assert dataset.pipeline == TEST_PIPELINE
 
 
-def test_takes_a_list_of_images(cfg, tmp_path):
+def test_a_list_of_images_calibrates(cfg, tmp_path):
     (tmp_path / 'some.txt').write_text('a.jpg 3\n')
     recipe = Recipe('w4a4', calibration=str(tmp_path / 'some.txt'))
     dataset = compose(cfg, recipe).test_cfg.calibration.dataloader.dataset
@@ -124,18 +124,18 @@ def test_takes_a_list_of_images(cfg, tmp_path):
     assert dataset.ann_file == 'some.txt'
 
 
-def test_images_without_labels_are_loaded_and_nothing_else(cfg, tmp_path):
+def test_labels_of_unlabeled_images_are_not_loaded(cfg, tmp_path):
     cfg.test_dataloader.dataset.pipeline = [
         dict(type='LoadAnnotations', with_bbox=True),
         dict(type='PackClsInputs'),
     ]
     recipe = Recipe('w4a4', calibration=str(tmp_path))
     dataset = compose(cfg, recipe).test_cfg.calibration.dataloader.dataset
-    kinds = [step.type for step in dataset.pipeline]
-    assert kinds == ['LoadImageFromFile', 'PackClsInputs']
+    types = [transform.type for transform in dataset.pipeline]
+    assert types == ['LoadImageFromFile', 'PackClsInputs']
 
 
-def test_takes_bits_and_schedules_of_the_user(cfg, tmp_path):
+def test_bits_and_schedule_may_be_files_of_the_user(cfg, tmp_path):
     bits, schedule = tmp_path / 'w5a6.py', tmp_path / 'slow.py'
     bits.write_text('bits = dict(weight=dict(bits=5))\n')
     schedule.write_text("schedule = dict(type='NearestRounding')\n")
@@ -146,32 +146,34 @@ def test_takes_bits_and_schedules_of_the_user(cfg, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'recipe, said',
+    'recipe, message',
     [
         (Recipe('w4a5'), "--recipe 'w4a5'.*w4a4.*did you mean"),
         (Recipe('w4a4', 'slow'), "--schedule 'slow'.*best, default, fast"),
         (Recipe('w4a4', calibration='no/such'), "--calibration 'no/such'"),
     ],
 )
-def test_says_what_there_is(cfg, recipe, said):
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
+def test_the_error_for_an_unknown_name_lists_those_there_are(
+    cfg, recipe, message
+):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         compose(cfg, recipe)
 
 
 @pytest.mark.parametrize('key', ['model', 'test_dataloader', 'test_evaluator'])
-def test_says_what_the_config_lacks(cfg, key):
+def test_the_error_names_what_the_config_lacks(cfg, key):
     cfg[key] = None
     with pytest.raises(ValueError, match=f'no `{key}`'):
         compose(cfg, Recipe('w4a4'))
 
 
-def test_asks_for_images_where_the_config_has_none(cfg):
+def test_without_training_images_the_error_asks_for_a_folder(cfg):
     cfg.train_dataloader = None
     with pytest.raises(ValueError, match='--calibration'):
         compose(cfg, Recipe('w4a4'))
 
 
-def test_says_that_a_file_defines_no_bits(cfg, tmp_path):
+def test_the_error_names_a_file_that_defines_no_bits(cfg, tmp_path):
     (tmp_path / 'empty.py').write_text('x = 1\n')
     with pytest.raises(ValueError, match='defines no `bits`'):
         compose(cfg, Recipe(str(tmp_path / 'empty.py')))

@@ -22,7 +22,7 @@ BITS = ['w8a8', 'w4a4', 'w3a3', 'w2a4', 'w2a2', 'w4a32', 'w2a32']
 DEMO = CONFIGS / 'brecq/resnet/brecq_resnet18_w4a4_fashion-mnist.py'
 IMAGENET = CONFIGS / 'brecq/resnet/brecq_resnet18_w4a4_in1k.py'
 
-#: What a config may define for others to take, and must not leave lying.
+#: Keys that configs of `_base_` define for others, which delete them.
 BUILDING_BLOCKS = {'bits', 'schedule', 'calibration'}
 
 each_config = pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def written(path, text):
     return Config.fromfile(path)
 
 
-def widths(name):
-    """Bits of weights and activations that a config's name tells."""
+def bits_in_name(name):
+    """Return the bits of weights and activations in a config's name."""
     found = re.search(r'_w(\d+)a(\d+)_', name)
     weight, activation = map(int, found.groups()) if found else (8, 8)
     return weight, None if activation == 32 else activation
@@ -68,18 +68,18 @@ def bits_of_activations(module):
 
 
 @each_config
-def test_builds_a_model_of_the_widths_in_its_name(path):
+def test_a_config_builds_a_model_with_the_bits_in_its_name(path):
     cfg = parse(path)
     model = MODELS.build(cfg.model)
     assert isinstance(model, BRECQ)
-    scheme, (weight, activation) = model.scheme, widths(path.stem)
+    scheme, (weight, activation) = model.scheme, bits_in_name(path.stem)
     assert scheme.weight['bits'] == weight
     assert (scheme.activation or {}).get('bits') == activation
     assert scheme.first_last_bits == 8
 
 
 @each_config
-def test_its_loop_quantizes(path):
+def test_the_test_loop_of_a_config_quantizes(path):
     cfg = parse(path)
     assert cfg.test_cfg.type == 'mmrazor_brecq.PTQLoop'
     assert LOOPS.get(cfg.test_cfg.type).__name__ == 'PTQLoop'
@@ -88,7 +88,7 @@ def test_its_loop_quantizes(path):
 
 
 @each_config
-def test_nothing_of_the_training_is_left(path):
+def test_a_config_has_no_training_settings(path):
     cfg = parse(path)
     left = {
         key
@@ -101,7 +101,7 @@ def test_nothing_of_the_training_is_left(path):
 
 
 @each_config
-def test_calibrates_on_training_images_as_test_images_are_seen(path):
+def test_training_images_with_the_test_pipeline_calibrate(path):
     cfg = parse(path)
     calibration = without_scope(cfg.test_cfg.calibration.dataloader.dataset)
     test = without_scope(cfg.test_dataloader.dataset)
@@ -128,26 +128,26 @@ def test_calibrates_on_training_images_as_test_images_are_seen(path):
         'mobilenet_v2/brecq_mobilenet-v2_{}_fashion-mnist.py',
     ],
 )
-def test_has_all_settings_of_the_paper(name, bits):
+def test_there_is_a_config_for_all_bits_of_the_paper(name, bits):
     assert CONFIGS / 'brecq' / name.format(bits) in BRECQ_CONFIGS
 
 
 @pytest.mark.parametrize('bits', ['w3a3', 'w2a4', 'w4a32'])
 @pytest.mark.parametrize('architecture', ['resnet18', 'mobilenet-v2'])
-def test_the_network_gets_these_widths(architecture, bits):
+def test_a_prepared_network_has_the_bits_in_the_name(architecture, bits):
     name = f'brecq_{architecture}_{bits}_fashion-mnist.py'
     (path,) = CONFIGS.rglob(name)
-    weight, activation = widths(name)
+    weight, activation = bits_in_name(name)
     model = MODELS.build(parse(path).model)
     model.prepare(torch.zeros(1, 3, 64, 64))
     layers = quant_layers(model.architecture)
     ends = {next(iter(layers)), next(reversed(layers))}
     inputs = {'ends': set(), 'others': set()}
     for name, layer in layers.items():
-        place = 'ends' if name in ends else 'others'
+        group = 'ends' if name in ends else 'others'
         grid = layer.weight_quantizer.grid
         assert grid.bits == (8 if name in ends else weight)
-        inputs[place] |= bits_of_activations(layer.input_quantizer)
+        inputs[group] |= bits_of_activations(layer.input_quantizer)
     doors = [m for n, m in model.named_modules() if n.endswith('.door')]
     for door in doors:
         inputs['others'] |= bits_of_activations(door)
@@ -156,7 +156,7 @@ def test_the_network_gets_these_widths(architecture, bits):
     assert bool(doors) == bool(activation)
 
 
-def test_yaml_says_the_same():
+def test_the_yaml_config_equals_the_python_config():
     yaml = Config.fromfile(DEMO.with_suffix('.yml'))
     assert set(yaml) - set(parse(DEMO)) == {'bits'}
     yaml.pop('bits')
@@ -164,7 +164,7 @@ def test_yaml_says_the_same():
 
 
 @pytest.mark.parametrize('schedule', ['fast', 'default', 'best'])
-def test_takes_another_schedule_in_one_line(tmp_path, schedule):
+def test_one_line_sets_another_schedule(tmp_path, schedule):
     base = f'{CONFIGS}/_base_/schedules'
     cfg = written(
         tmp_path / 'mine.py',
@@ -177,7 +177,7 @@ def test_takes_another_schedule_in_one_line(tmp_path, schedule):
     assert cfg.to_dict() == expected
 
 
-def test_schedules_are_in_order():
+def test_schedules_differ_in_iterations_and_objective():
     fast, default, best = (
         Config.fromfile(CONFIGS / f'_base_/schedules/{name}.py').schedule
         for name in ('fast', 'default', 'best')
@@ -189,7 +189,7 @@ def test_schedules_are_in_order():
 
 
 @pytest.mark.parametrize('path', [DEMO, IMAGENET], ids=lambda p: p.stem)
-def test_the_runner_of_mmengine_takes_it_as_it_is(tmp_path, path):
+def test_the_runner_of_mmengine_builds_from_a_config(tmp_path, path):
     cfg = Config.fromfile(path)
     cfg.work_dir = str(tmp_path)
     cfg.experiment_name = f'{path.stem}_{tmp_path.name}'
@@ -217,7 +217,7 @@ def test_the_demo_has_its_images(monkeypatch, part, count):
     assert labels == {*range(10)}
 
 
-def test_the_demo_is_found_from_elsewhere(monkeypatch):
+def test_an_environment_variable_names_the_demo_folder(monkeypatch):
     monkeypatch.setenv('MMRAZOR_BRECQ_DEMO', '/somewhere')
     cfg = Config.fromfile(DEMO)
     for loader in (cfg.test_dataloader, cfg.test_cfg.calibration.dataloader):
@@ -231,7 +231,7 @@ def test_float_models_build_and_train(path):
     assert cfg.train_cfg and cfg.train_dataloader and cfg.optim_wrapper
 
 
-def test_float_models_train_on_the_data_set_that_is_named(monkeypatch):
+def test_an_environment_variable_names_the_training_data(monkeypatch):
     monkeypatch.setenv('FASHION_MNIST', '/somewhere')
     cfg = Config.fromfile(CONFIGS / 'float/resnet18_fashion-mnist.py')
     for split in ('train', 'val', 'test'):
@@ -242,7 +242,7 @@ def test_float_models_train_on_the_data_set_that_is_named(monkeypatch):
         assert dataset.labels.startswith(stem)
 
 
-def test_regnet_600mf_is_that_of_the_paper():
+def test_regnet_600mf_has_the_sizes_of_the_paper():
     cfg = parse(CONFIGS / 'float/regnetx-600mf_in1k.py')
     model = MODELS.build(cfg.model)
     assert model.backbone.stage_widths == [48, 96, 240, 528]

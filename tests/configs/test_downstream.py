@@ -1,4 +1,4 @@
-"""The repository in examples/downstream, as its README uses it."""
+"""The repository in examples/downstream works as its README says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cfg(monkeypatch):
     return Config.fromfile(CONFIG)
 
 
-def test_changes_the_objective_alone(cfg):
+def test_the_example_changes_only_the_objective(cfg):
     objective = cfg.model.reconstructor.pop('objective')
     assert objective == dict(type='Huber')
     ours = Config.fromfile(OURS)
@@ -38,7 +38,7 @@ def test_changes_the_objective_alone(cfg):
     assert cfg.test_cfg.calibration == ours.test_cfg.calibration
 
 
-def test_builds_in_the_scope_of_the_host(cfg):
+def test_the_example_builds_in_the_scope_of_mmcls(cfg):
     with DefaultScope.overwrite_default_scope('mmcls'):
         model = MODELS.build(cfg.model)
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
@@ -50,7 +50,7 @@ def test_builds_in_the_scope_of_the_host(cfg):
 
 
 @pytest.mark.slow
-def test_quantizes(tmp_path):
+def test_the_example_quantizes(tmp_path):
     run = subprocess.run(
         [
             sys.executable,

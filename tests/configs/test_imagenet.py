@@ -1,4 +1,4 @@
-"""Float configs for ImageNet, on a data set of that form made of noise."""
+"""Float configs for ImageNet, on images of noise in its folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TORCHVISION = str(ROOT / 'configs/torch_model/torchvision-resnet18_in1k.py')
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """A folder in which ``data/imagenet`` is as mmcls has it."""
+    """Return a folder with ``data/imagenet`` in the form of mmcls."""
     rng = np.random.default_rng(0)
     root = tmp_path / 'data/imagenet'
     (root / 'meta').mkdir(parents=True)
@@ -40,15 +40,15 @@ def imagenet(tmp_path):
     return tmp_path
 
 
-def float_weights(config, folder):
-    """A checkpoint with random weights for the model of a float config."""
+def save_random_weights(config, folder):
+    """Save a checkpoint of random weights for a float config."""
     with DefaultScope.overwrite_default_scope('mmcls'):
         network = MODELS.build(Config.fromfile(config).model)
     torch.save(network.state_dict(), folder / 'float.pth')
 
 
 def run_tool(folder, tool, config, *options, args=()):
-    """Run a tool in a folder, on 8 images."""
+    """Run a tool in a folder, on 8 images; return its output."""
     run = subprocess.run(
         [
             sys.executable,
@@ -85,8 +85,8 @@ def run_tool(folder, tool, config, *options, args=()):
     ],
     ids=['mobilenet-v2', 'regnetx-600mf', 'torchvision'],
 )
-def test_quantizes_a_float_config_with_one_command(imagenet, name, recipe):
-    float_weights(name, imagenet)
+def test_one_command_quantizes_a_float_config(imagenet, name, recipe):
+    save_random_weights(name, imagenet)
     output = run_tool(
         imagenet,
         'ptq.py',
@@ -113,8 +113,8 @@ def test_quantizes_a_float_config_with_one_command(imagenet, name, recipe):
         ('mobilenet_v2/mobilenet-v2_8xb32_in1k.py', 53),
     ],
 )
-def test_searches_bits_for_a_composed_config(imagenet, name, layers):
-    float_weights(f'{MMCLS}/{name}', imagenet)
+def test_bits_are_searched_for_a_composed_config(imagenet, name, layers):
+    save_random_weights(f'{MMCLS}/{name}', imagenet)
     config = imagenet / 'composed.py'
     composed = compose(Config.fromfile(f'{MMCLS}/{name}'), Recipe('w4a32'))
     composed.dump(str(config))

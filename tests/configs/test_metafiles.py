@@ -1,4 +1,4 @@
-"""What the configs are listed in: metafiles and the tables of READMEs."""
+"""Metafiles and tables of READMEs list the configs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ each_folder = pytest.mark.parametrize(
 )
 
 
-def leaves(folder):
-    """The configs whose names tell their bits."""
+def config_names(folder):
+    """Return the names of configs with bits in them."""
     return {
         path.name
         for path in folder.glob('*.py')
@@ -29,7 +29,7 @@ def leaves(folder):
     }
 
 
-def test_the_index_has_every_folder():
+def test_the_index_has_every_config():
     index = load(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
     assert not index.check_errors
@@ -37,7 +37,7 @@ def test_the_index_has_every_folder():
     assert configs == {
         str((folder / name).relative_to(ROOT))
         for folder in FOLDERS
-        for name in leaves(folder)
+        for name in config_names(folder)
     }
     assert len(index.models) == len(configs)
     for model in index.models:
@@ -57,7 +57,7 @@ def test_models_are_named_after_their_configs(folder):
 
 
 @each_folder
-def test_parameters_are_counted(folder):
+def test_metafiles_have_the_number_of_parameters(folder):
     counts = {}
     for model in load(str(folder / 'metafile.yml')).models:
         name = re.sub(r'_w\d+a\d+_', '_', model.name)
@@ -74,7 +74,9 @@ def test_parameters_are_counted(folder):
 def test_the_table_lists_every_config(folder):
     text = (folder / 'README.md').read_text()
     rows = re.findall(r'\((\./brecq_\S+\.py)\) \|', text)
-    assert sorted(Path(row).name for row in rows) == sorted(leaves(folder))
+    assert sorted(Path(row).name for row in rows) == sorted(
+        config_names(folder)
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_the_table_lists_every_config(folder):
     ),
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_links_lead_somewhere(path):
+def test_links_of_readmes_exist(path):
     links = re.findall(r'\]\((?!http)([^)#]+)', path.read_text())
     for link in links:
         assert (path.parent / link).exists(), link

@@ -1,4 +1,4 @@
-"""The examples of mixed precision fit the models that they are for."""
+"""The configs of mixed precision fit their models."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BASES = sorted((ROOT / 'configs/_base_/mixed_precision').glob('*.py'))
 
 
 @pytest.mark.parametrize('path', BASES, ids=lambda path: path.stem)
-def test_building_blocks_hold_no_unknown_key(path):
+def test_base_configs_have_no_unknown_key(path):
     settings = MixedPrecision.of(Config.fromfile(path))
     assert settings.bits == (2, 3, 4, 6, 8)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_patterns_match_and_leave_a_choice(path):
+def test_patterns_match_and_leave_several_bit_widths(path):
     cfg = Config.fromfile(path)
     settings = MixedPrecision.of(cfg)
     with DefaultScope.overwrite_default_scope('mmcls'):
@@ -33,7 +33,7 @@ def test_patterns_match_and_leave_a_choice(path):
     for one in models.values():
         one.prepare(torch.zeros(1, 3, 64, 64))
     choices = find_choices(models, settings.kinds)
-    leaders, widths = settings.common(choices)
-    assert any(len(found) > 1 for found in widths.values())
+    leaders, bits = settings.common(choices)
+    assert any(len(found) > 1 for found in bits.values())
     shared = len(leaders) - len(set(leaders.values()))
     assert bool(settings.shared) == bool(shared)

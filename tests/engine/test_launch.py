@@ -80,7 +80,9 @@ def test_every_run_has_a_seed(tmp_path):
 def test_a_key_that_nothing_knows(tmp_path, change):
     path = next(iter(change))
     cfg = load_config(CONFIG, change, str(tmp_path / 'run'))
-    with pytest.raises(ValueError, match=f'^{path} is taken.*did you mean'):
+    with pytest.raises(
+        ValueError, match=f'^{path} is an unknown.*did you mean'
+    ):
         ptq(cfg, 'none.pth')
     assert not (tmp_path / 'run').exists()
 

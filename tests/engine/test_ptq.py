@@ -269,7 +269,7 @@ def test_a_small_budget_changes_no_bit(finished, quick, tmp_path):
         (dict(model__held_out=0), 'held_out=0'),
         (
             dict(test_cfg__calibration__memroy='1GiB'),
-            'calibration.memroy is taken by nothing, .* memory',
+            'calibration.memroy is an unknown key, .* memory',
         ),
         (dict(test_cfg__calibration__memory='1 potato'), "memory='1 potato'"),
         (dict(test_cfg__calibration__memory=1.5), 'memory=1.5, .* up to 1'),

@@ -312,7 +312,7 @@ def test_the_smallest_feasible_budget_is_feasible(again):
         ({'mixed_precision.num_images': 8}, 'another config'),
         ({'model.quantization.weight.symmetric': True}, 'another config'),
         ({'test_cfg.calibration.num_images': 20}, 'another calibration'),
-        ({'mixed_precision.width': 8}, 'mixed_precision.width is taken by no'),
+        ({'mixed_precision.width': 8}, 'mixed_precision.width is an unknown'),
         ({'mixed_precision.shared': [['x']]}, 'matches no layer'),
     ],
 )

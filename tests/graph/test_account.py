@@ -13,7 +13,7 @@ from mmrazor_brecq.graph.account import take_account
 
 
 class Around(nn.Module):
-    """A layer before and after what is looked at, on tokens."""
+    """Network with a layer before and after the tested part, on tokens."""
 
     def __init__(self, run, **parts):
         super().__init__()
@@ -49,7 +49,8 @@ def layer_with_extra():
     return LoRA()
 
 
-#: What is left in float, and the words about it; True if it is warned of.
+#: Parts of a network, and what is left in float: the pattern of its reason,
+#: and whether there is a warning.
 CASES = dict(
     linear=(
         lambda s, x: F.linear(x, s.w),
@@ -150,9 +151,9 @@ CASES = dict(
         },
     ),
     position=(
-        lambda s, x: x + s.place[:, : x.shape[1]],
-        dict(place=lambda: weight(1, 9, 8)),
-        {'place': ('a parameter.*add', False)},
+        lambda s, x: x + s.embedding[:, : x.shape[1]],
+        dict(embedding=lambda: weight(1, 9, 8)),
+        {'embedding': ('a parameter.*add', False)},
     ),
     gain=(
         lambda s, x: x * s.gain,
@@ -192,7 +193,7 @@ CASES = dict(
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_what_stays_in_float_is_named_with_its_reason(
+def test_weights_that_stay_in_float_are_named_with_the_reason(
     name, generator, warnings_log
 ):
     run, parts, left = CASES[name]
@@ -207,8 +208,8 @@ def test_what_stays_in_float_is_named_with_its_reason(
     account = model.account
 
     assert set(account.left_float) == set(left)
-    for key, (words, warned) in left.items():
-        assert re.search(words, account.left_float[key])
+    for key, (reason, warned) in left.items():
+        assert re.search(reason, account.left_float[key])
         lines = [line for line in warnings_log if line.startswith(f'{key} is')]
         assert len(lines) == warned
     assert len(warnings_log) == sum(warned for _, warned in left.values())
@@ -219,7 +220,7 @@ def test_what_stays_in_float_is_named_with_its_reason(
     assert all(f'{key} (' in str(account) for key in left)
 
 
-def test_an_ordinary_network_has_nothing_left(each_toy, batches):
+def test_an_ordinary_network_leaves_nothing_in_float(each_toy, batches):
     account = take_account(each_toy, record(each_toy, batches[0]))
     expected = dict(uncalled=['auxiliary'], transposed=['up'])
     name = type(each_toy).__name__.lower()
@@ -228,7 +229,7 @@ def test_an_ordinary_network_has_nothing_left(each_toy, batches):
     assert account.layers == len(account.quantized) + (name == 'uncalled')
 
 
-def test_a_sentence_has_an_end():
+def test_the_summary_lists_ten_names_at_most():
     network = nn.ModuleDict({f'l{i}': nn.Linear(2, 2) for i in range(30)})
     network.forward = network['l0'].forward
     model = nn.Sequential(nn.Linear(2, 2), nn.Module())
@@ -241,7 +242,7 @@ def test_a_sentence_has_an_end():
     assert len(account.to_dict()['left_float']) == 30
 
 
-def test_where_all_is_left_in_float_the_error_says_why():
+def test_the_error_says_why_nothing_is_quantized():
     model = nn.Sequential(nn.LSTM(3, 3)).eval()
 
     with pytest.raises(ValueError, match='nothing to quantize; 0 is of type'):

@@ -1,5 +1,6 @@
-"""The rules on real architectures: all that stands between a config and a
-quantized network, on some fifty backbones of mmcls with random weights.
+"""The whole quantization on some fifty backbones of mmcls.
+
+Their weights are random.
 """
 
 from __future__ import annotations
@@ -33,16 +34,21 @@ TINY = dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=192)
 
 
 class Case(NamedTuple):
-    """A backbone and what is known of it.
+    """Backbone and the results that are expected of it.
 
-    ``norms`` are the BatchNorms that fold, and all of them; ``units`` the
-    blocks, and the single layers beside them. ``end`` bounds the error of
-    the quantized network's output, relative to what it varies by; None
-    where deep stacks of BatchNorms with random weights in between blow up
-    every difference. ``unit`` bounds the median of the units' own errors.
-    ``double`` is False where the code of a network computes in single
-    precision at one place. ``seed`` is that of the random weights: some
-    networks enlarge even the noise of double precision, by 1e8.
+    Attributes:
+        config (dict): Config of the backbone.
+        size (int): Height and width of images.
+        norms (tuple): Number of BatchNorms that fold, and of all.
+        units (tuple): Number of blocks, and of layers that are in none.
+        end (float): Largest error of the quantized network's output,
+            relative to its spread. None where deep stacks of BatchNorms with
+            random weights between them enlarge every difference.
+        unit (float): Largest median of the errors of units.
+        double (bool): Whether the network computes in double precision. The
+            code of some has float32 in it.
+        seed (int): Seed of the random weights. Some networks enlarge even
+            the noise of double precision, by 1e8.
     """
 
     config: dict
@@ -227,7 +233,7 @@ CASES = dict(
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Two threads on two busy cores mostly wait for each other."""
+    """Use one thread: more of them wait for each other on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -243,9 +249,9 @@ def norms_of(network):
 
 
 def settle(network, images):
-    """Statistics of these images, then moved by chance.
+    """Set the statistics of norms from images, then change them randomly.
 
-    With untouched ones the signal of a deep network fades away.
+    With initial statistics the signal of a deep network vanishes.
     """
     norms = norms_of(network)
     for norm in norms:
@@ -263,7 +269,7 @@ def settle(network, images):
 
 
 def relative_error(output, target):
-    """Of each tensor, relative to what the target varies by."""
+    """Return the largest error of a tensor, relative to its spread."""
     return max(
         float((x - y).norm() / spread(y))
         for x, y in zip(tensors(output), tensors(target))
@@ -271,19 +277,19 @@ def relative_error(output, target):
 
 
 def spread(x):
-    """From image to image, or within what is the same for all images."""
+    """Return how much a tensor varies between images, or else inside."""
     images = (x - x.mean(0)).norm()
     return images if images > 0 else (x - x.mean()).norm()
 
 
 def eight_bits():
-    """At eight bits the whole range is as good as the best one."""
+    """Return a scheme of 8 bits with the simplest observer."""
     quantizer = dict(bits=8, observer=dict(type='MinMaxObserver'))
     return dict(weight=quantizer, activation=quantizer)
 
 
 class Probe(NearestRounding):
-    """Notes how well each unit does on its own."""
+    """Reconstructor that stores the error of each unit."""
 
     def __init__(self):
         super().__init__()
@@ -302,7 +308,7 @@ class Probe(NearestRounding):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_the_way_from_a_config_to_eight_bits(name):
+def test_a_backbone_is_quantized_to_eight_bits(name):
     models = pytest.importorskip('mmcls.models')
     case, scheme = CASES[name], eight_bits()
     torch.manual_seed(case.seed)
@@ -313,7 +319,7 @@ def test_the_way_from_a_config_to_eight_bits(name):
     with torch.no_grad():
         expected = network(images)
 
-    # Fold, in double precision, where there is no noise to hide in.
+    # Fold, in double precision, where rounding errors are small.
     folded = copy.deepcopy(network)
     folded = folded.double() if case.double else folded
     original = copy.deepcopy(folded)
@@ -326,7 +332,7 @@ def test_the_way_from_a_config_to_eight_bits(name):
         assert (count, total) == case.norms
     del folded, original
 
-    # Prepare: units hold every called layer once, and it is quantized.
+    # Prepare: every called layer is in one unit, and is quantized.
     model = BRECQ(network, scheme)
     teacher = model.prepare(images[:1])
     recording = record(teacher, images[:1])
@@ -340,9 +346,9 @@ def test_the_way_from_a_config_to_eight_bits(name):
     again = BlockPartition()(teacher, recording)
     assert [u.layers for u in again] == [u.layers for u in model.units]
 
-    # Reconstruct: each batch passes the float network once, and the
-    # quantized one, but for what is tried out within a unit.
-    passes, glue = collections.Counter(), collections.Counter()
+    # Reconstruct: each batch passes the float network once, and the modules
+    # between units of the quantized one once, too.
+    passes, passes_between = collections.Counter(), collections.Counter()
     for module in teacher.modules():
         module.register_forward_hook(
             lambda module, *_: passes.update([module])
@@ -354,7 +360,9 @@ def test_the_way_from_a_config_to_eight_bits(name):
         if module not in inside
     }
     for name, module in between.items():
-        module.register_forward_hook(lambda *_, name=name: glue.update([name]))
+        module.register_forward_hook(
+            lambda *_, name=name: passes_between.update([name])
+        )
     probe = Probe()
     batches = [images[:4], images[4:]]
     reports = list(model.reconstruct(teacher, batches, reconstructor=probe))
@@ -363,16 +371,16 @@ def test_the_way_from_a_config_to_eight_bits(name):
         module: len(uses) * len(batches)
         for module, uses in recording.by_module().items()
     }
-    assert glue == {
+    assert passes_between == {
         uses[0].name: len(uses) * len(batches)
         for uses in recording.by_module().values()
         if uses[0].name in between
     }
 
-    # Built anew from the config, the state gives the same.
+    # A network built from the config and the state gives the same output.
     config = copy.deepcopy(case.config)
     other = BRECQ(models.build_backbone(config), scheme)
-    # SwinV2 drops tables from a state when it loads it, and misses them.
+    # SwinV2 removes tables from a state and then reports them as missing.
     loaded = other.load_state_dict(model.state_dict(), strict=False)
     assert loaded.unexpected_keys == []
     assert other.state_dict().keys() == model.state_dict().keys()
@@ -381,7 +389,7 @@ def test_the_way_from_a_config_to_eight_bits(name):
     for x, y in zip(tensors(output), tensors(again)):
         assert x.isfinite().all() and torch.equal(x, y)
 
-    # Eight bits are close to float, unit by unit and in the end.
+    # The outputs of units and of the network are close to float.
     assert all(layer.frozen for layer in quant_layers(model).values())
     assert all(q.active for q in activation_quantizers(model))
     errors = torch.tensor(list(probe.errors.values()))
@@ -391,9 +399,9 @@ def test_the_way_from_a_config_to_eight_bits(name):
         assert relative_error(output, expected) < case.end
 
 
-def test_a_detector():
-    """A network that takes images one by one, gives lists of dicts, and
-    calls the layers of its heads once a level of its pyramid.
+def test_a_detector_is_quantized_to_eight_bits():
+    """A detector returns lists of dicts, and calls the layers of its heads
+    for each level of its pyramid.
     """
     torchvision = pytest.importorskip('torchvision')
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a network must not do, refused or named before any unit is fitted."""
+"""Networks whose behavior is refused, or named in a warning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmrazor_brecq.reconstruction import BlockReconstructor
 
 
 class Odd(nn.Module):
-    """Two layers, and what a subclass does between them."""
+    """Two layers; subclasses do something unusual between them."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class StochasticDepth(Odd):
 
 
 class OwnGenerator(Odd):
-    """Its numbers come from no state that anybody saves."""
+    """Network whose random numbers do not come from the global state."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ class OwnGenerator(Odd):
 
 
 class LayerDrop(Odd):
-    """A call of a module, or none."""
+    """Network that calls a module in every other pass."""
 
     def __init__(self):
         super().__init__()
@@ -67,8 +67,8 @@ class LayerDrop(Odd):
         return self.last(x.mean((2, 3)))
 
 
-class AnotherWay(Odd):
-    """Another layer once it was called twice."""
+class OtherLayer(Odd):
+    """Network that calls another layer from its third pass on."""
 
     def __init__(self):
         super().__init__()
@@ -81,8 +81,8 @@ class AnotherWay(Odd):
         return layer(self.first(x).mean((2, 3)))
 
 
-class ByData(AnotherWay):
-    """Another layer if the first image of a batch is a bright one."""
+class ByData(OtherLayer):
+    """Network that calls another layer if the first image is dark."""
 
     def forward(self, x):
         layer = self.last if x[0].mean() > 0 else self.other
@@ -156,7 +156,9 @@ def check(network, images):
         (lambda: Norm(track_running_stats=False), 'between has no running'),
     ],
 )
-def test_what_spoils_results_is_warned_of(kind, words, images, warnings_log):
+def test_behavior_that_spoils_results_is_warned_of(
+    kind, words, images, warnings_log
+):
     check(kind(), images)
     assert any(words in message for message in warnings_log), warnings_log
 
@@ -165,18 +167,22 @@ def test_what_spoils_results_is_warned_of(kind, words, images, warnings_log):
     ('kind', 'words'),
     [
         (LayerDrop, "other modules from one pass to the next.*'between'"),
-        (AnotherWay, "other modules.*'last', 'other'"),
+        (OtherLayer, "other modules.*'last', 'other'"),
         (ByData, "other modules.*'last', 'other'"),
         (Stubborn, "'between' stays in training mode"),
     ],
 )
-def test_what_cannot_be_reconstructed_is_refused(kind, words, images):
+def test_networks_that_cannot_be_reconstructed_are_refused(
+    kind, words, images
+):
     with pytest.raises(ValueError, match=words):
         check(kind(), images)
 
 
 @pytest.mark.parametrize('count', [1, 2, 3])
-def test_all_else_passes_in_silence(each_toy, count, warnings_log):
+def test_ordinary_networks_pass_without_a_warning(
+    each_toy, count, warnings_log
+):
     images = torch.randn(count, 3, 8, 8, generator=torch.Generator())
     network = each_toy.eval()
     check_behavior(network, images, record(network, images[:1]))
@@ -209,7 +215,9 @@ def broken(key, value):
     ]
     + [('between.running_var', -0.5)],
 )
-def test_numbers_that_spoil_all_others_are_refused(key, value, images):
+def test_values_that_are_not_finite_or_too_large_are_refused(
+    key, value, images
+):
     module, name = key.split('.')
     with pytest.raises(ValueError, match=f"The {name} of '{module}' holds"):
         check(broken(key, value)(), images)
@@ -229,7 +237,7 @@ def test_a_mask_may_be_infinite(images, warnings_log):
     assert not warnings_log
 
 
-def test_a_network_that_gives_nan_says_where_it_begins(images):
+def test_the_error_names_the_first_module_that_gives_nan(images):
     class Root(Odd):
         def __init__(self):
             super().__init__()
@@ -242,7 +250,7 @@ def test_a_network_that_gives_nan_says_where_it_begins(images):
         check(Root(), images)
 
 
-def test_what_draws_leaves_the_random_numbers_of_the_caller(images):
+def test_a_random_network_leaves_the_callers_random_state(images):
     network = Dropout().eval()
     recording = record(network, images[:1])
     before = torch.get_rng_state()
@@ -251,8 +259,8 @@ def test_what_draws_leaves_the_random_numbers_of_the_caller(images):
 
 
 @pytest.mark.parametrize('kind', [Odd, Norm, Counter, Writes])
-def test_nothing_of_the_caller_is_changed(kind, images):
-    """Values, gradients' flags, modes, hooks, orders of memory, chance."""
+def test_nothing_of_the_callers_network_is_changed(kind, images):
+    """Values, requires_grad, modes, hooks, memory formats, random state."""
     network = kind().train()
     network.first.weight.requires_grad_(False)
     network.last.eval()

@@ -8,8 +8,8 @@ from mmrazor_brecq.graph import Reference, Rewrite, apply_checked
 from mmrazor_brecq.graph.compare import differences
 
 
-class Scale(Rewrite):
-    """Multiplies a layer by a factor: wrong, unless that is 1."""
+class Multiply(Rewrite):
+    """Rewrite that multiplies a weight: wrong, unless the factor is 1."""
 
     def __init__(self, name, layer, factor):
         super().__init__(name)
@@ -42,27 +42,27 @@ def x(generator):
 
 def rewrites(network, wrong):
     return [
-        Scale(str(i), layer, 1.5 if i in wrong else 1)
+        Multiply(str(i), layer, 1.5 if i in wrong else 1)
         for i, layer in enumerate(network)
     ]
 
 
 @pytest.mark.parametrize('wrong', [(), (0,), (7,), (2, 3, 6), range(8)])
-def test_only_what_is_wrong_is_undone(wrong, network, x):
+def test_only_wrong_rewrites_are_undone(wrong, network, x):
     expected = network(x)
     before = [layer.weight.data for layer in network]
-    steps = rewrites(network, wrong)
-    undone = apply_checked(network, steps, x)
+    found = rewrites(network, wrong)
+    undone = apply_checked(network, found, x)
 
-    assert undone == [steps[i] for i in wrong]
+    assert undone == [found[i] for i in wrong]
     assert torch.equal(network(x), expected)
     for i, weight in enumerate(before):
         assert torch.equal(network[i].weight.data, weight)
-        assert steps[i].log[-1] == ('undo' if i in wrong else 'apply')
+        assert found[i].log[-1] == ('undo' if i in wrong else 'apply')
 
 
-def test_halves_are_tried_where_places_show_nothing(network, x):
-    """What each gives is right, and the network's output is not."""
+def test_halves_are_tried_if_only_the_network_output_is_wrong(network, x):
+    """The output of each module is right, that of the network is not."""
 
     class Reads(nn.Module):
         def __init__(self, inner):
@@ -73,7 +73,7 @@ def test_halves_are_tried_where_places_show_nothing(network, x):
             return self.inner(x) + sum(m.bias.sum() for m in self.inner)
 
     class Shift(Rewrite):
-        """Moves the bias into the other half, and the module makes up."""
+        """Rewrite that shifts the bias, which a hook subtracts again."""
 
         def __init__(self, name, layer, amount):
             super().__init__(name)
@@ -94,17 +94,17 @@ def test_halves_are_tried_where_places_show_nothing(network, x):
             lambda module, args, out: out - getattr(module, 'shift', 0)
         )
     whole = Reads(network).eval()
-    steps = [
+    shifts = [
         Shift(f'inner.{i}', layer, 1.0 if i in (1, 4, 5) else 0.0)
         for i, layer in enumerate(network)
     ]
     expected = whole(x)
 
-    assert apply_checked(whole, steps, x) == [steps[i] for i in (1, 4, 5)]
+    assert apply_checked(whole, shifts, x) == [shifts[i] for i in (1, 4, 5)]
     torch.testing.assert_close(whole(x), expected)
 
 
-def test_nothing_runs_where_nothing_is_rewritten(network, x):
+def test_without_rewrites_nothing_runs(network, x):
     calls = []
     network.register_forward_hook(lambda *_: calls.append(1))
 
@@ -112,7 +112,7 @@ def test_nothing_runs_where_nothing_is_rewritten(network, x):
 
 
 def test_a_right_rewrite_costs_four_passes(network, x):
-    """Two before, of which one tells what noise does, and two after."""
+    """Two before, one of them with noise, and two after."""
     calls = []
     network.register_forward_hook(lambda *_: calls.append(1))
     apply_checked(network, rewrites(network, ()), x)
@@ -120,32 +120,32 @@ def test_a_right_rewrite_costs_four_passes(network, x):
     assert len(calls) == 4
 
 
-def test_code_that_a_rewrite_breaks_is_a_difference(network, x):
-    class Remove(Scale):
+def test_a_rewrite_that_makes_the_network_fail_is_undone(network, x):
+    class Remove(Multiply):
         def apply(self):
             self.before, self.layer.weight = self.layer.weight, None
 
         def undo(self):
             self.layer.weight = self.before
 
-    steps = rewrites(network, ())
-    steps[5] = Remove('5', network[5], 1)
+    found = rewrites(network, ())
+    found[5] = Remove('5', network[5], 1)
     expected = network(x)
 
-    assert apply_checked(network, steps, x) == [steps[5]]
+    assert apply_checked(network, found, x) == [found[5]]
     assert torch.equal(network(x), expected)
 
 
-def test_rounding_errors_are_no_difference(network, x):
-    steps = rewrites(network, ())
-    for step in steps:
-        step.factor = 1 + 1e-6
+def test_rounding_errors_count_as_no_difference(network, x):
+    found = rewrites(network, ())
+    for rewrite in found:
+        rewrite.factor = 1 + 1e-6
 
-    assert apply_checked(network, steps, x) == []
+    assert apply_checked(network, found, x) == []
 
 
 class Sorts(nn.Module):
-    """As a detector: what is near the edge comes first, or not at all."""
+    """Network that sorts and drops values by score, as a detector does."""
 
     def __init__(self, first):
         super().__init__()
@@ -157,35 +157,35 @@ class Sorts(nn.Module):
         return [dict(boxes=kept, labels=kept.argsort())]
 
 
-def test_outputs_that_noise_upsets_are_not_judged_by(x):
-    """But the places before them are."""
+def test_outputs_that_noise_changes_have_a_larger_tolerance(x):
+    """Outputs of modules before them are still compared."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Sorts(nn.Linear(6, 300)).eval()
     model.first.weight.data[:150] = model.first.weight.data[150:]
     model.first.bias.data[:150] = model.first.bias.data[150:] * (1 + 1e-6)
-    near = Scale('first', model.first, 1 + 1e-6)
-    far = Scale('first', model.first, 1.1)
+    near = Multiply('first', model.first, 1 + 1e-6)
+    far = Multiply('first', model.first, 1.1)
 
     assert apply_checked(model, [near], x) == []
     assert apply_checked(model, [far], x) == [far]
 
 
-def test_a_network_that_draws_numbers_draws_the_same(network, x):
+def test_a_random_network_draws_the_same_numbers_in_each_pass(network, x):
     class Drops(nn.Module):
         def forward(self, x):
             return nn.functional.dropout(x, 0.5, True)
 
     model = nn.Sequential(*network, Drops())
     state = torch.get_rng_state()
-    steps = rewrites(network, (3,))
+    found = rewrites(network, (3,))
 
-    assert apply_checked(model, steps, x) == [steps[3]]
+    assert apply_checked(model, found, x) == [found[3]]
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_module_that_is_called_otherwise_is_a_difference(network, x):
-    """More often than before, or less."""
+def test_another_number_of_calls_counts_as_a_difference(network, x):
+    """A module is called once more after the rewrite."""
 
     class Skips(nn.Module):
         times = 1
@@ -207,13 +207,13 @@ def test_a_module_that_is_called_otherwise_is_a_difference(network, x):
             Skips.times = 1
 
     model = Skips(network[0])
-    step = More('inner')
+    rewrite = More('inner')
 
-    assert apply_checked(model, [step], x) == [step]
+    assert apply_checked(model, [rewrite], x) == [rewrite]
 
 
-def test_a_network_written_to_by_hand(network, x):
-    """A rewrite that is no list of steps asks the reference itself."""
+def test_a_reference_notices_a_change_made_by_hand(network, x):
+    """A change that is no list of rewrites uses the reference directly."""
     reference = Reference(network, x)
     assert reference.matches()
     network[3].bias.data += 0.1
@@ -221,7 +221,7 @@ def test_a_network_written_to_by_hand(network, x):
 
 
 @pytest.mark.parametrize(
-    ('expected', 'found', 'far'),
+    ('expected', 'found', 'result'),
     [
         (torch.tensor([4.0, 1.0]), torch.tensor([4.0, 2.0]), [0.25]),
         ([torch.ones(2)], [torch.ones(2), torch.ones(1)], [float('inf')]),
@@ -236,5 +236,5 @@ def test_a_network_written_to_by_hand(network, x):
         (torch.tensor([torch.nan, 1.0]), torch.tensor([torch.nan, 1.0]), [0]),
     ],
 )
-def test_differences_are_those_of_each_tensor(expected, found, far):
-    assert differences(expected, found) == far
+def test_there_is_one_difference_for_each_tensor(expected, found, result):
+    assert differences(expected, found) == result

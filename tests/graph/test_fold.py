@@ -12,7 +12,7 @@ from mmrazor_brecq.graph import fold_batch_norm, record, run_float
 
 
 class Net(nn.Module):
-    """A network from a function of its parts."""
+    """Network made of a forward function and its parts."""
 
     def __init__(self, run, **parts):
         super().__init__()
@@ -28,8 +28,8 @@ def conv(inner=3, outer=4, **kwargs):
     return nn.Conv2d(inner, outer, 3, padding=1, **kwargs)
 
 
-def shake(network):
-    """Statistics and gains that change every channel."""
+def randomize(network):
+    """Give norms statistics and weights that change every channel."""
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if hasattr(module, 'running_var'):
@@ -41,8 +41,8 @@ def shake(network):
 
 
 def folded(network, x):
-    """Names of what was folded, and the largest relative difference."""
-    shake(network)
+    """Fold; return the names of the norms and the largest difference."""
+    randomize(network)
     original = copy.deepcopy(network)
     names = fold_batch_norm(network, record(network, x))
     with torch.no_grad():
@@ -64,7 +64,7 @@ FOLDS = dict(
     reflected=dict(conv=conv(padding_mode='reflect'), bn=nn.BatchNorm2d(4)),
     no_affine=dict(conv=conv(), bn=nn.BatchNorm2d(4, affine=False)),
     large_eps=dict(conv=conv(), bn=nn.BatchNorm2d(4, eps=0.3)),
-    synchronised=dict(conv=conv(), bn=nn.SyncBatchNorm(4)),
+    synchronized=dict(conv=conv(), bn=nn.SyncBatchNorm(4)),
     frozen=dict(conv=conv(), bn=FrozenBatchNorm2d(4, eps=0.1)),
     instance=dict(
         conv=conv(),
@@ -128,7 +128,7 @@ def test_a_pair_that_is_called_twice_folds_once(batches):
         transposed=1,
     ).items(),
 )
-def test_toys_fold_with_parity(name, count, toy, batches):
+def test_folding_a_toy_keeps_its_output(name, count, toy, batches):
     network = toy(name)
     names, difference = folded(network, batches[0])
 
@@ -252,14 +252,14 @@ def test_a_norm_before_a_convolution_stays(batches):
         nn.BatchNorm2d(4, track_running_stats=False),
     ],
 )
-def test_a_norm_of_the_batch_at_hand_stays(norm, batches):
+def test_a_norm_with_the_statistics_of_each_batch_stays(norm, batches):
     network = Net(lambda self, x: self.bn(self.conv(x)), conv=conv(), bn=norm)
 
     assert folded(network, batches[0]) == ([], 0)
 
 
 class WithChild(nn.BatchNorm2d):
-    """A norm that activates as well, as some libraries have it."""
+    """Norm with an activation inside, as in some libraries."""
 
     def __init__(self, channels):
         super().__init__(channels)
@@ -275,7 +275,7 @@ class WithFunction(nn.BatchNorm2d):
 
 
 class OfAnotherKind(nn.Module):
-    """It has the tensors of a norm, but does something else with them."""
+    """Module with the tensors of a norm that computes something else."""
 
     def __init__(self, channels):
         super().__init__()
@@ -288,7 +288,7 @@ class OfAnotherKind(nn.Module):
 
 
 @pytest.mark.parametrize('kind', [WithChild, WithFunction, OfAnotherKind])
-def test_a_norm_that_does_more_than_normalise_stays(kind, batches):
+def test_a_norm_that_does_more_than_normalize_stays(kind, batches):
     network = Net(
         lambda self, x: self.bn(self.conv(x)), conv=conv(), bn=kind(4)
     )

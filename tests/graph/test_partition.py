@@ -56,8 +56,8 @@ def test_every_called_layer_is_in_exactly_one_unit(
 @pytest.mark.parametrize(
     'partition', PARTITIONS[:4], ids=lambda p: type(p).__name__
 )
-def test_units_come_in_the_order_of_their_calls(partition, toy, batches):
-    """Whatever the order in which the modules were made."""
+def test_units_are_in_the_order_of_their_calls(partition, toy, batches):
+    """The order in which modules are constructed does not matter."""
 
     class Backwards(nn.Module):
         def __init__(self):
@@ -111,7 +111,7 @@ class Two(nn.Module):
         transposed=['stem.0', 'out'],
     ).items(),
 )
-def test_blocks_are_what_the_papers_call_blocks(name, expected, toy, batches):
+def test_blocks_are_those_of_the_papers(name, expected, toy, batches):
     assert names(cut(toy(name), batches, BlockPartition())) == expected
 
 
@@ -125,14 +125,14 @@ def test_blocks_are_what_the_papers_call_blocks(name, expected, toy, batches):
         transformer=[1, 4, 4, 1],
     ).items(),
 )
-def test_layers_side_by_side_count_once(name, expected, toy, batches):
+def test_parallel_layers_count_once(name, expected, toy, batches):
     units = cut(toy(name), batches, BlockPartition())
 
     assert [unit.depth for unit in units] == expected
 
 
-class Winding(nn.Module):
-    """One layer after the other, whatever lies between them."""
+class Chain(nn.Module):
+    """Network of one layer after the other, with operations between."""
 
     def __init__(self, layer, times):
         super().__init__()
@@ -150,8 +150,8 @@ class Winding(nn.Module):
 
 
 @pytest.mark.parametrize('times', [1, 2, 5])
-def test_the_longest_way_is_found_through_all_that_lies_on_it(times, batches):
-    network = Winding(None, 0)
+def test_the_longest_path_leads_through_all_other_operations(times, batches):
+    network = Chain(None, 0)
     network.layers.extend(nn.Conv2d(3, 3, 1) for _ in range(times))
 
     (unit,) = cut(network, batches, NetworkPartition())
@@ -159,14 +159,14 @@ def test_the_longest_way_is_found_through_all_that_lies_on_it(times, batches):
 
 
 def test_a_layer_that_is_called_again_counts_once(batches):
-    network = Winding(nn.Conv2d(3, 3, 1), 3)
+    network = Chain(nn.Conv2d(3, 3, 1), 3)
 
     (unit,) = cut(network, batches, NetworkPartition())
     assert unit.depth == 1
 
 
-def test_blocks_sit_in_the_backbone(batches):
-    """A head that holds two layers is no block where there is a backbone."""
+def test_blocks_are_in_the_backbone(batches):
+    """A head of two layers is no block if there is a backbone."""
 
     class Model(nn.Module):
         def __init__(self):
@@ -203,7 +203,7 @@ def test_a_block_has_no_other_block_in_it(batches):
 
 
 def test_a_module_that_is_never_called_is_no_block(batches):
-    """Another one calls its layers, and is the block itself."""
+    """The module that calls its layers is the block."""
 
     class Borrows(nn.Module):
         def __init__(self):
@@ -243,7 +243,9 @@ def test_a_network_may_be_one_unit(toy, batches):
     assert unit.name == '' and len(unit.layers) == 7
 
 
-def test_patterns_name_units_and_leave_the_rest_to_others(toy, batches):
+def test_patterns_name_units_and_other_layers_go_to_another_partition(
+    toy, batches
+):
     network = toy('residual')
     found = cut(network, batches, PatternPartition(['stem', 'blocks.1']))
     assert names(found) == ['stem', 'blocks.0', 'blocks.1', 'head']
@@ -261,13 +263,13 @@ def test_patterns_name_units_and_leave_the_rest_to_others(toy, batches):
     ]
 
 
-def test_of_nested_matches_the_outermost_counts(toy, batches):
+def test_the_outermost_of_nested_matches_counts(toy, batches):
     for patterns in ['blocks*'], ['blocks.0', 'blocks.0.conv1', 'blocks']:
         found = cut(toy('residual'), batches, PatternPartition(patterns))
         assert names(found) == ['stem.0', 'blocks', 'head']
 
 
-def test_a_pattern_inside_a_block_takes_the_block_apart(toy, batches):
+def test_a_pattern_inside_a_block_divides_the_block(toy, batches):
     partition = PatternPartition(['blocks.*.attention'])
     found = names(cut(toy('transformer'), batches, partition))
 
@@ -281,7 +283,7 @@ def test_a_pattern_inside_a_block_takes_the_block_apart(toy, batches):
 
 @pytest.mark.parametrize('pattern', ['layer9', 'blocks', 'Blocks.0'])
 def test_a_pattern_that_matches_nothing_is_an_error(pattern, toy, batches):
-    """Nor does a module count that no forward pass calls."""
+    """A module that the forward pass does not call is no match either."""
     partition = PatternPartition(['head', pattern])
     with pytest.raises(ValueError, match=f'{pattern!r}.*`patterns`'):
         cut(toy('transformer'), batches, partition)
@@ -299,8 +301,8 @@ def test_units_are_found_before_and_after_the_swap(toy, batches):
     assert names(BlockPartition()(network, again)) == names(before)
 
 
-def test_the_work_grows_with_the_layers_not_with_their_square(monkeypatch):
-    """Neither the trace nor the tree is walked for each unit anew."""
+def test_the_work_grows_linearly_with_the_number_of_layers(monkeypatch):
+    """Operations and modules are not visited again for each unit."""
 
     class Block(nn.Module):
         def __init__(self):
@@ -310,15 +312,15 @@ def test_the_work_grows_with_the_layers_not_with_their_square(monkeypatch):
         def forward(self, x):
             return x + self.other(self.one(x))
 
-    def looks(layers):
+    def visits(layers):
         network = nn.Sequential(*(Block() for _ in range(layers)))
         recording = record(network, torch.zeros(1, 2))
         count = 0
 
-        class Steps(list):
-            def __getitem__(self, which):
+        class Operations(list):
+            def __getitem__(self, index):
                 nonlocal count
-                part = super().__getitem__(which)
+                part = super().__getitem__(index)
                 count += len(part)
                 return part
 
@@ -327,7 +329,7 @@ def test_the_work_grows_with_the_layers_not_with_their_square(monkeypatch):
                 count += len(self)
                 return super().__iter__()
 
-        recording.steps = Steps(recording.steps)
+        recording.operations = Operations(recording.operations)
         walk = nn.Module.modules
 
         def modules(self):
@@ -341,4 +343,4 @@ def test_the_work_grows_with_the_layers_not_with_their_square(monkeypatch):
             assert len(BlockPartition()(network, recording)) == layers
         return count
 
-    assert looks(40) < 5 * looks(10)
+    assert visits(40) < 5 * visits(10)

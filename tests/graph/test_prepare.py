@@ -21,7 +21,7 @@ from mmrazor_brecq.quantizers import ActivationQuantizer
 
 
 def prepared(network, batches, partition=None, **scheme):
-    """Swap and place; returns the widths."""
+    """Prepare a network; return the bit widths."""
     recording = record(network, batches[0])
     units = (partition or BlockPartition())(network, recording)
     scheme = dict(weight=dict(bits=4), activation=dict(bits=3), **scheme)
@@ -29,18 +29,18 @@ def prepared(network, batches, partition=None, **scheme):
 
 
 def doors(network):
-    """Places of the quantized inputs of each unit that has a door."""
+    """Return the indices of the quantized inputs of each unit's door."""
     return {
         name.removesuffix('door').rstrip('.'): sorted(
-            int(place) for place in module.inputs
+            int(index) for index in module.inputs
         )
         for name, module in network.named_modules()
         if name.split('.')[-1] == 'door'
     }
 
 
-def with_own(network):
-    """Layers that quantize their own input."""
+def quantizing_input(network):
+    """Return the layers that quantize their own input."""
     return [
         name
         for name, layer in quant_layers(network).items()
@@ -48,12 +48,13 @@ def with_own(network):
     ]
 
 
-def without_own(network):
-    return [n for n in quant_layers(network) if n not in with_own(network)]
+def not_quantizing_input(network):
+    quantizing = quantizing_input(network)
+    return [n for n in quant_layers(network) if n not in quantizing]
 
 
 def fit(network, x):
-    """Give every quantizer a grid."""
+    """Give every quantizer a scale; return the output."""
     for layer in quant_layers(network).values():
         layer.weight_quantizer.fit(layer.weight)
 
@@ -96,31 +97,31 @@ def fit(network, x):
         ('transposed', {}, []),
     ],
 )
-def test_a_door_stands_where_a_layer_reads_its_tensor(
+def test_a_unit_has_a_door_if_a_layer_takes_its_input(
     name, at_the_door, inside, toy, batches
 ):
     network = toy(name)
     prepared(network, batches)
 
     assert doors(network) == at_the_door
-    assert sorted(without_own(network)) == sorted(inside)
+    assert sorted(not_quantizing_input(network)) == sorted(inside)
 
 
 class Block(nn.Module):
-    """A unit in which a tensor goes some way before it reaches a layer."""
+    """Unit whose input takes some path to its layers."""
 
-    def __init__(self, way):
+    def __init__(self, path):
         super().__init__()
-        self.way = way
+        self.path = path
         self.a = nn.Conv2d(4, 4, 1)
         self.b = nn.Conv2d(4, 4, 1)
         self.norm = nn.BatchNorm2d(4)
 
     def forward(self, x):
-        return self.way(self, x)
+        return self.path(self, x)
 
 
-WAYS = dict(
+PATHS = dict(
     same=(lambda s, x: x + s.b(s.a(x)), ['a']),
     both=(lambda s, x: s.a(x) + s.b(x), ['a', 'b']),
     identity=(lambda s, x: x + s.b(s.a(nn.Identity()(x))), ['a']),
@@ -134,19 +135,19 @@ WAYS = dict(
 )
 
 
-@pytest.mark.parametrize('way', WAYS)
-def test_an_untouched_tensor_is_quantized_once(way, batches):
-    """At the door; one that was touched, by the layer that reads it."""
-    run, inside = WAYS[way]
+@pytest.mark.parametrize('path', PATHS)
+def test_an_unchanged_input_is_quantized_at_the_door(path, batches):
+    """A changed one is quantized by the layer that takes it."""
+    run, inside = PATHS[path]
     network = nn.Sequential(nn.Conv2d(3, 4, 1), Block(run)).eval()
     prepared(network, batches)
 
     assert doors(network) == ({'1': [0]} if inside else {})
-    assert without_own(network) == [f'1.{name}' for name in inside]
+    assert not_quantizing_input(network) == [f'1.{name}' for name in inside]
 
 
-def test_a_part_of_the_doors_tensor_comes_through_it(batches):
-    """As in ShuffleNet: half of the channels go to the layers."""
+def test_a_part_of_the_input_is_quantized_at_the_door(batches):
+    """Half of the channels go to the layers, as in ShuffleNet."""
 
     class Split(Block):
         def forward(self, x):
@@ -157,7 +158,7 @@ def test_a_part_of_the_doors_tensor_comes_through_it(batches):
     prepared(network, batches)
 
     assert doors(network) == {'1': [0]}
-    assert without_own(network) == ['1.a']
+    assert not_quantizing_input(network) == ['1.a']
 
 
 def test_the_residual_sees_the_quantized_tensor(toy, batches):
@@ -176,7 +177,7 @@ def test_the_residual_sees_the_quantized_tensor(toy, batches):
     assert torch.equal(seen['shortcut'], seen['conv'])
 
 
-def test_each_tensor_of_a_nested_input_has_its_own_step(toy, batches):
+def test_each_tensor_of_a_nested_input_has_its_own_scale(toy, batches):
     network = toy('nested')
     prepared(network, batches)
     seen = []
@@ -194,8 +195,8 @@ def test_each_tensor_of_a_nested_input_has_its_own_step(toy, batches):
         assert len(x.unique()) <= 8
 
 
-def test_arguments_that_are_no_tensors_pass_the_door(toy, batches):
-    """The second unit is given a number, which scales what comes out."""
+def test_a_door_leaves_arguments_that_are_no_tensors_unchanged(toy, batches):
+    """The second unit takes a number, which multiplies its output."""
     network = toy('nested')
     prepared(network, batches)
     fit(network, batches[0])
@@ -209,7 +210,7 @@ def test_arguments_that_are_no_tensors_pass_the_door(toy, batches):
 
 
 def test_one_door_serves_every_call(toy, batches):
-    """A head on two levels has one step for both."""
+    """A head on two levels has one scale for both."""
     network = toy('shared')
     prepared(network, batches)
     seen = []
@@ -221,8 +222,10 @@ def test_one_door_serves_every_call(toy, batches):
 
     assert [len(x.shape) for x in seen] == [4, 4]
     for x in seen:
-        whole = x / scale
-        torch.testing.assert_close(whole, whole.round(), atol=1e-3, rtol=0)
+        integers = x / scale
+        torch.testing.assert_close(
+            integers, integers.round(), atol=1e-3, rtol=0
+        )
 
 
 def test_the_output_is_never_quantized(each_toy, batches):
@@ -233,7 +236,7 @@ def test_the_output_is_never_quantized(each_toy, batches):
 
 
 def test_nothing_changes_before_the_quantizers_are_fitted(toy, batches):
-    """But for the weights, whose steps are still unknown."""
+    """Activations pass; weights have no scale yet."""
     network = toy('residual')
     prepared(network, batches)
 
@@ -265,7 +268,7 @@ def test_a_layer_that_is_its_own_unit_quantizes_its_own_input(
 ):
     prepared(each_toy, batches, LayerPartition())
 
-    assert doors(each_toy) == {} and without_own(each_toy) == []
+    assert doors(each_toy) == {} and not_quantizing_input(each_toy) == []
 
 
 @pytest.mark.parametrize(
@@ -273,7 +276,7 @@ def test_a_layer_that_is_its_own_unit_quantizes_its_own_input(
     [StagePartition(), NetworkPartition()],
     ids=lambda p: type(p).__name__,
 )
-def test_what_is_quantized_does_not_depend_on_how_much_is_joined(
+def test_the_same_tensors_are_quantized_in_joined_units(
     partition, each_toy, batches
 ):
     alone = copy.deepcopy(each_toy)
@@ -281,10 +284,10 @@ def test_what_is_quantized_does_not_depend_on_how_much_is_joined(
 
     assert prepared(each_toy, batches, partition) == bits
     assert doors(each_toy) == doors(alone)
-    assert with_own(each_toy) == with_own(alone)
+    assert quantizing_input(each_toy) == quantizing_input(alone)
 
 
-def test_no_activation_is_quantized_where_none_is_asked_for(each_toy, batches):
+def test_without_activation_bits_activations_stay_in_float(each_toy, batches):
     recording = record(each_toy, batches[0])
     units = BlockPartition()(each_toy, recording)
     scheme = QuantizationScheme(weight=dict(bits=8), activation=None)
@@ -297,7 +300,7 @@ def test_no_activation_is_quantized_where_none_is_asked_for(each_toy, batches):
     assert (out - expected).norm() / expected.norm() < 0.03
 
 
-def test_quantizers_lie_where_the_network_does(toy, batches):
+def test_quantizers_are_on_the_device_of_the_network(toy, batches):
     network = toy('residual')
     recording = record(network, batches[0])
     units = BlockPartition()(network, recording)
@@ -307,8 +310,8 @@ def test_quantizers_lie_where_the_network_does(toy, batches):
     assert len(list(network.buffers())) > 20
 
 
-def widths(network, kind):
-    """Width by layer as the modules have it, the door's counted for all."""
+def bits_of(network, kind):
+    """Return the bit widths that layers have for weights or inputs."""
     found = {}
     for name, layer in quant_layers(network).items():
         if kind == 'weight':
@@ -334,14 +337,12 @@ def test_the_first_and_the_last_layer_keep_eight_bits(
 
     for layer, pair in bits.items():
         assert pair == ((8, 8) if layer in (first, last) else (4, 3))
-    assert widths(network, 'weight') == {n: w for n, (w, _) in bits.items()}
-    for layer, width in widths(network, 'activation').items():
-        assert width == bits[layer][1]
+    assert bits_of(network, 'weight') == {n: w for n, (w, _) in bits.items()}
+    for layer, found in bits_of(network, 'activation').items():
+        assert found == bits[layer][1]
 
 
-def test_where_no_layer_gives_the_output_the_last_one_called_counts(
-    toy, batches
-):
+def test_the_last_layer_called_counts_if_none_gives_the_output(toy, batches):
     bits = prepared(toy('shared'), batches)
 
     assert [n for n, b in bits.items() if b == (8, 8)] == [
@@ -350,7 +351,7 @@ def test_where_no_layer_gives_the_output_the_last_one_called_counts(
     ]
 
 
-def test_every_layer_that_gives_an_output_is_a_last_one(batches):
+def test_every_layer_that_gives_an_output_counts_as_last(batches):
     class Heads(nn.Module):
         def __init__(self):
             super().__init__()
@@ -370,7 +371,9 @@ def test_every_layer_that_gives_an_output_is_a_last_one(batches):
     )
 
 
-def test_first_and_last_may_be_as_all_others(toy, batches):
+def test_the_first_and_last_layer_may_have_the_bits_of_all_others(
+    toy, batches
+):
     bits = prepared(toy('residual'), batches, first_last_bits=None)
 
     assert set(bits.values()) == {(4, 3)}
@@ -410,7 +413,7 @@ def test_later_overrides_win(toy, batches):
         assert bits['blocks.1.conv1'] == (last, last)
 
 
-def test_a_door_is_as_wide_as_its_widest_reader(toy, batches):
+def test_a_door_has_the_bits_of_its_widest_reader(toy, batches):
     network = toy('residual')
     prepared(
         network,
@@ -459,7 +462,7 @@ def test_a_door_is_as_wide_as_its_widest_reader(toy, batches):
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused_with_the_key_to_change(
+def test_wrong_settings_are_refused_with_the_key_to_change(
     scheme, message, toy, batches
 ):
     network = toy('residual')

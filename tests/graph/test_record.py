@@ -10,7 +10,7 @@ from mmrazor_brecq.graph import record, run_float
 
 
 class Glue(nn.Module):
-    """Every way in which a tensor can get from one module to the next."""
+    """Network with every way for a tensor to get to the next module."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ def test_modules_are_recorded_in_the_order_of_their_calls(calls):
     assert list(calls) == ['', 'a', 'same', 'view', 'changed', 'written']
 
 
-def test_the_same_tensor_is_known_as_the_same(calls):
+def test_the_same_tensor_has_the_same_value(calls):
     out = calls['a'].outputs[0]
 
     assert calls['same'].inputs == (out,)
@@ -44,20 +44,20 @@ def test_the_same_tensor_is_known_as_the_same(calls):
         assert calls[other].inputs != (out,)
 
 
-def test_a_view_is_known_as_a_view(calls):
+def test_a_view_shares_the_memory_of_its_base(calls):
     out = calls['a'].outputs[0]
 
-    assert calls['view'].inputs[0].views(out)
-    assert calls['same'].inputs[0].views(out)
-    assert not calls['changed'].inputs[0].views(out)
+    assert calls['view'].inputs[0].same_memory(out)
+    assert calls['same'].inputs[0].same_memory(out)
+    assert not calls['changed'].inputs[0].same_memory(out)
 
 
-def test_what_was_written_to_is_another_value(calls):
-    """The object is the same, what it holds is not."""
+def test_a_tensor_has_another_value_after_a_write_in_place(calls):
+    """The object is the same, its content is not."""
     out, late = calls['a'].outputs[0], calls['written'].inputs[0]
 
     assert late.tensor == out.tensor
-    assert late != out and not late.views(out)
+    assert late != out and not late.same_memory(out)
 
 
 def test_nested_inputs_and_outputs_are_flattened(toy, batches):
@@ -81,7 +81,7 @@ def test_a_module_may_be_called_twice_or_never(toy, batches):
     assert uncalled.auxiliary not in recording.by_module()
 
 
-def test_nothing_stays_behind(each_toy, batches):
+def test_recording_leaves_no_hooks_and_no_changes(each_toy, batches):
     before = run_float(each_toy, batches[0])
     record(each_toy, batches[0])
 
@@ -99,7 +99,7 @@ def test_hooks_are_removed_when_the_network_fails(toy):
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
-def test_a_model_of_openmmlab_runs_without_its_post_processing(batches):
+def test_a_model_of_openmmlab_runs_without_post_processing(batches):
     class Model(BaseModel):
         def forward(self, inputs, data_samples=None, mode='predict'):
             return inputs if mode == 'tensor' else mode
@@ -107,8 +107,8 @@ def test_a_model_of_openmmlab_runs_without_its_post_processing(batches):
     assert run_float(Model(), batches[0]) is batches[0]
 
 
-def test_a_pass_holds_no_tensor_that_the_network_let_go(toy, batches):
-    """What is recorded of large images is names, not their activations."""
+def test_a_recording_keeps_no_activation_in_memory(toy, batches):
+    """A recording has identifiers of activations, not their content."""
     network, alive = toy('residual'), []
     hooks = [
         module.register_forward_hook(
@@ -125,8 +125,8 @@ def test_a_pass_holds_no_tensor_that_the_network_let_go(toy, batches):
     assert recording.calls and all(storage.expired() for storage in alive)
 
 
-def test_what_takes_the_memory_of_another_is_not_taken_for_it(batches):
-    """Memory that is free again goes to the next tensor of its size."""
+def test_tensors_that_reuse_freed_memory_have_other_identifiers(batches):
+    """Freed memory goes to the next tensor of the same size."""
 
     class Fresh(nn.Module):
         def __init__(self):

@@ -21,7 +21,7 @@ def wrap(request):
     return WRAPPERS[request.param]
 
 
-def test_what_is_inside_is_taken(wrap, toy):
+def test_a_wrapper_gives_the_network_inside(wrap, toy):
     network = toy('residual')
     found = unwrap(wrap(network))
     assert type(found) is type(network)
@@ -37,17 +37,17 @@ def test_a_part_may_be_wrapped(wrap, toy):
     assert unwrap_parts(nn.Identity()) is not None
 
 
-def test_a_bare_network_is_itself(toy):
+def test_a_network_without_wrapper_stays_the_same(toy):
     network = toy('residual')
     assert unwrap(network) is network
     assert unwrap_parts(network) is network
 
 
 @pytest.mark.filterwarnings('ignore::FutureWarning')
-def test_scripted_and_traced_ones_are_refused_with_the_cure(toy):
+def test_scripted_and_traced_networks_are_refused_with_the_cure(toy):
     network, x = toy('residual'), torch.zeros(1, 3, 8, 8)
     for scripted in (
-        torch.jit.recording(network, x),
+        torch.jit.trace(network, x),
         torch.jit.script(network),
     ):
         for model in scripted, nn.DataParallel(scripted):

@@ -25,7 +25,7 @@ from mmrazor_brecq.quantizers import ActivationQuantizer, WeightQuantizer
 
 
 class Standardized(nn.Conv2d):
-    """Its forward reads the weight and never calls ``_conv_forward``."""
+    """Convolution that reads its weight and skips ``_conv_forward``."""
 
     def forward(self, x):
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
@@ -66,11 +66,11 @@ def pair(request, generator):
 def quantized(layer, x=None, bits=8):
     layer = copy.deepcopy(layer).requires_grad_(False)
     weight = WeightQuantizer(6, bits)
-    own = ActivationQuantizer(bits)
-    quantize_layer(layer, weight, own)
+    activation = ActivationQuantizer(bits)
+    quantize_layer(layer, weight, activation)
     if x is not None:
         weight.fit(layer.weight)
-        own.fit(x)
+        activation.fit(x)
     return layer
 
 
@@ -94,7 +94,7 @@ def test_weight_and_input_are_both_quantized(pair):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_frozen_layer_gives_what_it_gave_before(pair):
+def test_freezing_does_not_change_the_output(pair):
     layer, x = pair
     quant = quantized(layer, x, bits=3)
     quant.weight_quantizer.learn(quant.stored_weight)
@@ -113,7 +113,7 @@ def test_a_frozen_layer_gives_what_it_gave_before(pair):
     assert quant.stored_weight is weight
 
 
-def test_a_frozen_state_loads_into_a_layer_as_it_was_built(pair):
+def test_a_frozen_state_loads_into_a_layer_that_is_not_frozen(pair):
     layer, x = pair
     quant = quantized(layer, x, bits=3)
     quant.freeze()
@@ -136,7 +136,7 @@ def test_a_float_state_loads_too(pair):
     assert torch.equal(quant.stored_weight, layer.weight + 1)
 
 
-def test_gradients_reach_what_is_learned(pair):
+def test_gradients_reach_rounding_and_scales(pair):
     layer, x = pair
     quant = quantized(layer, x, bits=3)
     quant.weight_quantizer.learn(quant.stored_weight)
@@ -148,8 +148,8 @@ def test_gradients_reach_what_is_learned(pair):
     assert quant.weight_quantizer.log_scale.grad.abs().sum() > 0
 
 
-def test_the_layer_itself_stays(pair):
-    """Swapped in place: the object, its hooks, hyper-parameters, keys."""
+def test_the_layer_object_stays(pair):
+    """With its hooks, hyper-parameters and keys."""
     layer, x = pair
     seen = []
     layer.register_forward_hook(lambda *args: seen.append(1))
@@ -177,8 +177,8 @@ def test_copies_are_independent(pair):
     assert torch.equal(quant(x), other(x))
 
 
-def test_rows_are_output_channels_whatever_the_memory_order(generator):
-    """A weight that shows another one's memory transposed."""
+def test_rows_are_output_channels_in_every_memory_order(generator):
+    """Such as a weight that is a transposed view."""
     weight = torch.randn(5, 6, generator=generator)
     weight *= torch.logspace(-2, 1, 6)
     layers = [nn.Linear(5, 6, bias=False) for _ in range(2)]
@@ -220,8 +220,8 @@ def test_layers_and_quantizers_are_found_by_name():
 
 
 @pytest.mark.parametrize('state', ['new', 'fitted', 'learning', 'frozen'])
-def test_whoever_reads_the_weight_sees_real_values(pair, state):
-    """And those that the layer computes with, once there are any."""
+def test_the_weight_attribute_has_real_values(pair, state):
+    """They are those that the layer computes with."""
     layer, x = pair
     quant = quantized(layer, None if state == 'new' else x, bits=3)
     if state in ('learning', 'frozen'):
@@ -238,14 +238,13 @@ def test_whoever_reads_the_weight_sees_real_values(pair, state):
     twin.weight.copy_(weight)
     assert torch.equal(quant(x), twin(quant.input_quantizer(x)))
     if state == 'frozen':
-        step = quant.weight_quantizer.scale.view(-1, *[1] * (weight.dim() - 1))
-        whole = weight / step
+        scale = quant.weight_quantizer.scale
+        whole = weight / scale.view(-1, *[1] * (weight.dim() - 1))
         torch.testing.assert_close(whole, whole.round(), atol=1e-4, rtol=0)
 
 
-def test_the_weight_is_quantized_once_a_call(pair):
+def test_the_weight_is_quantized_once_per_call(pair):
     layer, x = pair
-    # Some read it more than once.
     quant = quantized(layer, x)
     calls = []
     quant.weight_quantizer.register_forward_hook(lambda *_: calls.append(1))
@@ -254,7 +253,7 @@ def test_the_weight_is_quantized_once_a_call(pair):
     assert calls == [1]
 
 
-def test_a_quantizer_that_fails_never_shows_the_integers(pair):
+def test_a_failing_quantizer_does_not_reveal_the_integers(pair):
     layer, x = pair
     quant = quantized(layer, x)
     quant.freeze()
@@ -264,7 +263,7 @@ def test_a_quantizer_that_fails_never_shows_the_integers(pair):
         quant(x)
 
 
-def test_other_types_of_real_numbers(pair):
+def test_a_change_of_type_keeps_the_integers(pair):
     layer, x = pair
     quant = quantized(layer, x)
     expected = quant(x)
@@ -276,7 +275,7 @@ def test_other_types_of_real_numbers(pair):
     torch.testing.assert_close(quant.float()(x), expected)
 
 
-def test_an_input_may_be_given_by_name(pair):
+def test_the_input_may_be_a_keyword_argument(pair):
     layer, x = pair
     quant = quantized(layer, x, bits=3)
     name = 'x' if isinstance(layer, Standardized) else 'input'
@@ -294,8 +293,8 @@ def doubled(layer, x):
 
 
 @pytest.mark.parametrize('how', ['method', 'partial'])
-def test_a_forward_of_the_object_itself_is_kept(how, generator):
-    """With quantized weight and input, and in copies with those of each."""
+def test_a_forward_that_is_set_on_the_object_is_kept(how, generator):
+    """It uses the quantized weight and input, each copy its own."""
     layer, x = nn.Linear(4, 6), torch.randn(2, 4, generator=generator)
     layer.forward = (
         types.MethodType(doubled, layer)
@@ -318,7 +317,7 @@ def test_a_forward_of_the_object_itself_is_kept(how, generator):
     'again', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
 )
 def test_a_quantized_layer_can_be_copied_and_pickled(pair, again):
-    """Its class is made where it is needed, and has no name in a module."""
+    """Although its class cannot be imported by name."""
     layer, x = pair
     quant = quantized(layer, x)
     quant.freeze()
@@ -328,10 +327,10 @@ def test_a_quantized_layer_can_be_copied_and_pickled(pair, again):
 
 
 @pytest.mark.slow
-def test_a_traced_layer_says_the_same(pair):
+def test_a_traced_layer_returns_the_same(pair):
     layer, x = pair
     if type(layer).__module__.startswith('mmcv'):
-        pytest.skip('its own code makes plain numbers of tensors')
+        pytest.skip('its code turns tensors into Python numbers')
     quant = quantized(layer, x).eval()
     quant.freeze()
     with warnings.catch_warnings():

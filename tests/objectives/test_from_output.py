@@ -19,7 +19,7 @@ IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
 class Head(nn.Module):
-    """A convolution, and one layer more whose output is turned somehow."""
+    """A convolution and a last layer, with an output of any form."""
 
     def __init__(self, layer, form):
         super().__init__()
@@ -38,7 +38,7 @@ def tokens(x):
     return x.flatten(2).transpose(1, 2)
 
 
-#: By name: the layer, what is made of it, and what its output is.
+#: By name: the last layer, the output, and the likelihood expected.
 HEADS = dict(
     logits=(nn.Linear(6, 5), pooled, 'Categorical'),
     one_logit=(nn.Linear(6, 1), pooled, 'Bernoulli'),
@@ -53,7 +53,7 @@ HEADS = dict(
         lambda layer, x: nn.functional.interpolate(layer(x), scale_factor=2),
         'axis 1',
     ),
-    width_of_classes=(
+    as_wide_as_classes=(
         nn.Conv2d(6, 8, 1),
         lambda layer, x: layer(x),
         'axis 1',
@@ -148,7 +148,7 @@ def outputs_of(network):
 
 
 @pytest.mark.parametrize('name', HEADS)
-def test_an_output_is_taken_for_what_its_form_says(name):
+def test_the_likelihood_follows_from_the_form_of_an_output(name):
     network, expected = head(name)
     likelihood = FromOutput()
     likelihood.see(network, IMAGES, outputs_of(network))
@@ -158,7 +158,7 @@ def test_an_output_is_taken_for_what_its_form_says(name):
 
 
 @pytest.mark.parametrize('name', HEADS)
-def test_an_error_costs_and_none_costs_nothing(name, generator):
+def test_the_divergence_is_zero_only_without_error(name, generator):
     network, _ = head(name)
     goals = outputs_of(network)
     likelihood = FromOutput()
@@ -182,8 +182,8 @@ def test_an_error_costs_and_none_costs_nothing(name, generator):
 
 
 @pytest.mark.parametrize('kind', ['Categorical', 'CategoricalSketch'])
-def test_logits_draw_as_the_likelihood_of_classes_alone(kind):
-    """Bit by bit: no result of a classifier changes."""
+def test_logits_give_the_numbers_of_their_likelihood_bit_by_bit(kind):
+    """No result of a classifier changes."""
     cfg = dict(type=kind, temperature=4.0)
     grads, errors = [], []
     for likelihood in FromOutput(cfg), TASK_UTILS.build(cfg):
@@ -214,19 +214,19 @@ def test_maps_are_pixels_with_classes_on_axis_1(kind, generator):
 
 
 @pytest.mark.parametrize('temperature', [1.0, 4.0])
-def test_one_chance_has_its_fisher_information(temperature, generator):
+def test_a_bernoulli_logit_has_its_fisher_information(temperature, generator):
     likelihood = Bernoulli(temperature)
     row = torch.tensor([-3.0, -0.5, 0.0, 2.0])
     logits = row.repeat(40000, 1).requires_grad_()
     likelihood([logits], generator).backward()
-    chances = (row / temperature).sigmoid()
-    expected = chances * (1 - chances) / temperature**2
+    probs = (row / temperature).sigmoid()
+    expected = probs * (1 - probs) / temperature**2
     torch.testing.assert_close(
         logits.grad.square().mean(0), expected, rtol=0.05, atol=0
     )
 
 
-def test_the_divergence_of_a_chance_is_that_of_two_classes(generator):
+def test_the_divergence_of_one_logit_is_that_of_two_classes(generator):
     out = torch.randn(6, 1, generator=generator)
     goal = torch.randn(6, 1, generator=generator)
     pairs = [torch.cat([x, torch.zeros_like(x)], 1) for x in (out, goal)]
@@ -237,12 +237,12 @@ def test_the_divergence_of_a_chance_is_that_of_two_classes(generator):
 
 
 @pytest.mark.parametrize('shape', [(4, 1), (4,), (4, 1, 2, 2)])
-def test_classes_are_two_or_more(shape, generator):
+def test_fewer_than_two_classes_are_refused(shape, generator):
     with pytest.raises(ValueError, match=r"fewer than two.*'Bernoulli'"):
         Categorical()([torch.zeros(shape)], generator)
 
 
-def test_outputs_of_a_size_that_the_network_chooses_do_not_count(generator):
+def test_outputs_whose_size_differs_do_not_count(generator):
     likelihood = FromOutput()
     boxes = torch.randn(3, 5, generator=generator)
     fewer, logits = boxes[:2], torch.randn(4, 5, generator=generator)
@@ -252,7 +252,7 @@ def test_outputs_of_a_size_that_the_network_chooses_do_not_count(generator):
     assert float(likelihood.divergence([fewer], [boxes])) == 0
 
 
-def test_the_likelihood_is_named_by_config():
+def test_the_likelihood_comes_from_the_config():
     assert isinstance(
         FisherDiag(likelihood=dict(type='Gaussian')).likelihood, Gaussian
     )

@@ -44,7 +44,7 @@ OBJECTIVES = dict(
 SKETCH = dict(type='CategoricalSketch', temperature=4.0)
 
 
-def held(batches):
+def cached(batches):
     return CachedBatches(batches, [len(batch) for batch in batches])
 
 
@@ -54,19 +54,19 @@ def units_of(network, batches, partition=None):
 
 
 def watched(objective, network, batches, partition=None, seed=0):
-    """Show the network to an objective; gives units and their outputs.
+    """Show the network to an objective; return units and their outputs.
 
-    Of a unit that is called twice only the first call counts.
+    Only the first call of a unit in a pass counts.
     """
     network.requires_grad_(False)
     units = units_of(network, batches, partition)
     generator = torch.Generator().manual_seed(seed)
-    objective.watch(network, units, held(batches), generator)
+    objective.watch(network, units, cached(batches), generator)
     return units, first_outputs(network, units, batches)
 
 
 def first_outputs(network, units, batches):
-    """What each unit gives on its first call, batch by batch."""
+    """Return the outputs of each unit's first call, batch by batch."""
     outputs = {unit.name: [] for unit in units}
     for batch in batches:
         found = {}
@@ -88,7 +88,7 @@ def first_outputs(network, units, batches):
 
 
 def gradients(network, unit, batches, likelihood, seed=0):
-    """Each image's own gradient at a unit's first output, as defined."""
+    """Return each image's gradient at a unit's outputs, by definition."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for batch in batches:
@@ -105,7 +105,7 @@ def gradients(network, unit, batches, likelihood, seed=0):
 
 
 def disturbed(structure, generator, size=0.1):
-    """The structure with noise on its tensors."""
+    """Return the structure with noise added to its tensors."""
     noise = [
         size * torch.randn(x.shape, generator=generator)
         for x in tensors(structure)
@@ -116,7 +116,7 @@ def disturbed(structure, generator, size=0.1):
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
-def test_no_error_costs_nothing_and_a_larger_one_more(
+def test_the_loss_is_zero_without_error_and_grows_with_the_error(
     name, each_toy, batches, generator
 ):
     objective = OBJECTIVES[name]()
@@ -159,7 +159,7 @@ def test_the_squared_errors_of_all_outputs_add_up(generator):
 
 
 def test_labels_are_drawn_from_the_networks_own_softmax(generator):
-    """The mean gradient is nought, the mean of its square the Fisher's."""
+    """The mean gradient is zero; the mean square is the Fisher information."""
     logits = torch.tensor([[2.0, 0.0, -1.0, 0.5]]).expand(20_000, -1)
     logits = logits.clone().requires_grad_()
     Categorical()([logits], generator).backward()
@@ -186,13 +186,13 @@ def test_a_temperature_divides_the_logits(kind, generator):
 
 
 @pytest.mark.parametrize('temperature', [0.0, -1.0, float('nan')])
-def test_a_temperature_that_is_none_says_so(temperature):
+def test_a_wrong_temperature_is_refused(temperature):
     with pytest.raises(ValueError, match='temperature=.*above 0'):
         Categorical(temperature)
 
 
 def test_labels_are_drawn_for_every_position(generator):
-    """Logits of many places an image, and of several heads."""
+    """Logits of several positions in an image, and of several heads."""
     logits = [
         torch.randn(3, 7, 5, generator=generator, requires_grad=True),
         torch.randn(3, 4, generator=generator, requires_grad=True),
@@ -200,7 +200,7 @@ def test_labels_are_drawn_for_every_position(generator):
     Categorical()(logits, generator).backward()
 
     for x in logits:
-        # softmax minus one-hot: rows add up to nought, one entry is below.
+        # softmax minus one-hot: rows sum to zero, one entry is negative.
         torch.testing.assert_close(
             x.grad.sum(-1), torch.zeros(x.shape[:-1]), atol=1e-6, rtol=0
         )
@@ -257,7 +257,7 @@ def test_diagonal_weights_are_the_mean_squared_gradients(temper, toy, batches):
 
 
 @pytest.mark.parametrize('images', [5, 7])
-def test_the_mean_is_taken_over_as_many_images_as_asked_for(
+def test_the_mean_is_over_the_number_of_images_in_the_config(
     images, toy, batches
 ):
     some, only = FisherDiag(images=images), FisherDiag()
@@ -266,11 +266,11 @@ def test_the_mean_is_taken_over_as_many_images_as_asked_for(
     watched(only, toy('residual'), [x for x in rest if len(x)])
 
     assert some.weights.keys() == only.weights.keys() != set()
-    for place, weight in some.weights.items():
-        assert torch.equal(weight, only.weights[place])
+    for key, weight in some.weights.items():
+        assert torch.equal(weight, only.weights[key])
 
 
-def test_weights_a_sample_are_those_of_the_images_at_hand(toy, batches):
+def test_weights_per_sample_belong_to_the_images_of_the_batch(toy, batches):
     network = toy('residual')
     objective = FisherDiag(per_sample=True, temper=1.0)
     units, outputs = watched(objective, network, batches)
@@ -290,8 +290,10 @@ def test_weights_a_sample_are_those_of_the_images_at_hand(toy, batches):
 @pytest.mark.parametrize(
     'name', ['diag', 'per_sample', 'low_rank', 'official']
 )
-def test_what_follows_a_unit_may_write_to_its_output(name, batches, generator):
-    """The gradient is that at the output as the unit gave it."""
+def test_modules_after_a_unit_may_write_to_its_output(
+    name, batches, generator
+):
+    """The gradient is with respect to the output before it is changed."""
     losses = []
     for inplace in False, True:
         torch.manual_seed(0)
@@ -307,7 +309,7 @@ def test_what_follows_a_unit_may_write_to_its_output(name, batches, generator):
         units = units_of(network, [batches[0].clone()])
         images = [batch.clone() for batch in batches]
         objective.watch(
-            network, units, held(images), torch.Generator().manual_seed(0)
+            network, units, cached(images), torch.Generator().manual_seed(0)
         )
         with torch.no_grad():
             outputs = [network[1](x.relu()) for x in batches]
@@ -320,7 +322,7 @@ def test_what_follows_a_unit_may_write_to_its_output(name, batches, generator):
 
 
 def fisher(network, unit, batches, temper=1.0):
-    """Of all images, at the unit's first output: as defined."""
+    """Return the Fisher matrix at a unit's first output, by definition."""
     grad = gradients(network, unit, batches, TASK_UTILS.build(SKETCH))[0]
     grad = grad.reshape(sum(map(len, batches)), -1).double()
     values, vectors = torch.linalg.eigh(grad.T @ grad / len(grad))
@@ -330,7 +332,9 @@ def fisher(network, unit, batches, temper=1.0):
 
 
 @pytest.mark.parametrize('temper', [1.0, 0.5])
-def test_of_full_rank_it_is_the_matrix_itself(temper, each_toy, batches):
+def test_with_full_rank_the_error_uses_the_whole_matrix(
+    temper, each_toy, batches
+):
     objective = FisherLowRank(even=0.0, temper=temper)
     units, outputs = watched(objective, each_toy, batches)
     index = torch.tensor([3, 9, 3])
@@ -352,12 +356,12 @@ def test_of_full_rank_it_is_the_matrix_itself(temper, each_toy, batches):
 
 
 def first_of(outputs):
-    """The first output tensor of a unit, for all images."""
+    """Return the first output tensor of a unit, for all images."""
     return torch.cat([tensors(out)[0] for out in outputs])
 
 
 @pytest.mark.parametrize('rank', [1, 3])
-def test_of_low_rank_the_largest_eigenvectors_are_left(rank, toy, batches):
+def test_with_low_rank_the_largest_eigenvectors_remain(rank, toy, batches):
     network = toy('residual')
     objective = FisherLowRank(even=0.0, rank=rank, temper=1.0)
     units, outputs = watched(objective, network, batches)
@@ -380,51 +384,51 @@ def test_of_low_rank_the_largest_eigenvectors_are_left(rank, toy, batches):
         assert loss(vectors[:, -rank - 1]) < 1e-6
 
 
-def matrix_share(gradients, rank):
-    """What the matrix may count for, with gradients of N images."""
+def explained(gradients, rank):
+    """Return the fraction that other images explain of N gradients."""
     return _explained(gradients.double() @ gradients.double().T, rank)
 
 
-def test_the_matrix_counts_by_what_it_knows_of_other_images(generator):
-    """Few directions that all images share, against one for each image."""
+def test_common_directions_are_explained_and_noise_is_not(generator):
+    """Noise has a direction of its own for each image."""
     shared = torch.randn(64, 4, generator=generator)
     axes = torch.linalg.qr(torch.randn(300, 4, generator=generator))[0]
-    assert matrix_share(shared @ axes.T, 8) == pytest.approx(1)
-    assert matrix_share(torch.eye(64), 8) == pytest.approx(0, abs=1e-12)
+    assert explained(shared @ axes.T, 8) == pytest.approx(1)
+    assert explained(torch.eye(64), 8) == pytest.approx(0, abs=1e-12)
     noise = torch.randn(64, 300, generator=generator)
     inside = torch.linalg.svdvals(noise).square()
     assert inside[:8].sum() / inside.sum() > 0.2
-    assert matrix_share(noise, 8) < 0.05
+    assert explained(noise, 8) < 0.05
     half = shared @ axes.T
     half = half / half.norm() + noise / noise.norm()
-    assert matrix_share(half, 8) == pytest.approx(0.5, abs=0.07)
+    assert explained(half, 8) == pytest.approx(0.5, abs=0.07)
 
 
-def test_what_it_knows_is_a_projection_on_other_images(generator):
+def test_the_explained_fraction_is_that_of_a_projection(generator):
     images, rank = 10, 3
     grad = torch.randn(images, 6, generator=generator).double()
     grad[:, 0] *= 4
-    caught = 0.0
+    projected = 0.0
     for part in range(4):
         one = torch.arange(images) % 4 == part
         axes = torch.linalg.svd(grad[~one])[2][:rank]
-        caught += float((grad[one] @ axes.T).square().sum())
-    expected = caught / float(grad.square().sum())
-    assert matrix_share(grad, rank) == pytest.approx(expected)
+        projected += float((grad[one] @ axes.T).square().sum())
+    expected = projected / float(grad.square().sum())
+    assert explained(grad, rank) == pytest.approx(expected)
     assert 0.3 < expected < 1
 
 
 @pytest.mark.parametrize('images', [1, 2, 3])
-def test_few_images_know_something_of_each_other_or_nothing(images):
+def test_a_single_image_explains_nothing_and_two_explain_each_other(images):
     alike = torch.ones(images, 5)
-    assert matrix_share(alike, 2) == pytest.approx(float(images > 1))
+    assert explained(alike, 2) == pytest.approx(float(images > 1))
 
 
-def test_many_classes_leave_the_diagonal_where_few_have_a_matrix(generator):
-    """Gradients of few classes span few directions, whatever the image."""
+def test_the_matrix_explains_less_the_more_classes_there_are(generator):
+    """Gradients of few classes span few directions."""
     torch.manual_seed(0)
     images = torch.randn(48, 64, 1, 1, generator=generator)
-    shares = []
+    fractions = []
     for classes in (4, 400):
         network = nn.Sequential(
             nn.Conv2d(64, 64, 1),
@@ -439,13 +443,13 @@ def test_many_classes_leave_the_diagonal_where_few_have_a_matrix(generator):
         goals = outputs[first.name]
         nearest = [disturbed(goal, generator) for goal in goals]
         objective.begin(first, nearest, goals)
-        shares.append(objective.explained[first.name, 0])
-    assert shares[0] > 0.95
-    assert shares[1] < 0.8 * shares[0]
+        fractions.append(objective.explained[first.name, 0])
+    assert fractions[0] > 0.95
+    assert fractions[1] < 0.8 * fractions[0]
 
 
 @pytest.mark.parametrize('size', [0.0, 1e-4])
-def test_where_nearest_rounding_hardly_errs_it_is_the_diagonal(
+def test_with_small_errors_of_nearest_rounding_only_the_diagonal_counts(
     size, each_toy, batches, generator
 ):
     both, diagonal = FisherLowRank(), FisherDiag(likelihood=SKETCH)
@@ -467,7 +471,7 @@ def test_where_nearest_rounding_hardly_errs_it_is_the_diagonal(
         )
 
 
-def test_directions_go_to_the_type_of_short_outputs_once(
+def test_directions_are_converted_to_low_precision_once(
     each_toy, batches, generator
 ):
     objective = FisherLowRank()
@@ -481,26 +485,26 @@ def test_directions_go_to_the_type_of_short_outputs_once(
             return objective.loss(unit, found, goal, torch.arange(5))
 
         exact = loss(out)
-        assert not objective.short
-        short = loss(tree_map(torch.Tensor.bfloat16, out))
-        once = dict(objective.short)
+        assert not objective.cast_directions
+        low = loss(tree_map(torch.Tensor.bfloat16, out))
+        once = dict(objective.cast_directions)
         loss(tree_map(torch.Tensor.bfloat16, out))
 
-        torch.testing.assert_close(short, exact, rtol=0.03, atol=0)
+        torch.testing.assert_close(low, exact, rtol=0.03, atol=0)
         assert torch.equal(loss(out), exact)
         assert once and set(once) == set(objective.directions)
-        for place, directions in objective.short.items():
-            assert directions is once[place]
+        for key, directions in objective.cast_directions.items():
+            assert directions is once[key]
             assert directions.dtype == torch.bfloat16
         objective.end(unit)
-        assert not objective.short
+        assert not objective.cast_directions
 
 
 @pytest.mark.parametrize('objective', [FisherDiag, FisherLowRank])
 @pytest.mark.parametrize(
     'order', [torch.contiguous_format, torch.channels_last]
 )
-def test_weights_are_brought_in_the_order_of_outputs_once(
+def test_weights_are_reordered_like_the_outputs_once(
     objective, order, toy, batches, generator
 ):
     objective = objective()
@@ -518,7 +522,7 @@ def test_weights_are_brought_in_the_order_of_outputs_once(
     assert objective.loss(unit, out, goals[0], torch.arange(5)) == error
 
 
-def test_what_nearest_rounding_gives_is_let_go_of_batch_by_batch(
+def test_outputs_of_nearest_rounding_are_freed_batch_by_batch(
     toy, batches, generator
 ):
     objective = FisherLowRank()
@@ -540,10 +544,10 @@ def test_what_nearest_rounding_gives_is_let_go_of_batch_by_batch(
 
 
 @pytest.mark.parametrize('even', [0.0, 0.05, 1.0])
-def test_the_larger_nearest_roundings_error_the_more_is_for_the_matrix(
+def test_the_matrix_counts_more_the_larger_the_error_of_nearest_rounding(
     even, each_toy, batches, generator
 ):
-    """However much more the matrix finds in it than the diagonal."""
+    """It does not depend on the ratio of both errors."""
     objective = FisherLowRank(even=even)
     diagonal = FisherDiag(likelihood=SKETCH)
     units, outputs = watched(objective, each_toy, batches)
@@ -574,8 +578,8 @@ def test_the_larger_nearest_roundings_error_the_more_is_for_the_matrix(
                 mean(objective, nearest), error, rtol=1e-3, atol=0
             )
             del objective.directions[name, i]
-            nought = [tree_map(torch.zeros_like, goal) for goal in goals]
-            share = (error / mean(diagonal, nought)) ** 2
+            zeros = [tree_map(torch.zeros_like, goal) for goal in goals]
+            share = (error / mean(diagonal, zeros)) ** 2
             share = share / (share + even**2) * objective.explained[name, i]
             torch.testing.assert_close(
                 mean(objective, nearest),
@@ -587,40 +591,40 @@ def test_the_larger_nearest_roundings_error_the_more_is_for_the_matrix(
 
 
 def test_large_outputs_have_fewer_eigenvectors(toy, batches, monkeypatch):
-    monkeypatch.setattr(FisherLowRank, 'room', 600)
+    monkeypatch.setattr(FisherLowRank, 'max_elements', 600)
     objective = FisherLowRank()
     units, outputs = watched(objective, toy('residual'), batches)
     for unit in units:
         objective.begin(unit, outputs[unit.name], outputs[unit.name])
         directions = objective.directions[unit.name, 0]
-        numbers = directions[0].numel()
-        assert len(directions) == min(4, 600 // numbers)
+        elements = directions[0].numel()
+        assert len(directions) == min(4, 600 // elements)
 
 
-def test_gradients_are_held_where_the_images_are_until_they_are_used(
+def test_gradients_are_cached_in_the_store_of_the_images_until_used(
     toy, batches
 ):
     objective = FisherLowRank(images=7)
     network = toy('residual')
     units = units_of(network, batches)
-    rows = held(batches)
-    before = rows.store.cached_bytes
+    images = cached(batches)
+    before = images.store.cached_bytes
     network.requires_grad_(False)
-    objective.watch(network, units, rows, torch.Generator().manual_seed(0))
+    objective.watch(network, units, images, torch.Generator().manual_seed(0))
     outputs = first_outputs(network, units, batches)
-    numbers = sum(outputs[unit.name][0][0].numel() for unit in units)
-    assert rows.store.cached_bytes - before == 4 * 7 * numbers
+    elements = sum(outputs[unit.name][0][0].numel() for unit in units)
+    assert images.store.cached_bytes - before == 4 * 7 * elements
 
     for unit in units[1:]:
         objective.begin(unit, outputs[unit.name], outputs[unit.name])
-    for unit in units:  # the first has never begun
+    for unit in units:  # `begin` was not called for the first.
         objective.end(unit)
-    assert rows.store.cached_bytes == before
+    assert images.store.cached_bytes == before
     assert not (objective.weights or objective.directions)
 
 
 class Table(nn.Module):
-    """One of its unit's outputs is a single row for all images."""
+    """Network with a unit that has one output row for all images."""
 
     def __init__(self):
         super().__init__()
@@ -642,14 +646,14 @@ class Summary(nn.Module):
         return self.a(x), self.b(x).mean((0, 2, 3))[None]
 
 
-def test_an_output_of_no_image_counts_evenly(batches):
+def test_elements_of_an_output_shared_by_all_images_count_the_same(batches):
     objective = FisherLowRank()
     units, outputs = watched(objective, Table().eval(), batches)
     goals = outputs[units[0].name]
     objective.begin(units[0], goals, goals)
 
-    (place,) = objective.directions
-    assert place[1] == 0
+    (key,) = objective.directions
+    assert key[1] == 0
     image, row = goals[0]
     found = objective.loss(
         units[0], [image, row + 2], [image, row], torch.arange(5)
@@ -657,7 +661,9 @@ def test_an_output_of_no_image_counts_evenly(batches):
     torch.testing.assert_close(found, torch.tensor(4.0))
 
 
-def test_gradients_that_are_no_numbers_leave_plain_errors(toy, batches):
+def test_with_gradients_that_are_not_finite_the_error_is_plain_mse(
+    toy, batches
+):
     network = toy('residual')
     broken = [batches[0].clone().fill_(torch.inf), *batches[1:]]
     objective = FisherLowRank()
@@ -672,8 +678,10 @@ def test_gradients_that_are_no_numbers_leave_plain_errors(toy, batches):
 
 
 @pytest.mark.parametrize('per_sample', [False, True])
-def test_a_constant_error_costs_its_square(per_sample, each_toy, batches):
-    """The weights of every tensor have mean 1."""
+def test_a_constant_error_has_its_square_as_loss(
+    per_sample, each_toy, batches
+):
+    """The weights of each tensor have mean 1."""
     objective = FisherDiag(per_sample=per_sample, temper=1.0)
     units, outputs = watched(objective, each_toy, batches)
     everything = torch.arange(12)
@@ -688,7 +696,7 @@ def test_a_constant_error_costs_its_square(per_sample, each_toy, batches):
 
 
 @pytest.mark.parametrize('per_sample', [False, True])
-def test_without_temper_the_diagonal_is_the_plain_error(
+def test_with_an_exponent_of_zero_the_diagonal_is_plain_mse(
     per_sample, toy, batches, generator
 ):
     objective = FisherDiag(per_sample=per_sample, temper=0.0)
@@ -704,7 +712,7 @@ def test_without_temper_the_diagonal_is_the_plain_error(
 
 
 class Windows(nn.Module):
-    """Its units see four windows an image."""
+    """Network whose units see several windows of each image."""
 
     def __init__(self):
         super().__init__()
@@ -721,7 +729,7 @@ class Windows(nn.Module):
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
-def test_windows_of_an_image_go_with_the_image(name, batches, generator):
+def test_windows_belong_to_their_image(name, batches, generator):
     network = Windows().eval()
     objective = OBJECTIVES[name]()
     units, outputs = watched(objective, network, batches, LayerPartition())
@@ -759,10 +767,8 @@ def test_windows_of_an_image_go_with_the_image(name, batches, generator):
 
 
 @pytest.mark.parametrize('name', ['diag', 'per_sample'])
-def test_of_a_unit_that_is_called_twice_the_first_call_counts(
-    name, toy, batches
-):
-    """The levels of a pyramid differ in size."""
+def test_only_the_first_call_of_a_unit_counts(name, toy, batches):
+    """Such as a head on a pyramid, whose levels differ in size."""
     network = toy('shared')
     objective = OBJECTIVES[name]()
     units, outputs = watched(objective, network, batches, LayerPartition())
@@ -789,7 +795,7 @@ def test_of_a_unit_that_is_called_twice_the_first_call_counts(
 
 
 class Forgets(nn.Module):
-    """Of two outputs of its unit only the second reaches the loss."""
+    """Network whose unit has two outputs; the second reaches the loss."""
 
     def __init__(self):
         super().__init__()
@@ -812,7 +818,7 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
-def test_an_output_that_nothing_depends_on_counts_evenly(
+def test_elements_of_an_output_without_gradient_count_the_same(
     name, batches, generator
 ):
     network = Forgets().eval()
@@ -833,8 +839,8 @@ def test_an_output_that_nothing_depends_on_counts_evenly(
     assert objective.loss(unit, [unused, used + 1], target, index) > 0
 
 
-def test_the_official_weights_are_nearly_even(toy, batches, generator):
-    """``(|g| + 1)^2``, of a divergence that is flat about its minimum."""
+def test_the_official_weights_are_nearly_equal(toy, batches, generator):
+    """They are ``(|g| + 1)^2``, and ``g`` is close to zero."""
     network = toy('residual')
     objective = OfficialFisher()
     units, outputs = watched(objective, network, batches)
@@ -850,7 +856,7 @@ def test_the_official_weights_are_nearly_even(toy, batches, generator):
         assert 1 <= ratio < 1.05
 
 
-def test_the_official_weights_are_those_of_the_divergence(toy, batches):
+def test_the_official_weights_come_from_the_divergence(toy, batches):
     network = toy('residual')
     objective = OfficialFisher()
     units, outputs = watched(objective, network, batches)
@@ -872,7 +878,7 @@ def test_the_official_weights_are_those_of_the_divergence(toy, batches):
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
-def test_the_teacher_is_left_as_it_was(name, toy, batches):
+def test_the_teacher_is_not_changed(name, toy, batches):
     network = toy('residual')
     state = {k: v.clone() for k, v in network.state_dict().items()}
     objective = OBJECTIVES[name]()
@@ -912,7 +918,7 @@ def test_the_same_seed_gives_the_same_weights(toy, batches, generator):
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_an_objective_from_outside_is_found_by_its_name():
+def test_an_objective_of_another_package_is_built_by_its_name():
     @TASK_UTILS.register_module()
     class AbsoluteForTheTest(MSE):
         def error(self, unit, i, output, target, index):

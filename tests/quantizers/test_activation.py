@@ -30,7 +30,7 @@ def pool(seed=0, **kwargs):
     return MaskPool(generator, torch.device('cpu'), **kwargs)
 
 
-def test_everything_passes_until_there_is_a_scale(x):
+def test_without_a_scale_the_input_is_returned(x):
     quantizer = ActivationQuantizer(bits=2)
 
     assert quantizer(x) is x
@@ -40,7 +40,7 @@ def test_everything_passes_until_there_is_a_scale(x):
 
 @pytest.mark.parametrize('symmetric', [False, True])
 @pytest.mark.parametrize('bits', [2, 4, 8])
-def test_a_tensor_comes_out_on_one_grid(bits, symmetric, x):
+def test_the_output_is_on_the_grid(bits, symmetric, x):
     quantizer = fitted(x, bits=bits, symmetric=symmetric)
     found = quantizer(x)
 
@@ -68,8 +68,8 @@ def test_a_rectified_tensor_uses_all_integers(x):
     assert whole.min() == 0 and whole.max().round() == 15
 
 
-def test_the_extremes_are_seen_however_large_the_tensor(generator):
-    """The observer looks at a sample; a lone outlier is always in it."""
+def test_the_extremes_of_a_large_tensor_are_covered(generator):
+    """A single outlier counts, although a sample could miss it."""
     x = torch.rand(3, ActivationQuantizer.sample_size, generator=generator)
     x[1, 1234] = 50.0
     quantizer = fitted(x, observer=dict(type='MinMaxObserver'))
@@ -77,7 +77,7 @@ def test_the_extremes_are_seen_however_large_the_tensor(generator):
     torch.testing.assert_close(quantizer.scale, torch.tensor(50 / 255))
 
 
-def test_freezing_makes_the_learned_step_the_scale(x):
+def test_freezing_keeps_the_learned_scale(x):
     quantizer = fitted(x, bits=4)
     fitted_scale = quantizer.scale.clone()
     quantizer.learn(pool())
@@ -91,7 +91,7 @@ def test_freezing_makes_the_learned_step_the_scale(x):
     assert torch.equal(quantizer(x), learned)
 
 
-def test_forgetting_goes_back_to_the_fitted_step(x):
+def test_forgetting_returns_to_the_fitted_scale(x):
     quantizer = fitted(x, bits=4)
     before = quantizer(x)
     quantizer.learn(pool())
@@ -103,7 +103,7 @@ def test_forgetting_goes_back_to_the_fitted_step(x):
     assert torch.equal(quantizer(x), before)
 
 
-def test_learning_begins_at_the_fitted_step(x):
+def test_learning_begins_at_the_fitted_scale(x):
     quantizer = fitted(x, bits=4).eval()
     before = quantizer(x)
     quantizer.learn(pool())
@@ -112,7 +112,7 @@ def test_learning_begins_at_the_fitted_step(x):
 
 
 @pytest.mark.parametrize('learn_scale', [True, False])
-def test_a_step_is_learned_where_it_is_asked_for(learn_scale, x):
+def test_the_scale_is_learned_if_the_config_asks_for_it(learn_scale, x):
     quantizer = fitted(x, bits=3, learn_scale=learn_scale)
     quantizer.learn(pool())
     out = quantizer.train()(x.requires_grad_())
@@ -148,12 +148,12 @@ def test_all_or_nothing_may_be_dropped(drop_prob, x):
 
 
 @pytest.mark.parametrize('drop_prob', [-0.1, 1.5])
-def test_a_drop_prob_is_a_share(drop_prob):
+def test_a_drop_prob_is_between_0_and_1(drop_prob):
     with pytest.raises(ValueError, match=f'drop_prob={drop_prob}.*`drop_prob'):
         ActivationQuantizer(drop_prob=drop_prob)
 
 
-def test_a_state_switches_a_new_quantizer_on(x):
+def test_a_fitted_state_activates_a_new_quantizer(x):
     quantizer = fitted(x, bits=3)
     other = ActivationQuantizer(bits=3)
     other.load_state_dict(quantizer.state_dict())
@@ -161,14 +161,14 @@ def test_a_state_switches_a_new_quantizer_on(x):
     assert torch.equal(other(x), quantizer(x))
 
 
-def test_a_state_that_was_never_fitted_leaves_it_off(x):
+def test_a_state_without_a_scale_deactivates_it(x):
     other = fitted(x, bits=3)
     other.load_state_dict(ActivationQuantizer(bits=3).state_dict())
 
     assert other(x) is x
 
 
-def test_a_state_of_another_width_is_refused_by_name(x):
+def test_a_state_of_another_bit_width_is_refused_by_name(x):
     unit = nn.Module()
     unit.input_quantizer = fitted(x, bits=3)
     state = unit.state_dict()
@@ -180,17 +180,17 @@ def test_a_state_of_another_width_is_refused_by_name(x):
 
 @pytest.mark.parametrize('size', [3, 1000])
 @pytest.mark.parametrize('prob', [0.2, 0.5])
-def test_masks_have_the_share_that_is_asked_for(size, prob):
+def test_masks_have_the_fraction_of_ones_that_is_asked_for(size, prob):
     masks = pool()
     drawn = torch.stack([masks.cut(size, prob) for _ in range(300)])
 
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert abs(drawn.mean() - prob) < 0.06
-    # No element is privileged.
+    # All elements have the same probability.
     assert (drawn.mean(0) - prob).abs().max() < 0.15
 
 
-def test_masks_differ_from_call_to_call_and_repeat_with_the_seed():
+def test_masks_differ_between_calls_and_depend_on_the_seed():
     first, second = pool(3), pool(3)
     masks = [first.cut(500, 0.5) for _ in range(5)]
 
@@ -200,7 +200,7 @@ def test_masks_differ_from_call_to_call_and_repeat_with_the_seed():
     assert not torch.equal(pool(4).cut(500, 0.5), masks[0])
 
 
-def test_a_pool_grows_with_what_it_serves():
+def test_a_pool_grows_with_the_size_of_its_masks():
     masks = pool(spare=16)
     masks.cut(10, 0.5)
 
@@ -208,8 +208,8 @@ def test_a_pool_grows_with_what_it_serves():
 
 
 @pytest.mark.parametrize('layouts', LAYOUTS, ids=str)
-def test_mixed_elements_come_from_where_they_stand(layouts, x):
-    """Whatever the memory order of either tensor is."""
+def test_mixed_elements_keep_their_positions(layouts, x):
+    """For every memory order of both tensors."""
     a, b = (
         t.to(memory_format=getattr(torch, layout))
         for t, layout in zip((x, x + 100), layouts)

@@ -20,7 +20,7 @@ each_observer = pytest.mark.parametrize(
 
 @pytest.fixture
 def rows(generator):
-    """Rows of all kinds: bell, flat, one-sided, shifted, with outliers."""
+    """Rows of normal, uniform, positive, shifted and outlying values."""
     x = torch.randn(6, 200, generator=generator)
     x[1] = torch.rand(200, generator=generator)
     x[2].abs_()
@@ -51,7 +51,7 @@ def check(scale, zero_point, grid):
 
 @each_grid
 @each_observer
-def test_steps_are_positive_and_zero_points_on_the_grid(observer, grid, rows):
+def test_scales_are_positive_and_zero_points_on_the_grid(observer, grid, rows):
     scale, zero_point = observer(rows, grid)
 
     assert scale.shape == zero_point.shape == (6,)
@@ -63,7 +63,7 @@ def test_min_max_covers_all_values_and_zero(grid, rows):
     scale, zero_point = MinMaxObserver()(rows, grid)
 
     error = (on_grid(rows, scale, zero_point, grid) - rows).abs()
-    # The zero point is rounded, which moves the range by half a step.
+    # The zero point is rounded, which moves the range by half a scale.
     assert (error.amax(1) <= scale * 1.001).all()
     if grid.symmetric:
         assert (error.amax(1) <= scale * 0.501).all()
@@ -71,7 +71,7 @@ def test_min_max_covers_all_values_and_zero(grid, rows):
 
 @each_grid
 @pytest.mark.parametrize('p', [1.0, 2.4])
-def test_the_search_never_loses_against_min_max(grid, p, rows):
+def test_the_search_is_never_worse_than_min_max(grid, p, rows):
     errors = [
         lp_error(on_grid(rows, *observer(rows, grid), grid), rows, p)
         for observer in (LpObserver(p=p), MinMaxObserver())
@@ -80,7 +80,7 @@ def test_the_search_never_loses_against_min_max(grid, p, rows):
     assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
 
 
-def test_the_search_clips_what_is_rare(rows):
+def test_the_search_clips_outliers(rows):
     grid = Grid(4, False, True)
     outlier = rows[4:5]
     scale, _ = LpObserver(p=1.0)(outlier, grid)
@@ -90,18 +90,18 @@ def test_the_search_clips_what_is_rare(rows):
 
 @pytest.mark.parametrize('bits', [2, 4])
 def test_the_search_comes_close_to_the_best_of_all_grids(bits, rows):
-    """Each end of the range on its own, tried out exhaustively."""
+    """Compare it with all combinations of both ends of the range."""
     grid = Grid(bits, False, False)
     rows = torch.cat([rows, torch.nn.functional.silu(rows[:2] * 3)])
     low, high = rows.amin(1), rows.amax(1)
-    shares = torch.linspace(1, 1 / 20, 20)
+    factors = torch.linspace(1, 1 / 20, 20)
     best = torch.stack(
         [
             lp_error(
                 on_grid(rows, *grid.fit(low * a, high * b), grid), rows, 2.4
             )
-            for a in shares
-            for b in shares
+            for a in factors
+            for b in factors
         ]
     ).amin(0)
     found = on_grid(rows, *LpObserver()(rows, grid), grid)
@@ -111,7 +111,7 @@ def test_the_search_comes_close_to_the_best_of_all_grids(bits, rows):
 
 @each_observer
 @each_grid
-def test_rows_are_searched_apart(observer, grid, rows):
+def test_rows_do_not_influence_each_other(observer, grid, rows):
     together = observer(rows, grid)
     alone = [observer(row[None], grid) for row in rows]
 
@@ -122,7 +122,7 @@ def test_rows_are_searched_apart(observer, grid, rows):
 
 
 @pytest.mark.parametrize('max_elements', [1, 700, 10_000])
-def test_a_bound_on_memory_changes_nothing(max_elements, rows):
+def test_a_bound_on_memory_does_not_change_the_result(max_elements, rows):
     grid = Grid(3, False, True)
     free = LpObserver()(rows, grid)
     bound = LpObserver(max_elements=max_elements)(rows, grid)
@@ -132,8 +132,8 @@ def test_a_bound_on_memory_changes_nothing(max_elements, rows):
 
 @each_observer
 @each_grid
-def test_the_step_grows_with_the_values(observer, grid, rows):
-    """A factor of two is exact in floating point, and so is its step."""
+def test_the_scale_grows_with_the_values(observer, grid, rows):
+    """A factor of two is exact in floating point."""
     scale, zero_point = observer(rows, grid)
     twice, same = observer(rows * 2, grid)
 
@@ -155,7 +155,7 @@ def test_rows_of_zeros_stay_zero(observer, grid, rows):
 @each_observer
 @each_grid
 @pytest.mark.parametrize('size', [1e-44, 1e-33, 1e-20])
-def test_rows_that_nearly_vanish_give_finite_values(observer, grid, size):
+def test_rows_of_tiny_values_give_finite_values(observer, grid, size):
     rows = torch.tensor([[size, -size, size / 2]])
     scale, zero_point = observer(rows, grid)
 
@@ -165,7 +165,7 @@ def test_rows_that_nearly_vanish_give_finite_values(observer, grid, size):
 
 @each_observer
 @each_grid
-def test_a_row_of_one_value_is_met(observer, grid):
+def test_a_row_of_one_value_is_exact(observer, grid):
     rows = torch.tensor([[3.7], [-2.9]])
     found = on_grid(rows, *observer(rows, grid), grid)
 
@@ -173,13 +173,13 @@ def test_a_row_of_one_value_is_met(observer, grid):
 
 
 @pytest.mark.parametrize('bits', [1, 9, 0, -4, 3.5, None])
-def test_a_grid_says_which_widths_it_takes(bits):
+def test_a_bit_width_out_of_range_is_refused(bits):
     with pytest.raises(ValueError, match=f'bits={bits}.*2 to 8.*`bits`'):
         Grid(bits, False, True)
 
 
 @pytest.mark.parametrize('grid', GRIDS, ids=str)
-def test_a_grid_fits_the_range_that_it_is_given(grid):
+def test_a_grid_covers_the_given_range(grid):
     low, high = torch.tensor([-1.0, 0.5, -3]), torch.tensor([2.0, 0.7, -1])
     scale, zero_point = grid.fit(low, high)
 
@@ -187,7 +187,7 @@ def test_a_grid_fits_the_range_that_it_is_given(grid):
     slack = scale * 0.501
     assert ((qmax - zero_point) * scale + slack >= high).all()
     assert ((qmin - zero_point) * scale - slack <= low).all()
-    # One end at least is met, so that no integers are wasted.
+    # At least one end is exact, so no integers are wasted.
     reach = torch.stack(
         [(qmax - zero_point) * scale, (qmin - zero_point) * scale]
     )

@@ -11,7 +11,7 @@ GRID = torch.ones(10, 1), torch.zeros(10, 1), -128, 127
 
 
 def gradient(rounding, weight=0.0, penalty=0.0):
-    """What comes back of some values and of the penalty, times weights."""
+    """Return the gradient of weighted values and a weighted penalty."""
     values = rounding.values(*GRID).sum()
     (weight * values + penalty * rounding.penalty(2.0)).backward()
     return rounding.alpha.grad
@@ -19,7 +19,7 @@ def gradient(rounding, weight=0.0, penalty=0.0):
 
 @pytest.fixture
 def position(generator):
-    """C x K weights in units of their step."""
+    """Weights over their scale, C x K."""
     return torch.randn(10, 50, generator=generator) * 4
 
 
@@ -30,15 +30,17 @@ def rounding(position):
     return started
 
 
-def test_adaround_begins_as_the_identity(rounding, position):
+def test_adaround_begins_at_the_positions(rounding, position):
     torch.testing.assert_close(rounding.train()(), position, atol=2e-6, rtol=0)
 
 
-def test_adaround_begins_at_the_nearest_in_evaluation(rounding, position):
+def test_adaround_begins_at_the_nearest_integers_in_evaluation(
+    rounding, position
+):
     assert torch.equal(rounding.eval()(), position.round())
 
 
-def test_adaround_gives_a_neighbouring_integer_in_evaluation(
+def test_adaround_returns_a_neighboring_integer_in_evaluation(
     rounding, position, generator
 ):
     with torch.no_grad():
@@ -51,7 +53,7 @@ def test_adaround_gives_a_neighbouring_integer_in_evaluation(
     assert torch.equal(up > 0, rounding.alpha > 0)
 
 
-def test_adaround_has_decided_once_the_sigmoid_is_saturated(rounding):
+def test_adaround_has_no_gradient_where_the_sigmoid_is_saturated(rounding):
     with torch.no_grad():
         rounding.alpha.copy_(torch.where(rounding.alpha > 0, 9.0, -9.0))
     assert (gradient(rounding, weight=1.0, penalty=1.0) == 0).all()
@@ -59,19 +61,19 @@ def test_adaround_has_decided_once_the_sigmoid_is_saturated(rounding):
     assert torch.equal(soft, rounding.eval()())
 
 
-def test_adaround_learns_upwards_where_the_loss_asks_for_it(rounding):
+def test_adaround_has_a_gradient_everywhere_at_the_start(rounding):
     rounding.train()().sum().backward()
 
     assert (rounding.alpha.grad > 0).all()
 
 
-def test_the_penalty_moves_the_undecided_to_the_nearer_end(rounding):
+def test_the_penalty_moves_undecided_weights_to_the_nearer_integer(rounding):
     towards = -gradient(rounding, penalty=1.0).sign()
 
     assert torch.equal(towards, rounding.alpha.detach().sign())
 
 
-def test_a_penalty_is_gone_with_its_iteration(rounding):
+def test_a_penalty_counts_for_its_own_iteration_only(rounding):
     gradient(rounding, penalty=1.0)
     rounding.alpha.grad = None
     values = rounding.values(*GRID)
@@ -81,7 +83,7 @@ def test_a_penalty_is_gone_with_its_iteration(rounding):
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
-def test_the_penalty_counts_once_where_values_are_computed_again(
+def test_the_penalty_counts_once_if_values_are_computed_again(
     rounding, reentrant
 ):
     """As with gradient checkpointing."""
@@ -105,7 +107,7 @@ def test_the_penalty_counts_once_where_values_are_computed_again(
     assert rounding.fused_penalty.take() is None
 
 
-def test_nearest_rounds_and_learns_nothing(position):
+def test_nearest_rounds_and_has_no_parameters(position):
     rounding = Nearest()
     rounding.start(position)
 
@@ -115,8 +117,8 @@ def test_nearest_rounds_and_learns_nothing(position):
 
 
 @pytest.mark.parametrize('kind', [AdaRound, StraightThrough])
-def test_what_is_zero_stays_zero(kind, position):
-    """Whatever the gradients ask for."""
+def test_weights_of_zero_stay_zero(kind, position):
+    """For any gradient."""
     position[2] = 0
     position[4, ::3] = -0.0
     zero = position == 0

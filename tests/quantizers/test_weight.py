@@ -31,7 +31,7 @@ def fitted(weight, **case):
 
 
 def disturb(quantizer, generator):
-    """As if something had been learned."""
+    """Change all parameters, as learning does."""
     with torch.no_grad():
         for parameter in quantizer.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -39,7 +39,7 @@ def disturb(quantizer, generator):
 
 
 @each_case
-def test_weights_come_out_on_few_points_a_channel(case, weight):
+def test_each_channel_has_few_values(case, weight):
     quantizer = fitted(weight, **case)
     found = quantizer(weight)
 
@@ -60,7 +60,7 @@ def test_eight_bits_are_close_to_float(weight):
     assert (coarse - weight).norm() / weight.norm() > 0.1
 
 
-def test_a_step_a_channel_is_no_worse_than_one_for_all(generator):
+def test_one_scale_per_channel_is_no_worse_than_one_per_layer(generator):
     weight = torch.randn(6, 50, generator=generator)
     weight *= torch.logspace(-2, 1, 6)[:, None]
     errors = [
@@ -73,7 +73,7 @@ def test_a_step_a_channel_is_no_worse_than_one_for_all(generator):
 
 
 @each_case
-def test_learning_begins_with_the_weights_themselves(case, weight):
+def test_learning_begins_at_the_real_weights(case, weight):
     quantizer = fitted(weight, **case)
     low, high = quantizer.grid.range
     column = quantizer.scale.reshape(-1, *[1] * (weight.dim() - 1))
@@ -88,7 +88,7 @@ def test_learning_begins_with_the_weights_themselves(case, weight):
     slack = (1e-5 * column).expand_as(weight)
     assert inside.float().mean() > 0.3
     assert ((soft - weight).abs() <= slack + 1e-6)[inside].all()
-    # In evaluation the same relaxation is nearest rounding.
+    # In evaluation mode it is nearest rounding.
     quantizer.eval()
     nearest = fitted(weight, **case)(weight)
     torch.testing.assert_close(quantizer(weight), nearest)
@@ -96,7 +96,7 @@ def test_learning_begins_with_the_weights_themselves(case, weight):
 
 @each_case
 @pytest.mark.parametrize('rounding', ['AdaRound', 'Nearest'])
-def test_freezing_keeps_what_evaluation_gives_bit_for_bit(
+def test_freezing_keeps_the_evaluated_weights_bit_for_bit(
     case, rounding, weight, generator
 ):
     quantizer = fitted(weight, rounding=dict(type=rounding), **case)
@@ -114,7 +114,7 @@ def test_freezing_keeps_what_evaluation_gives_bit_for_bit(
 
 
 @each_case
-def test_freezing_in_the_midst_of_learning_rounds_to_the_nearer_end(
+def test_freezing_during_learning_rounds_to_the_nearer_integer(
     case, weight, generator
 ):
     quantizer = fitted(weight, **case)
@@ -126,14 +126,14 @@ def test_freezing_in_the_midst_of_learning_rounds_to_the_nearer_end(
     assert torch.equal(integers, other.freeze(weight))
 
 
-def test_learned_steps_and_roundings_are_both_kept(generator):
+def test_learned_scales_and_roundings_are_both_kept(generator):
     weight = torch.randn(6, 20, generator=generator)
     quantizer = fitted(weight, bits=3)
     fitted_scale = quantizer.scale.clone()
     nearest = copy.deepcopy(quantizer).freeze(weight)
     quantizer.learn(weight)
     with torch.no_grad():
-        quantizer.log_scale.fill_(0.5 / quantizer.pace)
+        quantizer.log_scale.fill_(0.5 / quantizer.log_scale_factor)
         quantizer.rounding.alpha.fill_(9.0)
     integers = quantizer.freeze(weight)
 
@@ -143,7 +143,7 @@ def test_learned_steps_and_roundings_are_both_kept(generator):
     assert (integers >= nearest).all() and (integers > nearest).any()
 
 
-def test_forgetting_goes_back_to_what_was_fitted(weight, generator):
+def test_forgetting_returns_to_the_fitted_scales(weight, generator):
     quantizer = fitted(weight, bits=3)
     before = quantizer(weight)
     state = copy.deepcopy(quantizer.state_dict())
@@ -157,7 +157,7 @@ def test_forgetting_goes_back_to_what_was_fitted(weight, generator):
 
 
 @pytest.mark.parametrize('learn_scale', [True, False])
-def test_gradients_reach_rounding_and_steps(learn_scale, weight):
+def test_gradients_reach_rounding_and_scales(learn_scale, weight):
     quantizer = fitted(weight, bits=3, learn_scale=learn_scale)
     quantizer.learn(weight)
     quantizer.train()
@@ -169,7 +169,7 @@ def test_gradients_reach_rounding_and_steps(learn_scale, weight):
         # d/ds of sum((exp(s) w)^2) at 0 is twice the sum itself.
         norm = quantizer(weight).detach().square().flatten(1).sum(1)
         torch.testing.assert_close(
-            quantizer.log_scale.grad, 2 * norm * quantizer.pace
+            quantizer.log_scale.grad, 2 * norm * quantizer.log_scale_factor
         )
     else:
         assert quantizer.log_scale is None
@@ -186,7 +186,7 @@ def test_a_state_is_loaded_into_a_new_quantizer(case, weight):
     assert torch.equal(other(integers), quantizer(integers))
 
 
-def test_a_state_of_another_width_is_refused_by_name():
+def test_a_state_of_another_bit_width_is_refused_by_name():
     layer = nn.Module()
     layer.weight_quantizer = WeightQuantizer(4, bits=3)
     state = layer.state_dict()
@@ -196,7 +196,7 @@ def test_a_state_of_another_width_is_refused_by_name():
         layer.load_state_dict(state)
 
 
-def test_a_rounding_from_outside_needs_no_change_here(weight):
+def test_a_rounding_of_another_package_is_built_by_its_name(weight):
     @MODELS.register_module()
     class UpwardsForTheTest(Rounding):
         def start(self, position):
@@ -217,7 +217,7 @@ def test_a_rounding_from_outside_needs_no_change_here(weight):
         MODELS.module_dict.pop('UpwardsForTheTest')
 
     moved = quantizer(weight) - weight
-    step = quantizer.scale.reshape(-1, *[1] * (weight.dim() - 1))
-    assert (moved < step).all()
-    # But for what is clipped: a range that was rounded to its zero point.
+    scale = quantizer.scale.reshape(-1, *[1] * (weight.dim() - 1))
+    assert (moved < scale).all()
+    # Except for clipped weights: rounding the zero point moves the range.
     assert (moved > -1e-6).float().mean() > 0.9

@@ -1,7 +1,7 @@
-"""What a user may type by mistake, and the words of the answer.
+"""Mistakes of users, and the errors that answer them.
 
-Every answer is one line that holds the key, the value or what is expected;
-it comes before any work, and leaves no folder behind.
+Every error is one line with the key, and the value or what is expected. It
+comes before any work and leaves no folder behind.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/mixed_precision/resnet18_fashion-mnist.py'
 FLOAT = str(ROOT / 'demo/resnet18_fashion-mnist.pth')
 IMAGES = torch.zeros(4, 3, 8, 8)
-#: What is no whole number of 1 or more.
+#: Values that are no whole number of 1 or more.
 NO_COUNT = (0, -1, 2.5, 3.0, True, '3', None, [4], 10**30)
-#: What is no number from 0 to 1.
-NO_SHARE = (-0.1, 2, True, '0.5', float('nan'), float('inf'))
-#: What is neither True nor False.
+#: Values that are no number from 0 to 1.
+NO_FRACTION = (-0.1, 2, True, '0.5', float('nan'), float('inf'))
+#: Values that are neither True nor False.
 NO_FLAG = ('no', 1, 0.0, 'True')
 COUNT = 'expected a whole number from 1'
-SHARE = 'expected a number from 0 to 1'
+FRACTION = 'expected a number from 0 to 1'
 FLAG = 'expected True or False'
 
 
 def show(value):
-    """As a test's name, the same in every process."""
+    """Return the name of a test case, the same in every process."""
     text = value.__name__ if isinstance(value, type) else str(value)
     return text if len(text) < 60 and ' at 0x' not in text else None
 
 
 def each(key, values, words):
-    """A case for each value of one key."""
+    """Return a case for each value of one key."""
     return [({key: value}, [f'{key}=', words]) for value in values]
 
 
 def fails(call, words):
-    """Run, and look for the words on the one line of the answer."""
+    """Check that a call fails with a message of one line with these words."""
     with pytest.raises((ValueError, TypeError)) as info:
         call()
-    said = str(info.value)
-    assert '\n' not in said
+    message = str(info.value)
+    assert '\n' not in message
     for word in words:
-        assert word in said, said
+        assert word in message, message
 
 
-# Calls ---------------------------------------------------------------------
+# Functions -----------------------------------------------------------------
 
 QUANTIZE = [
     *each('weight_bits', (1, 9, '4', True, 4.0, None), 'from 2 to 8'),
@@ -101,7 +101,7 @@ QUANTIZE = [
 
 
 @pytest.mark.parametrize(('change', 'words'), QUANTIZE, ids=show)
-def test_quantize(change, words, toy):
+def test_quantize_refuses_wrong_arguments(change, words, toy):
     arguments = {'images': IMAGES, **change}
     fails(lambda: mmrazor_brecq.quantize(toy('residual'), **arguments), words)
 
@@ -134,14 +134,14 @@ NETWORKS = {
 
 @pytest.mark.parametrize('kind', NETWORKS)
 @pytest.mark.filterwarnings('ignore')
-def test_networks(kind, toy):
+def test_quantize_refuses_networks(kind, toy):
     make, words = NETWORKS[kind]
     network = make(toy('residual'))
     fails(lambda: mmrazor_brecq.quantize(network, IMAGES), [words])
 
 
 @pytest.mark.parametrize('shape', [(3, 8, 8), (4, 3, 8), (4, 2, 3, 8, 8)])
-def test_images_of_another_rank(shape, toy):
+def test_images_of_other_dimensions_are_refused(shape, toy):
     images = torch.zeros(shape)
     network = toy('residual')
     with pytest.raises(ValueError, match='images|N x C x H x W') as info:
@@ -149,8 +149,8 @@ def test_images_of_another_rank(shape, toy):
     assert '\n' not in str(info.value)
 
 
-def test_images_without_a_batch_are_no_batch_of_maps():
-    """A convolution takes them without a word where it has one channel."""
+def test_images_without_a_channel_dimension_are_refused():
+    """A convolution of one channel takes them without an error."""
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(0)).eval()
     with pytest.raises(ValueError, match='gets no batch of images.*N x C'):
         mmrazor_brecq.quantize(network, torch.randn(16, 8, 8))
@@ -158,7 +158,7 @@ def test_images_without_a_batch_are_no_batch_of_maps():
 
 @pytest.fixture(scope='module')
 def finished():
-    """A quantized network, and images for it."""
+    """Return a quantized network."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).eval()
     model, _ = mmrazor_brecq.quantize(
         network, torch.randn(8, 3, 8, 8), reconstructor='NearestRounding'
@@ -166,7 +166,7 @@ def finished():
     return model
 
 
-OTHER_CALLS = [
+OTHER_FUNCTIONS = [
     ('save', dict(model=None, path='q.pth'), 'model=None, expected a quant'),
     ('save', dict(model='q', path='q.pth'), "model='q', expected a quantized"),
     ('save', dict(model=nn.Linear(2, 2), path='q.pth'), 'a quantized BRECQ'),
@@ -192,8 +192,12 @@ OTHER_CALLS = [
 ]
 
 
-@pytest.mark.parametrize(('name', 'change', 'words'), OTHER_CALLS, ids=show)
-def test_other_calls(name, change, words, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ('name', 'change', 'words'), OTHER_FUNCTIONS, ids=show
+)
+def test_other_functions_refuse_wrong_arguments(
+    name, change, words, finished, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     given = dict(model=finished, path='m.onnx', images=IMAGES)
     taken = dict(
@@ -208,13 +212,13 @@ def test_other_calls(name, change, words, finished, tmp_path, monkeypatch):
 
 REQUESTS = [
     *each('images', NO_COUNT, COUNT),
-    *each('least_within', NO_SHARE, SHARE),
+    *each('least_within', NO_FRACTION, FRACTION),
     *each('verify', NO_FLAG, FLAG),
 ]
 
 
 @pytest.mark.parametrize(('change', 'words'), REQUESTS, ids=show)
-def test_what_a_file_shall_be(change, words):
+def test_an_export_refuses_wrong_settings(change, words):
     fails(lambda: Request(**change), words)
 
 
@@ -225,14 +229,14 @@ PARTS = {
     'BlockReconstructor': [
         *each('iterations', NO_COUNT, COUNT),
         *each('rounding_lr', (1e30, -1, '0.1', True, None), RATE),
-        *each('warmup', NO_SHARE, SHARE),
+        *each('warmup', NO_FRACTION, FRACTION),
         *each('beta', ((1,), 2, (1, 'x'), (0, 1), [1, 2, 3]), '2 values'),
         *each('penalty', (1e30, float('nan')), 'expected a number from 0'),
         *each('autocast', ('int3', True, 16), "expected 'fastest' or"),
         *each('objective', (3, True, []), 'expected a dict with `type`'),
         ({'objective': 'MSF'}, ["type='MSF'", "did you mean 'MSE'"]),
         ({'objective': 'LpObserver'}, ["type='LpObserver'", 'one of MSE']),
-        ({'objective': dict(type='MSE', rank=1)}, ['rank is taken by noth']),
+        ({'objective': dict(type='MSE', rank=1)}, ['rank is an unknown key']),
         ({'refiner': dict(type='NetworkRefiner', draws=0)}, ['.draws=0']),
         (
             {
@@ -259,7 +263,7 @@ PARTS = {
     'Categorical': each('temperature', (0, -1, True, '4'), 'a number above 0'),
     'WhenSettled': each('every', (0, 1.5), COUNT),
     'CutMix': [
-        *each('prob', NO_SHARE, SHARE),
+        *each('prob', NO_FRACTION, FRACTION),
         *each('size', ((0.5,), 0.5, (0, 2)), 'expected 2 values'),
     ],
     'MixUp': each('most', (0.6, -1), 'expected a number from 0 to 0.5'),
@@ -276,7 +280,7 @@ PARTS = {
     'StagePartition': [({'blocks': 'Blocks'}, ["mean 'BlockPartition'"])],
     'GeneticSearch': [
         *each('population', (0, 2.5, True), COUNT),
-        *each('mutation', (2, '1'), SHARE),
+        *each('mutation', (2, '1'), FRACTION),
         *each('seed', (-1, '0'), 'from 0 to'),
     ],
     'ExactSearch': each('time_limit', (0, '60', True), 'a number above 0'),
@@ -284,7 +288,7 @@ PARTS = {
     'LatencyTable': each('path', (3, None), 'expected a string'),
     'ActivationQuantizer': [
         *each('bits', (1, 9, '4', True), 'from 2 to 8'),
-        *each('drop_prob', NO_SHARE, SHARE),
+        *each('drop_prob', NO_FRACTION, FRACTION),
         *each('symmetric', NO_FLAG, FLAG),
         ({'observer': 'Lp'}, ["type='Lp'", 'LpObserver']),
     ],
@@ -301,7 +305,7 @@ PARTS = {
     [(name, *case) for name, cases in PARTS.items() for case in cases],
     ids=show,
 )
-def test_parts(name, change, words):
+def test_parts_refuse_wrong_settings(name, change, words):
     registry = MODELS if 'Quantizer' in name else TASK_UTILS
     if name == 'WeightQuantizer':
         change = dict(change, out_channels=3)
@@ -323,12 +327,12 @@ def test_parts(name, change, words):
     ],
     ids=show,
 )
-def test_the_model(change, words, toy):
+def test_the_model_refuses_wrong_settings(change, words, toy):
     given = {'architecture': toy('residual'), **change}
     fails(lambda: BRECQ(**given), words)
 
 
-def test_a_number_or_a_name_alone_is_taken(toy):
+def test_a_number_or_a_name_stands_for_a_config(toy):
     model = BRECQ(
         toy('residual'),
         quantization=dict(weight=4, activation=3, bit_overrides={}),
@@ -376,7 +380,10 @@ CONFIGS = [
     ({'mixed_precision.bits': [4]}, ['mixed_precision.bits', 'two or more']),
     ({'mixed_precision.kinds': ['bias']}, ["kinds=['bias']", "'weight'"]),
     ({'mixed_precision.error': 'MSE'}, ['mixed_precision.error.type=']),
-    ({'mixed_precision.wdths': 3}, ['mixed_precision.wdths is taken by no']),
+    (
+        {'mixed_precision.wdths': 3},
+        ['mixed_precision.wdths is an unknown key'],
+    ),
     ({'mixed_precision.allowed': {'a': 9}}, ["allowed['a']=9"]),
     ({'model.reconstructr': {}}, ["did you mean 'reconstructor'"]),
     ({f'{OBJECTIVE}.rnk': 3}, [f'{OBJECTIVE}.rnk', "mean 'rank'"]),
@@ -413,11 +420,11 @@ def config():
 
 
 @pytest.mark.parametrize(('change', 'words'), CONFIGS, ids=show)
-def test_configs(change, words, config, tmp_path):
+def test_configs_with_mistakes_are_refused(change, words, config, tmp_path):
     folder = tmp_path / 'run'
     cfg = copy.deepcopy(config)
     cfg.work_dir = str(folder)
-    cfg.experiment_name = uuid.uuid4().hex  # Else loggers are shared.
+    cfg.experiment_name = uuid.uuid4().hex  # Otherwise runs share a logger.
     cfg.merge_from_dict(change)
     fails(
         lambda: ptq(cfg, str(ROOT / 'demo/resnet18_fashion-mnist.pth')), words
@@ -425,7 +432,7 @@ def test_configs(change, words, config, tmp_path):
     assert not folder.exists()
 
 
-def test_a_config_of_names_alone_is_taken(config):
+def test_a_config_may_give_names_instead_of_dicts(config):
     cfg = copy.deepcopy(config)
     cfg.model.partition = 'LayerPartition'
     cfg.model.reconstructor.objective = 'MSE'
@@ -467,19 +474,23 @@ TOOLS = [
 
 
 @pytest.mark.parametrize(('tool', 'arguments'), TOOLS, ids=str)
-def test_options(tool, arguments, monkeypatch, capsys, tmp_path):
+def test_tools_refuse_wrong_options(
+    tool, arguments, monkeypatch, capsys, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', [tool, *arguments])
     with pytest.raises(SystemExit) as info:
         runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-    said = capsys.readouterr().err.strip().split('\n')[-1]
+    message = capsys.readouterr().err.strip().split('\n')[-1]
     assert info.value.code == 2
-    assert arguments[-2] in said and 'expected' in said, said
-    assert repr(arguments[-1]) in said
+    assert arguments[-2] in message and 'expected' in message, message
+    assert repr(arguments[-1]) in message
     assert not list(tmp_path.iterdir())
 
 
-def test_the_table_is_long():
-    count = len(QUANTIZE) + len(NETWORKS) + len(OTHER_CALLS) + len(REQUESTS)
+def test_there_are_two_hundred_mistakes():
+    count = (
+        len(QUANTIZE) + len(NETWORKS) + len(OTHER_FUNCTIONS) + len(REQUESTS)
+    )
     count += sum(map(len, PARTS.values())) + len(CONFIGS) + len(TOOLS)
     assert count >= 200

@@ -72,7 +72,7 @@ def reconstruct(rank, world, folder, kind):
     if kind == 'broken' and rank == 1:
         local_images[3] = torch.inf
     if kind == 'uneven':
-        FisherLowRank.room = 2**12  # gradients come in several pieces
+        FisherLowRank.max_elements = 2**12  # gradients come in several pieces
         local_images = images()[:63][rank::world]
     batches = local_images.split(8)
     store = Store()

@@ -1,4 +1,4 @@
-"""Annotations alone say what a constructor takes."""
+"""Arguments are validated by the annotations of their constructor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mmrazor_brecq.validation import (
 if TYPE_CHECKING:
     from somewhere import Unknown
 
-PLACE = KeyPath('top.key', 'Owner')
+KEY = KeyPath('top.key', 'Owner')
 
 
 def _even(value):
@@ -63,9 +63,9 @@ def _even(value):
         (object, [1, None]),
     ],
 )
-def test_what_is_declared_is_taken(hint, values):
+def test_values_of_the_declared_type_are_taken(hint, values):
     for value in values:
-        assert validate(value, hint, PLACE) is not NotImplemented
+        assert validate(value, hint, KEY) is not NotImplemented
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,16 @@ def test_what_is_declared_is_taken(hint, values):
         (LpObserver, [3, LpObserver], 'a LpObserver'),
     ],
 )
-def test_what_is_not_declared_is_refused_in_one_line(hint, values, expected):
+def test_values_of_another_type_are_refused_in_one_line(
+    hint, values, expected
+):
     for value in values:
         with pytest.raises(ValueError) as info:
-            validate(value, hint, PLACE)
-        said = str(info.value)
-        assert said.startswith('top.key=') and expected in said, said
-        assert said.endswith(': change `key` of Owner') and '\n' not in said
+            validate(value, hint, KEY)
+        message = str(info.value)
+        assert message.startswith('top.key=') and expected in message
+        assert message.endswith(': change `key` of Owner')
+        assert '\n' not in message
 
 
 @pytest.mark.parametrize(
@@ -107,22 +110,22 @@ def test_what_is_not_declared_is_refused_in_one_line(hint, values, expected):
         (Union[int, dict[str, Count]], {'a': 0}, "top.key['a']=0"),
     ],
 )
-def test_the_path_leads_to_what_is_wrong(hint, value, path):
+def test_the_path_leads_to_the_wrong_item(hint, value, path):
     with pytest.raises(ValueError) as info:
-        validate(value, hint, PLACE)
+        validate(value, hint, KEY)
     assert str(info.value).startswith(path)
 
 
-def test_long_values_are_shown_by_their_kind():
+def test_long_values_are_shortened():
     with pytest.raises(ValueError) as info:
-        validate(np.zeros((30, 30)), int, PLACE)
+        validate(np.zeros((30, 30)), int, KEY)
     assert 'a ndarray of shape (30, 30), expected' in str(info.value)
     with pytest.raises(ValueError) as info:
-        validate('x' * 500, int, PLACE)
+        validate('x' * 500, int, KEY)
     assert len(str(info.value)) < 200
 
 
-def test_the_name_alone_is_taken():
+def test_a_name_stands_for_a_config():
     learner = BlockReconstructor(objective='MSE', refiner='NetworkRefiner')
     assert type(learner.objective) is MSE
     assert type(learner.refiner) is NetworkRefiner
@@ -132,7 +135,7 @@ def test_the_name_alone_is_taken():
     assert type(TASK_UTILS.build('MSE')) is MSE
 
 
-def test_keys_are_judged_before_anything_is_built():
+def test_keys_are_validated_before_anything_is_built():
     with pytest.raises(
         ValueError, match=r'^objective\.likelihood\.temperature=0, expected'
     ):
@@ -152,7 +155,7 @@ def test_keys_are_judged_before_anything_is_built():
         (dict(type='CutMix'), 'objective.type=.CutMix., expected one of MSE'),
         (dict(type='os.system'), 'objective.type'),
         (dict(type=MSE(), x=1), 'objective.type'),
-        (dict(type='MSE', rank=3), 'rank is taken by nothing: MSE takes no'),
+        (dict(type='MSE', rank=3), 'rank is an unknown key: MSE takes no'),
         (dict(type='FisherLowRank', rnk=3), "did you mean 'rank'"),
         (dict(rank=3), 'objective lacks `type`'),
         ({}, 'objective lacks `type`'),
@@ -161,26 +164,26 @@ def test_keys_are_judged_before_anything_is_built():
         (MSE, 'objective=the class MSE, expected a dict'),
     ],
 )
-def test_a_config_that_is_none_is_refused(config, message):
+def test_wrong_configs_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         BlockReconstructor(objective=config)
 
 
-def test_a_class_may_stand_for_its_name():
+def test_a_class_may_be_given_instead_of_its_name():
     learner = BlockReconstructor(objective=dict(type=FisherLowRank, rank=3))
     assert learner.objective.rank == 3
 
 
 @pytest.fixture
 def registered():
-    """Registers classes of a user for one test."""
+    """Return a decorator that registers classes for one test."""
     before = dict(TASK_UTILS.module_dict)
     yield TASK_UTILS.register_module()
     TASK_UTILS._module_dict.clear()
     TASK_UTILS._module_dict.update(before)
 
 
-def test_an_objective_of_ones_own_is_judged_by_its_annotations(registered):
+def test_a_custom_objective_is_validated_by_its_annotations(registered):
     @registered
     class Leaky(MSE):
         def __init__(self, delta: float = 1.0, name: Optional[str] = None):
@@ -196,7 +199,7 @@ def test_an_objective_of_ones_own_is_judged_by_its_annotations(registered):
         Leaky(dleta=2)
 
 
-def test_one_without_annotations_works(registered):
+def test_a_custom_part_without_annotations_works(registered):
     @registered
     class Plain(MSE):
         def __init__(self, delta=1.0, *rest, **more):
@@ -206,7 +209,7 @@ def test_one_without_annotations_works(registered):
     assert TASK_UTILS.build(dict(type='Plain', delta=[])).given[0] == []
 
 
-def test_an_observer_needs_no_base_class(registered):
+def test_a_custom_observer_needs_no_base_class(registered):
     @registered
     class Widest:
         def __call__(self, values, grid):
@@ -216,7 +219,7 @@ def test_an_observer_needs_no_base_class(registered):
     assert type(quantizer.observer) is Widest
 
 
-def test_what_cannot_be_evaluated_is_left_alone(registered):
+def test_annotations_that_cannot_be_evaluated_are_ignored(registered):
     @registered
     class Odd(MSE):
         def __init__(self, a: Unknown = 1, b: 'no such' = 2, c: int = None):  # noqa: F722
@@ -227,7 +230,7 @@ def test_what_cannot_be_evaluated_is_left_alone(registered):
         Odd(c='x')
 
 
-def test_keys_that_are_passed_on_are_judged_where_they_arrive(registered):
+def test_keys_passed_to_a_base_class_are_validated_there(registered):
     @registered
     class Mine(FisherLowRank):
         def __init__(self, extra: int = 1, **kwargs):
@@ -240,7 +243,7 @@ def test_keys_that_are_passed_on_are_judged_where_they_arrive(registered):
         Mine(rnk=3)
 
 
-def test_a_function_is_judged_as_a_class_is():
+def test_a_function_is_validated_like_a_class():
     @validated
     def call(count: Count, *rest: int, share: Share = 0.5, **more: Any):
         """Count."""
@@ -270,7 +273,7 @@ class Derived(Base):
     )
 
 
-def test_a_dataclass_is_judged_with_the_fields_that_it_inherits():
+def test_inherited_fields_of_a_dataclass_are_validated():
     assert Derived(3, 'MSE').part == dict(type='MSE')
     with pytest.raises(ValueError, match='^count=0.*`count` of Derived'):
         Derived(count=0)
@@ -279,7 +282,7 @@ def test_a_dataclass_is_judged_with_the_fields_that_it_inherits():
     assert pickle.loads(pickle.dumps(Derived(3))) == Derived(3)
 
 
-def test_modules_still_know_their_signature():
+def test_validated_classes_keep_their_signature():
     import inspect
 
     names = list(inspect.signature(WeightQuantizer).parameters)
@@ -289,7 +292,7 @@ def test_modules_still_know_their_signature():
 
 
 @pytest.mark.parametrize('text', ['0', '-1', '1.0', 'x', 'True', '', '1e3'])
-def test_an_option_is_refused_as_argparse_wants_it(text):
+def test_a_wrong_option_raises_the_error_of_argparse(text):
     with pytest.raises(argparse.ArgumentTypeError, match='expected a whole'):
         option(Count)(text)
     assert option(Count)('7') == 7
