@@ -1,7 +1,4 @@
-"""The console command: ``mmrazor-brecq TOOL ...`` runs a script of tools/.
-
-Beside it, what the tools that quantize and evaluate have in common.
-"""
+"""The console command, ``mmrazor-brecq TOOL ...``, and what tools share."""
 
 from __future__ import annotations
 
@@ -33,8 +30,8 @@ def find_tools() -> dict[str, Path]:
     """Find the scripts that can be run.
 
     Returns:
-        dict[str, Path]: Scripts by name, those of the installed package's
-        ``.mim`` or, where it has none, of the checkout that it lies in.
+        dict[str, Path]: Scripts by name: those in the installed package's
+        ``.mim`` folder, or else in the checkout that contains the package.
     """
     for folder in (PACKAGE / '.mim' / 'tools', PACKAGE.parent / 'tools'):
         if folder.is_dir():
@@ -43,17 +40,18 @@ def find_tools() -> dict[str, Path]:
 
 
 class ToolHelp(argparse.RawDescriptionHelpFormatter):
-    """Help with the defaults of all options that have one."""
+    """Help that shows the default of each option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ''
         default = action.default
-        said = 'default' in text or default in (argparse.SUPPRESS, [])
-        if action.option_strings and not (
-            said or default is None or default is False
+        if (
+            not action.option_strings
+            or 'default' in text
+            or default in (argparse.SUPPRESS, [], None, False)
         ):
-            text += f'{" " * bool(text)}(default: %(default)s)'
-        return text
+            return text
+        return f'{text} (default: %(default)s)'.lstrip()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -69,8 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog='mmrazor-brecq',
         usage='%(prog)s TOOL ...',
-        description='Runs one of the tools: '
-        f'{", ".join(tools)}.\n`%(prog)s TOOL --help` tells what it takes.',
+        description=f'Run one of the tools: {", ".join(tools)}.\n'
+        '`%(prog)s TOOL --help` lists its options.',
         epilog='\n'.join(
             f'  {name:{width}}  {_first_line(path)}'
             for name, path in tools.items()
@@ -90,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _first_line(path: Path) -> str:
-    """Return what a tool says about itself."""
+    """Return the first line of a tool's docstring."""
     doc = ast.get_docstring(ast.parse(path.read_text())) or ''
     return doc.partition('\n')[0]
 
@@ -102,9 +100,9 @@ def _add_version(parser: argparse.ArgumentParser) -> None:
 
 
 class CfgOptions(DictAction):
-    """mmengine's ``KEY=VALUE``, and dicts of any depth for values.
+    """Options ``KEY=VALUE`` as in mmengine, whose values may be dicts.
 
-    They are written as in Python: ``{'head.fc': 4}`` or ``dict(bits=4)``.
+    Dicts are written as in Python: ``{'head.fc': 4}`` or ``dict(bits=4)``.
     """
 
     def __call__(
@@ -114,10 +112,10 @@ class CfgOptions(DictAction):
         values: Any,
         option_string: Any = None,
     ) -> None:
-        """Add the options to those that are there.
+        """Add the options to those given before.
 
         Raises:
-            argparse.ArgumentError: If one is not of that form.
+            argparse.ArgumentError: If an option has another form.
         """
         options = dict(getattr(namespace, self.dest, None) or {})
         for pair in values:
@@ -145,7 +143,7 @@ class CfgOptions(DictAction):
 
 
 class _Dicts(ast.NodeTransformer):
-    """Puts ``{'a': 1}`` where it says ``dict(a=1)``."""
+    """Replaces ``dict(a=1)`` by ``{'a': 1}``."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -158,17 +156,17 @@ class _Dicts(ast.NodeTransformer):
 
 def tool_parser(
     doc: str | None, config: str, checkpoint: str | None = None
-) -> Any:
-    """The arguments that all tools take.
+) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that all tools take.
 
     Args:
-        doc (str): What the tool does.
-        config (str): What its config is.
-        checkpoint (str, optional): What its checkpoint is, if it takes
-            one.
+        doc (str): Description of the tool.
+        config (str): Description of its config.
+        checkpoint (str, optional): Description of its checkpoint, if it
+            takes one.
 
     Returns:
-        argparse.ArgumentParser: To be completed.
+        argparse.ArgumentParser: The tool adds its own options.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=ToolHelp)
     parser.add_argument(
@@ -180,7 +178,7 @@ def tool_parser(
         parser.add_argument('checkpoint', help=checkpoint)
     parser.add_argument(
         '--work-dir',
-        help='folder of everything written (default: `work_dir` of the '
+        help='folder for all output (default: `work_dir` of the '
         'config, else work_dirs/NAME_OF_THE_CONFIG)',
     )
     parser.add_argument(
@@ -194,32 +192,32 @@ def tool_parser(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='what started the processes, where there are several',
+        help='what started the processes, if there are several',
     )
     parser.add_argument(
         '--local_rank',
         '--local-rank',
         type=option(Natural),
         default=0,
-        help='number of the process on this machine; launchers set it',
+        help='rank of the process on this machine; launchers set it',
     )
     _add_version(parser)
     return parser
 
 
 def config_of(args: argparse.Namespace, *loaders: str) -> Config:
-    """Read the config that was asked for, and find what it needs.
+    """Read the config that the user named, and check the files it needs.
 
-    Whatever can be known to be missing is told here, before torch is
-    imported and before anything is written.
+    Missing files are reported here, before torch is imported and before
+    anything is written.
 
     Args:
-        args (argparse.Namespace): Of :func:`tool_parser`.
+        args (argparse.Namespace): Arguments of :func:`tool_parser`.
         *loaders (str): Keys of the data loaders that will be read.
 
     Raises:
-        FileNotFoundError: If a file or folder is not there.
-        KeyError, ValueError: If the config is none, as for
+        FileNotFoundError: If a file or folder does not exist.
+        KeyError, ValueError: If the config is invalid; see
             :func:`load_config`.
     """
     cfg = load_config(
@@ -231,31 +229,29 @@ def config_of(args: argparse.Namespace, *loaders: str) -> Config:
     )
     checkpoint = getattr(args, 'checkpoint', None)
     if checkpoint is not None and not osp.isfile(checkpoint):
-        raise FileNotFoundError(
-            f'No checkpoint at {checkpoint!r}'
-            + osp.isdir(checkpoint) * ', which is a folder'
-        )
+        folder = ', which is a folder' if osp.isdir(checkpoint) else ''
+        raise FileNotFoundError(f'No checkpoint at {checkpoint!r}{folder}')
     check_data(cfg, loaders)
     return cfg
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """What a tool that reads a float checkpoint takes, too."""
+    """Add the option of tools that read float checkpoints."""
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='load the checkpoint even if that can run code in it',
+        help='load the checkpoint even if it may run code',
     )
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Add what composes a quantization onto a float config."""
+    """Add the options that quantize the model of a float config."""
     group = parser.add_argument_group('for a float config')
     group.add_argument(
         '--recipe',
         metavar='BITS',
         help='quantize the model of a float config: w8a8, w4a8, w4a4, w2a4 '
-        'and others of configs/_base_/bits, or a file that defines `bits`',
+        'and others in configs/_base_/bits, or a file that defines `bits`',
     )
     group.add_argument(
         '--schedule',
@@ -271,15 +267,16 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--num-images',
         type=option(ImageCount),
-        help=f'calibration images at most; default: {Recipe.num_images}',
+        help=f'calibration images, at most; default: {Recipe.num_images}',
     )
 
 
 def recipe_of(args: argparse.Namespace) -> Optional[Recipe]:
-    """Return the recipe that was asked for, if one was.
+    """Return the recipe that the options name, if they name one.
 
     Raises:
-        ValueError: If there is none for other options of it to change.
+        ValueError: If an option belongs to a recipe and ``--recipe`` is
+            missing.
     """
     names = 'schedule', 'calibration', 'num_images'
     given = {n: v for n in names if (v := getattr(args, n)) is not None}
@@ -299,22 +296,21 @@ def run_tool(
     action: Callable[[], Any],
     after_interrupt: str = '',
 ) -> int:
-    """Run what a tool does; a user's mistake ends in one line.
+    """Run a tool's action, and print a user's mistake in one line.
 
-    It is one where this package or mmengine says so. An error from
-    elsewhere, such as the code of an objective of one's own, is raised, for
-    its place matters.
+    Errors that this package or mmengine raises count as such. Others, for
+    example from a user's own objective, are raised with their traceback.
 
     Args:
-        args (argparse.Namespace): Of :func:`tool_parser`.
-        action (callable): Does it.
-        after_interrupt (str): How to go on after Ctrl-C.
+        args (argparse.Namespace): Arguments of :func:`tool_parser`.
+        action (callable): The work of the tool.
+        after_interrupt (str): How to continue after Ctrl-C.
 
     Returns:
         int: The exit status: 0, 1 after a mistake, 130 after Ctrl-C.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    # It advises a package that has no wheel for most versions of torch.
+    # mmcv recommends a package without wheels for most versions of torch.
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformable')
     try:
         with _interrupt.working(after_interrupt):

@@ -1,4 +1,4 @@
-"""Writes a quantized checkpoint as a file of ONNX, and proves it.
+"""Write a quantized checkpoint as an ONNX file, and prove that it agrees.
 
 python tools/export.py CONFIG QUANTIZED
 """
@@ -20,12 +20,12 @@ def main() -> int:
     parser.add_argument(
         '--target',
         default='onnxruntime',
-        help='onnxruntime, openvino, tensorrt, or one of your own',
+        help='onnxruntime, openvino, tensorrt, or a target of your own',
     )
     parser.add_argument(
         '--pack',
         action='store_true',
-        help='store weights of four bits and fewer as INT4 and INT2',
+        help='store weights of 4 bits or fewer as INT4 or INT2',
     )
     parser.add_argument(
         '--batch',
@@ -35,26 +35,26 @@ def main() -> int:
     )
     parser.add_argument(
         '--output',
-        help='the file (default: beside the checkpoint, with its name)',
+        help='the ONNX file (default: beside the checkpoint, with its name)',
     )
     parser.add_argument(
-        '--force', action='store_true', help='overwrite the file'
+        '--force', action='store_true', help='overwrite an existing file'
     )
     parser.add_argument(
         '--with-preprocess',
         action='store_true',
-        help='take uint8 images, N x H x W x 3, RGB, and normalise inside',
+        help='take uint8 images, N x H x W x 3, RGB, and normalize inside',
     )
     parser.add_argument(
         '--no-verify',
         action='store_true',
-        help='write the file without comparing it to torch',
+        help='write the file without comparing it with torch',
     )
     parser.add_argument(
         '--images',
         type=option(Count),
         default=1024,
-        help='images to compare on',
+        help='number of images to compare on',
     )
     for name, least, what in (
         ('agreement', 0.9, 'images of the same class'),
@@ -65,7 +65,7 @@ def main() -> int:
             f'--least-{name}',
             type=option(Share),
             default=least,
-            help=f'share of {what} below which it fails',
+            help=f'smallest fraction of {what} that passes',
         )
     args = parser.parse_args()
 

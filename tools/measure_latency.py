@@ -1,4 +1,4 @@
-"""Measures the layers of a model one by one, in ONNX Runtime.
+"""Measure the latency of the layers of a model one by one, in ONNX Runtime.
 
 python tools/measure_latency.py CONFIG --out latency.csv
 """
@@ -14,10 +14,13 @@ from mmrazor_brecq.validation import Count, option
 def main() -> int:
     parser = tool_parser(__doc__, config='a config with a BRECQ model')
     parser.add_argument(
-        '--out', required=True, help='the table, .csv or .json'
+        '--out', required=True, help='the table to write, .csv or .json'
     )
     parser.add_argument(
-        '--repeats', type=option(Count), default=30, help='runs of each layer'
+        '--repeats',
+        type=option(Count),
+        default=30,
+        help='number of runs of each layer',
     )
     parser.add_argument(
         '--threads',
@@ -28,7 +31,7 @@ def main() -> int:
     parser.add_argument(
         '--template',
         action='store_true',
-        help='measure nothing: a table to be filled in on another device',
+        help='write an empty table, to be filled in on another device',
     )
     args = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Quantizes a trained model.
+"""Quantize a trained model.
 
 python tools/ptq.py CONFIG CHECKPOINT
 python tools/ptq.py FLOAT_CONFIG CHECKPOINT --recipe w4a4
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument(
         '--resume',
         action='store_true',
-        help='go on with the unfinished run in the folder',
+        help='continue the unfinished run in the folder',
     )
     add_trust_option(parser)
     add_recipe_options(parser)
@@ -36,7 +36,7 @@ def main() -> int:
         cfg = config_of(
             args, 'test_dataloader', 'test_cfg.calibration.dataloader'
         )
-        # It imports torch: what is missing was told before.
+        # Imported late, since torch takes seconds to import.
         from mmrazor_brecq.engine.launch import ptq
 
         ptq(cfg, args.checkpoint, args.resume, args.trust_checkpoint)
@@ -44,7 +44,7 @@ def main() -> int:
     return run_tool(
         args,
         action,
-        'the same command with --resume goes on after the last finished unit',
+        'the same command with --resume continues after the last finished unit',
     )
 
 

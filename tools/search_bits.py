@@ -1,4 +1,4 @@
-"""Searches how many bits each layer gets, within a budget.
+"""Search the bits of each layer within a budget.
 
 python tools/search_bits.py CONFIG CHECKPOINT --budget 'weight_bytes<=0.4MB'
 """
@@ -26,22 +26,22 @@ def main() -> int:
         nargs='+',
         default=[],
         help="limits such as 'weight_bytes<=0.4MB', 'bops<=1.5G' or "
-        "'latency_ms<=2'; 'weight_bytes<=0.4MB,bops<=1.5G' holds both; each "
-        'argument is a search of its own',
+        "'latency_ms<=2'; 'weight_bytes<=0.4MB,bops<=1.5G' combines two; each "
+        'argument is a separate search',
     )
     parser.add_argument(
         '--equal-to',
         nargs='+',
         default=[],
-        help='uniform models to be no larger than, such as w3 or w3a4',
+        help='uniform models that set the size limit, such as w3 or w3a4',
     )
     parser.add_argument(
         '--sensitivity',
-        help='file of the sensitivities: read where it is there, else '
-        'written (default: sensitivity.json in the folder)',
+        help='file of sensitivities: read if it exists, else written '
+        '(default: sensitivity.json in the folder)',
     )
     parser.add_argument(
-        '--latency-table', help='what tools/measure_latency.py wrote'
+        '--latency-table', help='table that tools/measure_latency.py wrote'
     )
     add_trust_option(parser)
     args = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> int:
         )
 
     return run_tool(
-        args, action, 'the same command goes on after the last finished unit'
+        args, action, 'the same command continues after the last finished unit'
     )
 
 

@@ -1,4 +1,4 @@
-"""Evaluates a quantized checkpoint.
+"""Evaluate a quantized checkpoint.
 
 python tools/test.py CONFIG QUANTIZED
 """

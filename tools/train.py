@@ -1,4 +1,4 @@
-"""Trains the float models of the demo, fast on a CPU too.
+"""Train the float models of the demo, fast on a CPU too.
 
 python tools/train.py configs/float/resnet18_fashion-mnist.py
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument(
         '--resume',
         action='store_true',
-        help='go on after the last epoch that was saved in the folder',
+        help='continue after the last epoch saved in the folder',
     )
     args = parser.parse_args()
 
