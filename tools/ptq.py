@@ -36,7 +36,7 @@ def main() -> int:
         cfg = config_of(
             args, 'test_dataloader', 'test_cfg.calibration.dataloader'
         )
-        # Imported late, since torch takes seconds to import.
+        # Imported late: torch takes seconds.
         from mmrazor_brecq.engine.launch import ptq
 
         ptq(cfg, args.checkpoint, args.resume, args.trust_checkpoint)
@@ -44,7 +44,7 @@ def main() -> int:
     return run_tool(
         args,
         action,
-        'the same command with --resume continues after the last finished unit',
+        'the same command with --resume continues after the last unit',
     )
 
 
