@@ -47,10 +47,12 @@ def install() -> None:
     Before the work and after it there is nothing to clean, and the process
     ends at once. Processes that this one starts leave the answer to it.
     """
+    if not is_tool():
+        return
     processes = sys.modules.get('multiprocessing.process')
     if processes and processes.current_process().name != 'MainProcess':
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    elif is_tool() and signal.getsignal(signal.SIGINT) in (
+    elif signal.getsignal(signal.SIGINT) in (
         signal.default_int_handler,
         _answer,
     ):

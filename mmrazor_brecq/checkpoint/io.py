@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from .._requirements import require
+from ..config.safe import check_regular
 from ..functional import pack_extra
 from .files import load_tensors
 from .format import decode, is_checked, is_encoded
@@ -86,6 +87,7 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
 
 
 def _read_file(path: str, trust: bool) -> Any:
+    check_regular(path, 'a checkpoint')
     if path.endswith(SAFETENSORS):
         return require('safetensors.torch').load_file(path)
     return load_tensors(path, trust)

@@ -27,6 +27,7 @@ from ..checkpoint import (
     tensor_bytes,
     write_whole,
 )
+from ..config.safe import check_regular
 from ..functional import pack_extra
 from ..reconstruction import UnitReport
 
@@ -82,6 +83,7 @@ class Progress:
     def _read(self) -> None:
         identity, path = self.content['identity'], self._path('run.json')
         try:
+            check_regular(path, 'a JSON')
             with open(path, 'rb') as file:
                 content = json.loads(file.read(), object_pairs_hook=once)
             _check_content(content)
@@ -118,12 +120,14 @@ class Progress:
         for i in range(len(units)):
             path = self._path(_name(i))
             try:
+                check_regular(path, 'a unit')
                 with open(path, 'rb') as file:
                     found = hashlib.sha256(file.read()).hexdigest()
                 fits = unchecked or i < len(hashes) and found == hashes[i]
                 problem = 'is damaged'
-            except OSError as error:
-                fits, problem = False, f'cannot be read ({error.strerror})'
+            except (OSError, ValueError) as error:
+                why = getattr(error, 'strerror', 'no regular file')
+                fits, problem = False, f'cannot be read ({why})'
             if not fits:
                 print_log(
                     f'--resume: {path} {problem}: the unit '

@@ -15,6 +15,7 @@ from typing import Any, Optional
 from mmengine.config import Config
 
 from ..checkpoint import locked, read_quantized, sweep, told_of_folder
+from ..config.safe import check_regular
 from .runners import missing_folders, remove_empty
 
 #: Where launchers tell a process its number, before it has met the others.
@@ -98,6 +99,7 @@ def made_by(path: str, identity: Mapping[str, str]) -> bool:
 
 
 def _read_report(path: str) -> dict[str, Any]:
+    check_regular(path, 'a report')
     with open(path, 'rb') as file:
         content = json.loads(file.read())
     if not isinstance(content, dict):

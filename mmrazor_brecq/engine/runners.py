@@ -48,11 +48,11 @@ class RunOwner(Runner):
         """Write the config into the folder of the run."""
         path = osp.join(self.work_dir, self.config_name)
         text = config_text(self.cfg)
-        if osp.exists(path):
+        if osp.isfile(path):
             with open(path) as file:
                 if file.read() == text:
                     return
-            keep_older(path)
+        keep_older(path)
         write_whole(path, text)
 
     @property

@@ -26,6 +26,7 @@ from ..checkpoint import (
     remove_folder,
     save_json,
 )
+from ..config.safe import check_regular
 from ..graph import PartitionConfig, copy_network
 from ..mixed_precision import (
     Alone,
@@ -159,6 +160,7 @@ class SensitivityFile:
 
     def _read(self) -> None:
         try:
+            check_regular(self.path, 'a JSON')
             with open(self.path, 'rb') as file:
                 content = json.loads(file.read(), object_pairs_hook=once)
             before = content['identity']

@@ -9,6 +9,7 @@ import os.path as osp
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from ..config.safe import check_regular
 from ..layers import packed_bytes
 from ..registry import TASK_UTILS
 from .choices import Choice, choice_of
@@ -196,6 +197,7 @@ class LatencyTable(CostModel):
         return table
 
     def _rows(self, path: str) -> list[Any]:
+        check_regular(path, 'a table')
         with open(path, newline='') as file:
             if not path.endswith('.json'):
                 return list(csv.DictReader(file))

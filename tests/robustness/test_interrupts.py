@@ -282,13 +282,27 @@ def test_processes_that_import_all_anew_leave_the_answer_to_the_first(
     assert '--resume' in is_told(*run.end())
 
 
-def test_a_program_that_is_no_tool_keeps_its_own_answer():
-    code = (
-        'import signal, mmrazor_brecq\n'
-        'assert signal.getsignal(2) is signal.default_int_handler\n'
+def test_a_program_that_is_no_tool_keeps_its_own_answer(tmp_path):
+    """And so do the processes that it starts."""
+    script = tmp_path / 'own.py'
+    script.write_text(
+        'import multiprocessing, signal, mmrazor_brecq\n'
+        'def check():\n'
+        '    before = signal.default_int_handler\n'
+        '    assert signal.getsignal(signal.SIGINT) is before\n'
+        'if __name__ == "__main__":\n'
+        '    check()\n'
+        '    context = multiprocessing.get_context("spawn")\n'
+        '    other = context.Process(target=check)\n'
+        '    other.start()\n'
+        '    other.join()\n'
+        '    assert other.exitcode == 0\n'
     )
-    assert (
-        subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+    subprocess.run(
+        [sys.executable, script],
+        check=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
