@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, chain, islice
+from itertools import accumulate, islice
 from typing import Callable, NamedTuple, Optional, Union
 
 import torch
@@ -94,10 +94,14 @@ class CachedBatches:
         #: Of each batch, the values that differ from those of the first
         #: batch, by index of the leaf; or the batch, if its form differs.
         self.differing: list[Union[dict[int, Nested], _OddBatch]] = []
-        for k, batch in enumerate(chain(first, batches)):
+        del values
+        for batch in _taken_out(first, batches):
+            k = len(self.differing)
             pairs = self._cache(k, batch)
             if on_cached is not None:
                 on_cached(k, pairs)
+            # The next one is large, too.
+            del batch, pairs
 
     def _cache(
         self, k: int, batch: Nested
@@ -201,6 +205,15 @@ class CachedBatches:
                     x = mix(x, y.take(index))
             values.append(x)
         return self.rebuild(values)
+
+
+def _taken_out(
+    first: list[Nested], rest: Iterator[Nested]
+) -> Iterator[Nested]:
+    """Yield from a list, which is empty then, and from an iterator."""
+    while first:
+        yield first.pop(0)
+    yield from rest
 
 
 class _OddBatch(NamedTuple):

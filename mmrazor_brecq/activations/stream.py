@@ -10,7 +10,7 @@ pass itself is freed until the pass goes on, unless memory is ample.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, repeat
+from itertools import chain
 from types import TracebackType
 from typing import Any, Optional
 
@@ -190,10 +190,10 @@ class Stream:
             yield output
             del output, args, kwargs, arguments
             # An output may be the argument itself, and is read until the
-            # next one is asked for.
+            # next one is asked for; the first two are asked for together.
             if k:
                 self._free(k - 1)
-        self._free(len(self._waiting) - 1)
+                self._free(k)
 
     def _arrivals(
         self, outputs: Optional[Iterable[Nested]], names: list[Optional[str]]
@@ -204,8 +204,10 @@ class Stream:
             outputs (iterable, optional): As in :meth:`advance`.
             names (list): Filled with the unit at which each pass waits.
         """
-        values = repeat(()) if outputs is None else zip(outputs)
-        for k, (suspended, value) in enumerate(zip(self._passes, values)):
+        values = None if outputs is None else iter(outputs)
+        for k, suspended in enumerate(self._passes):
+            # A loop over both, by `zip`, would hold the last output as well.
+            value = () if values is None else (next(values),)
             self._restore(k)
             self._waiting[k] = None
             # Grad mode belongs to the thread, not to the coroutine, which

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import weakref
 
 import pytest
 import torch
@@ -332,6 +333,59 @@ def test_duplicates_in_memory_are_within_the_budget(
             arrived = stream.advance(targets.split())
     assert store.duplicate_bytes == 0
     assert (most > 0) == (budget in (80_000, None))
+
+
+@pytest.mark.parametrize(
+    ('name', 'resume'),
+    [
+        *(('residual', True), ('inverted', True)),  # No views of outputs.
+        *(('residual', False), ('inverted', False), ('transformer', False)),
+    ],
+)
+@pytest.mark.parametrize('partition', PARTITIONS[:2], ids=['layers', 'blocks'])
+def test_one_batch_is_in_memory_at_a_time(
+    name, resume, partition, toy, generator
+):
+    """But for the first two, until both are cached."""
+    batches = torch.randn(12, 3, 8, 8, generator=generator).split(2)
+    driven = Driven(toy(name), batches, partition)
+    modules = {unit.name: unit.module for unit in driven.units}
+    seen, calls = [], []
+
+    def before(module, args):
+        for x in [] if len(calls) < 3 else seen:
+            assert x() is None or not x().untyped_storage().nbytes()
+        calls.append(module)
+
+    def after(module, args, output):
+        seen.extend(
+            weakref.ref(x)
+            for x in [*args, output]
+            if isinstance(x, torch.Tensor) and x.dim()
+        )
+
+    with driven.stream() as stream, torch.no_grad():
+        arrived = stream.advance()
+        while arrived is not None:
+            module = modules[arrived[0]]
+            del arrived
+            seen.clear(), calls.clear()
+            hooks = [
+                module.register_forward_pre_hook(before),
+                module.register_forward_hook(after),
+            ]
+            outputs = stream.run(module)
+            if not resume:
+                targets = CachedBatches(
+                    outputs, stream.images.sizes, driven.store
+                )
+                for hook in hooks:
+                    hook.remove()
+                outputs = targets.split()
+            arrived = stream.advance(outputs)
+            for hook in hooks:
+                hook.remove()
+            assert len(calls) >= len(batches)
 
 
 @pytest.mark.parametrize(
