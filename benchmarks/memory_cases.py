@@ -49,6 +49,13 @@ def torchvision_model(name: str) -> Callable[[], nn.Module]:
     return build
 
 
+def efficientnet_lite0() -> nn.Module:
+    """Build what `pip install efficientnet_lite_pytorch` brings."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return EfficientNet.from_name('efficientnet-lite0')
+
+
 class Deep(nn.Module):
     """Many layers, each beside a shortcut."""
 
@@ -88,6 +95,7 @@ CASES = dict(
         (1000, 3, 224, 224),
         DEFAULT_MEMORY,
     ),
+    lite0=Case(efficientnet_lite0, (1000, 3, 224, 224), DEFAULT_MEMORY),
     linear=Case(
         lambda: nn.Sequential(nn.Linear(10_000, 10_000)),
         (64, 10_000),
