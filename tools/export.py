@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from mmrazor_brecq.cli import config_of, run_tool, tool_parser
-from mmrazor_brecq.validation import Batch, Count, Share, option
+from mmrazor_brecq.validation import Batch, Count, Fraction, option
 
 
 def main() -> int:
@@ -63,7 +63,7 @@ def main() -> int:
     ):
         parser.add_argument(
             f'--least-{name}',
-            type=option(Share),
+            type=option(Fraction),
             default=least,
             help=f'smallest fraction of {what} that passes',
         )

@@ -29,10 +29,10 @@ from ..runtime.distributed import local_share
 from ..validation import (
     Config,
     Count,
+    Fraction,
     ImageCount,
     KeyPath,
     Natural,
-    Share,
     validate,
 )
 from .loaders import MAX_UNREADABLE, ReadableBatches
@@ -194,14 +194,14 @@ class Calibration:
         num_images (int): How many.
         dataloader (dict): Where they come from.
         memory (str | float, optional): As for :func:`memory_budget`.
-        max_unreadable (float): Share of the images that may be unreadable,
+        max_unreadable (float): Fraction of the images that may be unreadable,
             and are left out.
     """
 
     num_images: ImageCount
     dataloader: Annotated[dict, Config(Loader)]
     memory: Memory = DEFAULT_MEMORY
-    max_unreadable: Share = MAX_UNREADABLE
+    max_unreadable: Fraction = MAX_UNREADABLE
 
 
 #: How a parameter says that it takes the keys of a calibration.
@@ -285,7 +285,7 @@ def collect_images(
         num_images (int): How many at most, in all processes together.
         images (ImageSet): Remembers them.
         store (Store): Where they are held.
-        max_unreadable (float): Share of them that may be unreadable.
+        max_unreadable (float): Fraction of them that may be unreadable.
 
     Returns:
         Rows: Batches N x C x H x W.

@@ -26,7 +26,7 @@ from ..checkpoint import (
 )
 from ..export import build_target
 from ..report import export_table
-from ..validation import Batch, Count, Share, validated
+from ..validation import Batch, Count, Fraction, validated
 from .launch import build_model
 from .loaders import MAX_UNREADABLE, ReadableBatches, build_dataloader
 
@@ -61,9 +61,9 @@ class Request:
     preprocess: bool = False
     verify: bool = True
     images: Count = 1024
-    least_agreement: Share = 0.9
-    least_exact: Share = 0.97
-    least_within: Share = 0.9999
+    least_agreement: Fraction = 0.9
+    least_exact: Fraction = 0.97
+    least_within: Fraction = 0.9999
 
 
 def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def load_images(
         loader (dict): Config of a data loader.
         count (int): How many images.
         request (Request): What the file is to be.
-        max_unreadable (float, optional): Share of the images that may be
+        max_unreadable (float, optional): Fraction of the images that may be
             unreadable, and are left out; without it all are wanted.
 
     Yields:

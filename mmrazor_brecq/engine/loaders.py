@@ -96,7 +96,7 @@ class ReadableBatches:
     Args:
         loader (DataLoader): Of calibration images.
         count (int): How many are asked for.
-        most (float): Share of them that may be unreadable. One always may,
+        most (float): Fraction of them that may be unreadable. One always may,
             unless this is 0.
 
     Attributes:

@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..config.load import find_key
-from ..validation import nearest
+from ..validation import did_you_mean
 
 UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")
 MISSING_KEY = re.compile(r'missing \d+ required')
@@ -60,13 +60,15 @@ def _as_mistake(cfg: dict[str, Any], error: Exception) -> Any:
         name = found[1].strip('\'"')
         path = next(_paths(cfg, 'type', name), 'type')
         types = _known_types(_last(error, 'registry'))
-        return f'{path}={name!r} is registered nowhere{nearest(name, types)}'
+        return (
+            f'{path}={name!r} is registered nowhere{did_you_mean(name, types)}'
+        )
     if found := UNKNOWN_KEY.search(said):
         path = next(_paths(cfg, found[1]), found[1])
         known = _known_keys(_last(error, 'obj_cls'))
         return (
             f'The config has a key too many, {path}'
-            f'{nearest(found[1], known)} ({said})'
+            f'{did_you_mean(found[1], known)} ({said})'
         )
     if MISSING_KEY.search(said):
         return f'The config lacks a key: {said}'

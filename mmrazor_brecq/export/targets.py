@@ -11,7 +11,7 @@ from torch import nn
 from ..layers import QuantLayer, quant_layers
 from ..quantizers import ActivationQuantizer
 from ..registry import SCOPE
-from ..validation import nearest
+from ..validation import did_you_mean
 
 TARGETS = Registry('target', scope=SCOPE, locations=['mmrazor_brecq.export'])
 
@@ -227,6 +227,6 @@ def build_target(name: str) -> Target:
         known = ', '.join(sorted(TARGETS.module_dict))
         raise ValueError(
             f'--target (`target`) {name!r} is unknown, expected one of {known}'
-            f'{nearest(name, list(TARGETS.module_dict))}'
+            f'{did_you_mean(name, list(TARGETS.module_dict))}'
         )
     return target()

@@ -20,7 +20,7 @@ from ..functional import flatten
 from ..layers import is_quantizable, quantize_layer
 from ..quantizers import ActivationQuantizer, WeightQuantizer
 from ..registry import MODELS
-from ..validation import Bits, Config, nearest, validated
+from ..validation import Bits, Config, did_you_mean, validated
 from .partition import Unit
 from .record import Call, Recording
 
@@ -222,7 +222,8 @@ def matching(pattern: str, layers: Sequence[str]) -> list[str]:
     if not found:
         raise ValueError(
             f'{pattern!r} in `bit_overrides` matches no layer of the network'
-            f'{nearest(pattern, layers)}; its layers are {", ".join(layers)}'
+            f'{did_you_mean(pattern, layers)}; its layers are '
+            f'{", ".join(layers)}'
         )
     return found
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from .._requirements import require
 from ..registry import TASK_UTILS
-from ..validation import Config, Count, Seed, Share
+from ..validation import Config, Count, Fraction, Seed
 from .pairwise import Pairwise
 
 
@@ -103,7 +103,7 @@ class ExactSearch(Searcher):
         gap (float): Relative gap that counts as optimal.
     """
 
-    def __init__(self, time_limit: Limit = 60.0, gap: Share = 1e-6) -> None:
+    def __init__(self, time_limit: Limit = 60.0, gap: Fraction = 1e-6) -> None:
         self.time_limit = time_limit
         self.gap = gap
 
@@ -261,7 +261,7 @@ class GeneticSearch(Searcher):
         population: Count = 50,
         parents: Count = 10,
         generations: Count = 100,
-        mutation: Share = 0.1,
+        mutation: Fraction = 0.1,
         seed: Seed = 0,
     ) -> None:
         self.population = population

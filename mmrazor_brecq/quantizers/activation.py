@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..functional import fake_quantize, from_flat, to_flat
 from ..registry import MODELS, TASK_UTILS
-from ..validation import Bits, Share
+from ..validation import Bits, Fraction
 from .observers import Grid, Observer, ObserverConfig
 
 
@@ -54,7 +54,7 @@ class ActivationQuantizer(nn.Module):
         bits: Bits = 8,
         symmetric: bool = False,
         learn_scale: bool = True,
-        drop_prob: Share = 0.25,
+        drop_prob: Fraction = 0.25,
         observer: Optional[ObserverConfig] = None,
     ) -> None:
         super().__init__()

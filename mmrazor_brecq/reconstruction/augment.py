@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..registry import TASK_UTILS
-from ..validation import Config, Share
+from ..validation import Config, Fraction
 
 
 class Augmentation:
@@ -42,10 +42,10 @@ class Flip(Augmentation):
     """Mirrors an image, left for right.
 
     Args:
-        prob (float): Share of the images.
+        prob (float): Fraction of the images.
     """
 
-    def __init__(self, prob: Share = 0.5) -> None:
+    def __init__(self, prob: Fraction = 0.5) -> None:
         self.prob = prob
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -63,7 +63,7 @@ class Shift(Augmentation):
         share (float): The most that it moves, of its height and width.
     """
 
-    def __init__(self, share: Share = 1 / 16) -> None:
+    def __init__(self, share: Fraction = 1 / 16) -> None:
         self.share = share
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -87,13 +87,15 @@ class CutMix(Augmentation):
     Yun et al., "CutMix", ICCV 2019.
 
     Args:
-        prob (float): Share of the images.
+        prob (float): Fraction of the images.
         size (tuple[float, float]): The sides of the rectangle, least and
             most, as shares of the image's.
     """
 
     def __init__(
-        self, prob: Share = 0.5, size: tuple[Share, Share] = (0.25, 0.75)
+        self,
+        prob: Fraction = 0.5,
+        size: tuple[Fraction, Fraction] = (0.25, 0.75),
     ) -> None:
         self.prob = prob
         self.size = size
@@ -128,12 +130,12 @@ class MixUp(Augmentation):
     CVPR 2022).
 
     Args:
-        prob (float): Share of the images.
+        prob (float): Fraction of the images.
         most (float): The most that the other image counts, up to a half.
     """
 
     def __init__(
-        self, prob: Share = 0.5, most: Annotated[Share, Le(0.5)] = 0.5
+        self, prob: Fraction = 0.5, most: Annotated[Fraction, Le(0.5)] = 0.5
     ) -> None:
         self.prob = prob
         self.most = most

@@ -15,7 +15,7 @@ from ..quantizers import MaskPool
 from ..registry import TASK_UTILS
 from ..runtime.autocast import Autocast, AutocastName
 from ..runtime.distributed import local_share
-from ..validation import Amount, Count, Positive, Rate, Share
+from ..validation import Amount, Count, Fraction, Positive, Rate
 from .base import Reconstructor
 from .network import RefinerConfig
 from .open_parts import open_activations, open_layers, open_quantizers
@@ -39,7 +39,7 @@ class BlockReconstructor(Reconstructor):
             steps.
         penalty (float): Weight of the rounding penalty, relative to the
             error that nearest rounding leaves.
-        warmup (float): Share of the iterations without the penalty.
+        warmup (float): Fraction of the iterations without the penalty.
         beta (tuple[float, float]): Exponent of the penalty, first and
             last.
         negligible (float): Error, as a share of the output's energy, below
@@ -66,9 +66,9 @@ class BlockReconstructor(Reconstructor):
         weight_scale_lr: Rate = 0.02,
         activation_scale_lr: Rate = 1e-3,
         penalty: Amount = 0.1,
-        warmup: Share = 0.2,
+        warmup: Fraction = 0.2,
         beta: tuple[Positive, Positive] = (20.0, 2.0),
-        negligible: Share = 1e-5,
+        negligible: Fraction = 1e-5,
         batch_size: Count = 64,
         fit_images: Count = 256,
         autocast: AutocastName = None,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layers import QuantLayer
 from ..registry import TASK_UTILS
-from ..validation import Config, Count, Share
+from ..validation import Config, Count, Fraction
 
 
 @TASK_UTILS.register_module()
@@ -34,7 +34,7 @@ class WhenSettled:
     """
 
     def __init__(
-        self, share: Share = 0.01, gain: Share = 0.01, every: Count = 20
+        self, share: Fraction = 0.01, gain: Fraction = 0.01, every: Count = 20
     ) -> None:
         self.share = share
         self.gain = gain

@@ -13,16 +13,16 @@ from .numbers import (
     Bits,
     Count,
     Exponent,
+    Fraction,
     ImageCount,
     Natural,
     Positive,
     Rate,
     Seed,
-    Share,
     option,
 )
 from .typed import validate
-from .words import KeyPath, nearest
+from .words import KeyPath, did_you_mean
 
 __all__ = [
     'Amount',
@@ -31,15 +31,15 @@ __all__ = [
     'Config',
     'Count',
     'Exponent',
+    'Fraction',
     'ImageCount',
-    'Natural',
     'KeyPath',
+    'Natural',
     'Positive',
     'Rate',
     'Seed',
-    'Share',
-    'validate',
-    'nearest',
+    'did_you_mean',
     'option',
+    'validate',
     'validated',
 ]

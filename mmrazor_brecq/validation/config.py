@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 from .declared import Target, check_keys
 from .typed import Mark
-from .words import KeyPath, nearest
+from .words import KeyPath, did_you_mean
 
 if TYPE_CHECKING:
     from mmengine.registry import Registry
@@ -107,7 +107,7 @@ class Config(Mark):
         if not self._fits(found, self.registry):
             names = self._names(self.registry)
             raise key_path.key('type', '').refusal(
-                kind, f'one of {", ".join(names)}{nearest(kind, names)}'
+                kind, f'one of {", ".join(names)}{did_you_mean(kind, names)}'
             )
         return found
 

@@ -32,7 +32,7 @@ Bits = Annotated[int, Field(ge=2, le=8)]
 #: A seed, in the range that numpy and torch share.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 #: A fraction, or a probability.
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 #: An exponent of weights: 0 makes all of them equal.
 Exponent = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 #: A learning rate.

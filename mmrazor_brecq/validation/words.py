@@ -77,7 +77,7 @@ class KeyPath(NamedTuple):
         path = self.key(str(name), '').path
         takes = f'takes {", ".join(known)}' if known else 'takes no key'
         return ValueError(
-            f'{path} is an unknown key{nearest(name, known)}: '
+            f'{path} is an unknown key{did_you_mean(name, known)}: '
             f'{self.owner} {takes}'
         )
 
@@ -90,7 +90,7 @@ class KeyPath(NamedTuple):
         )
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return the question whether the most similar name is meant.
 
     Args:

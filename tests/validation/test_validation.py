@@ -19,9 +19,9 @@ from mmrazor_brecq.registry import MODELS, TASK_UTILS
 from mmrazor_brecq.validation import (
     Config,
     Count,
+    Fraction,
     KeyPath,
     Seed,
-    Share,
     option,
     validate,
     validated,
@@ -49,7 +49,7 @@ def _even(value):
         (Any, [None, object()]),
         (Count, [1, 10**9]),
         (Seed, [0, 2**32 - 1]),
-        (Share, [0, 1, 0.5]),
+        (Fraction, [0, 1, 0.5]),
         (Optional[int], [None, 3]),
         (Union[int, str], [3, '3']),
         (Literal['a', 3], ['a', 3]),
@@ -77,7 +77,11 @@ def test_values_of_the_declared_type_are_taken(hint, values):
         (str, [1, None, b'a'], 'a string'),
         (Count, [0, -1, True, 2.0, '2', 10**30], 'from 1 to 1,000,000,000'),
         (Seed, [-1, 2**32, 0.5], 'from 0 to 4,294,967,295'),
-        (Share, [-0.1, 1.1, float('nan'), float('inf')], 'number from 0 to 1'),
+        (
+            Fraction,
+            [-0.1, 1.1, float('nan'), float('inf')],
+            'number from 0 to 1',
+        ),
         (Optional[int], ['no', 2.5], 'a whole number or None'),
         (Literal['a', 'b'], ['c', None], "'a' or 'b'"),
         (tuple[float, float], [(1,), 3, (1, '2'), [1, 2, 3]], '2 values'),
@@ -245,7 +249,7 @@ def test_keys_passed_to_a_base_class_are_validated_there(registered):
 
 def test_a_function_is_validated_like_a_class():
     @validated
-    def call(count: Count, *rest: int, share: Share = 0.5, **more: Any):
+    def call(count: Count, *rest: int, share: Fraction = 0.5, **more: Any):
         """Count."""
         return count, rest, share, more
 
@@ -296,5 +300,5 @@ def test_a_wrong_option_raises_the_error_of_argparse(text):
     with pytest.raises(argparse.ArgumentTypeError, match='expected a whole'):
         option(Count)(text)
     assert option(Count)('7') == 7
-    assert option(Share)('1') == 1
+    assert option(Fraction)('1') == 1
     assert option(Union[Literal['dynamic'], Count])('dynamic') == 'dynamic'
