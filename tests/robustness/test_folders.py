@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from mmrazor_brecq.checkpoint import (
 from mmrazor_brecq.engine import ptq_loop
 from mmrazor_brecq.engine.launch import ptq
 from mmrazor_brecq.engine.progress import Progress
+from mmrazor_brecq.engine.results import one_run
 from mmrazor_brecq.reconstruction import UnitReport
 
 from ..engine import conftest as demo_runs
@@ -436,3 +438,28 @@ def test_a_race_for_one_folder_has_one_winner(tmp_path):
     assert sorted(run.returncode for run in runs) == [0, 1]
     loser = said[[run.returncode for run in runs].index(1)]
     assert 'is in use by process' in loser and 'Traceback' not in loser
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'variable'),
+    [
+        ('pytorch', 'RANK'),
+        ('slurm', 'SLURM_PROCID'),
+        ('mpi', 'OMPI_COMM_WORLD_RANK'),
+    ],
+)
+def test_processes_of_one_run_share_its_lock(
+    tmp_path, monkeypatch, launcher, variable
+):
+    cfg = SimpleNamespace(work_dir=str(tmp_path / 'run'), launcher=launcher)
+    monkeypatch.setenv(variable, '0')
+    with one_run(cfg, 'again'):
+        monkeypatch.setenv(variable, '1')
+        with one_run(cfg, 'again'):
+            pass
+        assert (tmp_path / 'run' / 'run.lock').exists()
+        monkeypatch.setenv(variable, '0')
+        with pytest.raises(ValueError, match='is in use by'):
+            with one_run(cfg, 'again'):
+                raise AssertionError
+    assert not (tmp_path / 'run').exists()
