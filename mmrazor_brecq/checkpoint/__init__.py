@@ -9,6 +9,7 @@ from .files import (
     sweep,
     tensor_bytes,
     told_of_folder,
+    write_kept,
     write_whole,
 )
 from .format import decode, encode, is_encoded
@@ -51,5 +52,6 @@ __all__ = [
     'sweep',
     'tensor_bytes',
     'told_of_folder',
+    'write_kept',
     'write_whole',
 ]

@@ -177,6 +177,24 @@ def keep_older(path: str) -> None:
     )
 
 
+def write_kept(path: str, text: str) -> None:
+    """Write a text; what lies there and says something else is moved aside.
+
+    Args:
+        path (str): Where the file shall be.
+        text (str): All that is to be in it.
+
+    Raises:
+        OSError: As for :func:`write_whole`.
+    """
+    if osp.isfile(path):
+        with open(path, 'rb') as file:
+            if file.read() == text.encode():
+                return
+    keep_older(path)
+    write_whole(path, text)
+
+
 def remove_folder(folder: str) -> None:
     """Remove a folder: at every moment it is whole, or gone.
 

@@ -15,7 +15,6 @@ from ..algorithms import BRECQ
 from ..functional import is_extra
 from ..layers import quant_layers
 from ..quantizers import ActivationQuantizer
-from .io import named
 from .meta import short
 
 #: In every quantized checkpoint, and in no float one.
@@ -51,35 +50,30 @@ def check_tensors(state: Any) -> None:
             )
 
 
-def check_state(module: nn.Module, state: Any, path: str) -> None:
+def check_state(module: nn.Module, state: Any) -> None:
     """See that a state of a frozen unit belongs to a module.
 
     Args:
         module (nn.Module): What it is to be loaded into.
         state (dict[str, Tensor]): What a file has.
-        path (str): The file.
 
     Raises:
         ValueError: If its names or shapes are others.
     """
-    with named(path):
-        check_tensors(state)
-        own = module.state_dict()
-        other = sorted(
-            name
-            for name in {*own, *state}
-            if not is_extra(name)
-            and (
-                name not in own
-                or name not in state
-                or own[name].shape != state[name].shape
-            )
+    check_tensors(state)
+    own = module.state_dict()
+    other = sorted(
+        name
+        for name in {*own, *state}
+        if not is_extra(name)
+        and (
+            name not in own
+            or name not in state
+            or own[name].shape != state[name].shape
         )
-        if other:
-            raise ValueError(
-                f'it does not belong to this network ({short(other[0])}): '
-                'start a new run without --resume'
-            )
+    )
+    if other:
+        raise ValueError(f'{short(other[0])} is another one, or missing')
 
 
 def check_input_shape(shape: Any) -> None:

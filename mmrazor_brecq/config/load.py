@@ -201,6 +201,9 @@ def _check_dataset(key: str, dataset: Mapping) -> None:
 def find_key(cfg: Config, path: str) -> Optional[str]:
     """Return the key of a data set that names a file, with its value.
 
+    What a run writes into its folder is asked for by none whose images lie
+    around that folder.
+
     Args:
         cfg (Config): The config of a run.
         path (str): The file or folder.
@@ -209,15 +212,17 @@ def find_key(cfg: Config, path: str) -> Optional[str]:
         str: Text such as ``test_dataloader.dataset.ann_file='val.txt'``,
         that of the longest path if there are several; None if there is none.
     """
+    run = osp.abspath(cfg.get('work_dir') or osp.devnull)
+    is_own = _lies_in(path, run)
     found: dict[str, str] = {}
     for loader in ('test_dataloader', 'test_cfg.calibration.dataloader'):
         for prefix, dataset in _datasets(cfg, loader):
             root = dataset.get('data_root') or ''
             for key, text in _texts(prefix, dataset):
                 for named in (text, osp.join(root, text)):
-                    if f'{osp.abspath(path)}/'.startswith(
-                        f'{osp.abspath(osp.expanduser(named))}/'
-                    ):
+                    folder = osp.expanduser(named)
+                    around = is_own and _lies_in(osp.dirname(run), folder)
+                    if _lies_in(path, folder) and not around:
                         found.setdefault(named, f'{key}={text!r}')
     return found[max(found, key=len)] if found else None
 
@@ -232,6 +237,10 @@ def _texts(prefix: str, dataset: Mapping) -> Iterator[tuple[str, str]]:
             for inner, text in value.items():
                 if isinstance(text, str) and text:
                     yield f'{key}.{inner}', text
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return f'{osp.abspath(path)}/'.startswith(f'{osp.abspath(folder)}/')
 
 
 def check_writable(folder: str) -> None:

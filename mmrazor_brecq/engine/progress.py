@@ -94,8 +94,7 @@ class Progress:
                 raise ValueError('its checksum is another one')
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(
-                f'--resume: {path} is broken ({error}); start a '
-                'new run without --resume'
+                f'{path} is broken ({error}): {self._cure}'
             ) from error
         self.content = dict(self.content, **content)
         self._check(identity)
@@ -130,7 +129,7 @@ class Progress:
                 fits, problem = False, f'cannot be read ({why})'
             if not fits:
                 print_log(
-                    f'--resume: {path} {problem}: the unit '
+                    f'{path} {problem}: the unit '
                     f'{units[i]["name"] or "network"!r} and the '
                     f'{len(units) - i - 1} after it are done anew',
                     'current',
@@ -150,6 +149,11 @@ class Progress:
                 f'{" and ".join(other)} than this one. Give it the same, or '
                 'start a new run without --resume'
             )
+
+    @property
+    def _cure(self) -> str:
+        """What to do with what is no use; not every tool has a --resume."""
+        return f'remove {self.folder!r} to start from the beginning'
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -187,14 +191,13 @@ class Progress:
         path = self._path(path)
         try:
             state = load_tensors(path)
-            module = part(name)
+            check_state(part(name), state)
         except Exception as error:  # pickle raises whatever bytes make of it
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f'--resume: {path} is no unit of this network '
-                f'({first[:300]}): start a new run without --resume'
+                f'{path} is no unit of this network ({first[:300]}): '
+                f'{self._cure}'
             ) from error
-        check_state(module, state, path)
         return name, state
 
     def add_metrics(self, name: str, metrics: dict[str, float]) -> None:

@@ -31,6 +31,7 @@ from ..algorithms import BRECQ
 from ..checkpoint import (
     check_container,
     check_describable,
+    checksum_of,
     fingerprint,
     keep_older,
     remove_folder,
@@ -320,7 +321,7 @@ class PTQLoop(TestLoop):
             classes=list(dataset.get('classes', [])),
         )
         save_quantized(self.model, meta, checkpoint)
-        save_json(report, table)
+        save_json(dict(report, checksum=checksum_of(report)), table)
         self.runner.logger.info('\n' + closing_table(report))
         for worse in setback(report), outdone(report, earlier):
             if worse:

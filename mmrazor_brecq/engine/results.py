@@ -13,8 +13,16 @@ from glob import glob
 from typing import Any, Optional
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 
-from ..checkpoint import locked, read_quantized, sweep, told_of_folder
+from ..checkpoint import (
+    checksum_of,
+    locked,
+    once,
+    read_quantized,
+    sweep,
+    told_of_folder,
+)
 from ..config.safe import check_regular
 from .runners import missing_folders, remove_empty
 
@@ -87,21 +95,39 @@ def earlier_reports(folder: str) -> dict[str, dict[str, Any]]:
 
 
 def made_by(path: str, identity: Mapping[str, str]) -> bool:
-    """Whether a checkpoint or a report is whole, and of a certain run."""
+    """Whether a checkpoint or a report is whole, and of a certain run.
+
+    One that is there and not whole is told of: a run that goes on makes it
+    anew.
+    """
     try:
         if path.endswith('report.json'):
             found = _read_report(path).get('identity')
         else:
             found = read_quantized(path)['meta'].get('identity')
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        print_log(
+            f'--resume: {error}; the run makes it anew',
+            'current',
+            logging.WARNING,
+        )
         return False
     return found == identity
 
 
 def _read_report(path: str) -> dict[str, Any]:
     check_regular(path, 'a report')
-    with open(path, 'rb') as file:
-        content = json.loads(file.read())
-    if not isinstance(content, dict):
-        raise ValueError(f'{path} is no report')
+    try:
+        with open(path, 'rb') as file:
+            content = json.loads(file.read(), object_pairs_hook=once)
+        if not isinstance(content, dict):
+            raise ValueError(f'it holds {type(content).__name__}, no dict')
+        # Those of an earlier version have none.
+        checksum = content.pop('checksum', None)
+        if checksum not in (None, checksum_of(content)):
+            raise ValueError('its checksum is another one')
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path!r} is damaged ({error})') from error
     return content

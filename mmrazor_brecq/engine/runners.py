@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
 from mmengine.runner import Runner
 
-from ..checkpoint import keep_older, write_whole
+from ..checkpoint import write_kept
 from .loaders import build_dataloader
 
 
@@ -46,14 +46,9 @@ class RunOwner(Runner):
     @master_only
     def begin(self) -> None:
         """Write the config into the folder of the run."""
-        path = osp.join(self.work_dir, self.config_name)
-        text = config_text(self.cfg)
-        if osp.isfile(path):
-            with open(path) as file:
-                if file.read() == text:
-                    return
-        keep_older(path)
-        write_whole(path, text)
+        write_kept(
+            osp.join(self.work_dir, self.config_name), config_text(self.cfg)
+        )
 
     @property
     def config_name(self) -> str:

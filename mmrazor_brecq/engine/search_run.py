@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from ..activations import CachedBatches
 from ..algorithms import BRECQ
-from ..checkpoint import keep_older, load_float, locked, save_json, write_whole
+from ..checkpoint import keep_older, load_float, locked, save_json, write_kept
 from ..functional import in_grad_mode
 from ..mixed_precision import (
     BitSearch,
@@ -320,7 +320,7 @@ def _write_base(cfg: Config) -> str:
         if key not in ('work_dir', 'launcher', 'load_from', 'resume')
     }
     path = osp.join(cfg.work_dir, 'bits_base.py')
-    _write_text(Config(base).pretty_text, path)
+    write_kept(path, Config(base).pretty_text)
     return path
 
 
@@ -352,13 +352,8 @@ def _write(
     ]
     name = re.sub(r'[^\w.]+', '_', text.replace('<=', '_')).strip('_')
     path = osp.join(cfg.work_dir, f'bits_{name}.py')
-    _write_text('\n'.join(lines), path)
+    write_kept(path, '\n'.join(lines))
     return path
-
-
-def _write_text(text: str, path: str) -> None:
-    keep_older(path)
-    write_whole(path, text)
 
 
 def _costs(costs: Mapping[str, float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,12 +27,14 @@ from mmrazor_brecq.checkpoint import (
     save_tensors,
     sweep,
     told_of_folder,
+    write_kept,
     write_whole,
 )
 from mmrazor_brecq.engine import ptq_loop
 from mmrazor_brecq.engine.launch import ptq
+from mmrazor_brecq.engine.mistakes import construction
 from mmrazor_brecq.engine.progress import Progress
-from mmrazor_brecq.engine.results import one_run
+from mmrazor_brecq.engine.results import finished_metrics, one_run
 from mmrazor_brecq.reconstruction import UnitReport
 
 from ..engine import conftest as demo_runs
@@ -363,6 +366,98 @@ def test_a_damaged_unit_is_done_anew_with_the_same_bits(
     assert same(state(tmp_path / 'run'), state(folder))
     log = '\n'.join(x.read_text() for x in tmp_path.glob('run/*/*.log'))
     assert '0002.pth is damaged' in log and 'Resumes after 2' in log
+
+
+def copy_of(folder, run):
+    """A folder of a run that is done, as if it had been there."""
+    run.mkdir()
+    for name in ('quantized.pth', 'report.json'):
+        (run / name).write_bytes((folder / name).read_bytes())
+    return run
+
+
+@pytest.mark.parametrize(
+    'name, harm',
+    [
+        ('quantized.pth', lambda data: data[:-1]),
+        ('quantized.pth', lambda data: data.replace(data[500:501], b'!')),
+        ('report.json', lambda data: data[:-1]),
+        ('report.json', lambda data: b'[]'),
+        ('report.json', lambda data: data.replace(b'0.', b'1.', 1)),
+        ('report.json', lambda data: data.replace(b'"seed"', b'"sead"')),
+        ('report.json', lambda data: b'\xff' + data),
+        ('report.json', lambda data: b'[' * 99999),
+    ],
+)
+def test_what_a_run_that_is_done_left_is_looked_at(
+    finished, tmp_path, warnings_log, name, harm
+):
+    run = copy_of(finished[0], tmp_path / 'run')
+    identity = json.loads((run / 'report.json').read_text())['identity']
+    assert metrics_of(run, identity) == finished[1]
+    assert not warnings_log
+    (run / name).write_bytes(harm((run / name).read_bytes()))
+    assert metrics_of(run, identity) is None
+    (said,) = warnings_log
+    assert re.search(f"{name}'? is (damaged|no whole checkpoint)", said)
+    assert 'the run makes it anew' in said
+
+
+def metrics_of(run, identity):
+    """What is known of a run that is done, by its identity."""
+    paths = str(run / 'quantized.pth'), str(run / 'report.json')
+    return finished_metrics(*paths, identity)
+
+
+def test_damage_of_a_run_that_is_done_is_kept_aside(finished, quick, tmp_path):
+    folder, metrics = finished
+    run = copy_of(folder, tmp_path / 'run')
+    report = (run / 'report.json').read_text().replace('0.', '1.', 1)
+    (run / 'report.json').write_text(report)
+    assert ptq(quick(), FLOAT, resume=True) == metrics
+    assert same(state(run), state(folder))
+    assert (run / 'report.1.json').read_text() == report
+    assert not (run / 'quantized.1.pth').exists()
+    log = '\n'.join(x.read_text() for x in run.glob('*/*.log'))
+    assert "report.json' is damaged (its checksum is another one)" in log
+
+
+def test_a_report_of_an_earlier_version_counts(finished, tmp_path):
+    run = copy_of(finished[0], tmp_path / 'run')
+    content = json.loads((run / 'report.json').read_text())
+    del content['checksum']
+    (run / 'report.json').write_text(json.dumps(content))
+    assert metrics_of(run, content['identity']) == finished[1]
+
+
+def test_a_text_that_says_the_same_stays(tmp_path):
+    path = tmp_path / 'bits.py'
+    for text in ('a', 'a', 'b', 'b', 'ä'):
+        write_kept(str(path), text)
+    assert path.read_text() == 'ä'
+    assert (tmp_path / 'bits.1.py').read_text() == 'a'
+    assert (tmp_path / 'bits.2.py').read_text() == 'b'
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize('root', ['.', 'run', 'run/images'])
+def test_images_around_a_run_do_not_ask_for_its_own_files(
+    quick, tmp_path, root
+):
+    """Where its folder is gone while it starts, it says that."""
+    cfg = quick()
+    loaders = cfg.test_dataloader, cfg.test_cfg.calibration.dataloader
+    for loader in loaders:
+        loader.dataset.data_root = str(tmp_path / root)
+    with pytest.raises(FileNotFoundError, match='data_root=.* asks for'):
+        with construction(cfg):
+            open(tmp_path / root / 'images' / 'x')
+    if root == 'run':
+        return  # Nobody can tell whose file that is.
+    run = tmp_path / 'run'
+    with pytest.raises(OSError, match='The run in .* is gone; again'):
+        with told_of_folder(str(run), 'again'), construction(cfg):
+            open(run / '20200101_000000' / 'config.py', 'w')
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ def test_a_unit_runs_nothing_with_a_right_hash(tmp_path, monkeypatch):
     mark = tmp_path / 'ran'
     folder = progress_of(tmp_path / 'progress', file=Runs(str(mark)))
     progress = Progress(folder, dict(a='b'), True)
-    with pytest.raises(ValueError, match='0000.pth.*without --resume'):
+    with pytest.raises(ValueError, match='0000.pth.*: remove .*progress'):
         progress.units(dict({'0': torch.nn.Conv2d(3, 4, 3)}).__getitem__)
     assert not mark.exists()
 
