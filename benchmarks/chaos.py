@@ -29,8 +29,9 @@ from collections import Counter  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
-from chaos_harms import HARMS, VERDICTS, Trial, Wrong  # noqa: E402
+from chaos_harms import HARMS  # noqa: E402
 from chaos_runs import KINDS, Runs  # noqa: E402
+from chaos_trial import VERDICTS, Trial, Wrong  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Column, Table  # noqa: E402
