@@ -265,8 +265,8 @@ class SensitivityFile:
     def progress(self, bits: int) -> Progress:
         """Where the model of one width is kept until all is measured."""
         folder = self._folder(bits)
-        there = osp.exists(osp.join(folder, 'run.json'))
-        return Progress(folder, self.identity, there)
+        # A run may have been killed between its first unit and run.json.
+        return Progress(folder, self.identity, osp.exists(folder))
 
     def add(self, unit: str, loss: Pairwise) -> None:
         """Remember a unit."""

@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,7 @@ from mmrazor_brecq.engine.launch import ptq
 from mmrazor_brecq.engine.mistakes import construction
 from mmrazor_brecq.engine.progress import Progress
 from mmrazor_brecq.engine.results import finished_metrics, one_run
+from mmrazor_brecq.engine.sensitivity import SensitivityFile
 from mmrazor_brecq.reconstruction import UnitReport
 
 from ..engine import conftest as demo_runs
@@ -481,6 +483,19 @@ def test_a_disk_that_fails_midway_is_told_and_gone_on_with(
     assert not list(tmp_path.glob('run/run.lock'))
     assert ptq(quick(), FLOAT, resume=True) == metrics
     assert same(state(tmp_path / 'run'), state(folder))
+
+
+def test_a_search_killed_in_its_first_unit_leaves_nothing_aside(tmp_path):
+    file = SensitivityFile(str(tmp_path / 'sensitivity.json'), dict(a='b'))
+    first = Path(file.progress(4).folder)
+    (first / '0000.pth').write_bytes(b'before run.json')
+    progress = file.progress(4)
+    assert not progress.reports
+    progress.add_unit(UnitReport('a'), nn.Linear(1, 1))
+    assert [r.name for r in file.progress(4).reports] == ['a']
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+    file.forget([4])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_vanishes_midway_is_told(tmp_path):
