@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import resource
 import runpy
 import signal
@@ -234,15 +235,16 @@ class Runs:
 def content(folder: Path) -> dict[str, Any]:
     """Return what a run left, by name, but for its logs and figures.
 
-    Reports without what passes (:data:`PASSING`), configs without the name
-    of the folder, all else as it is.
+    Reports without what passes (:data:`PASSING`), all without the name of the
+    folder, all else as it is.
     """
     found: dict[str, Any] = {}
+    trials = re.escape(bytes(folder.parents[1])) + rb'/\d+/run'
     for path in sorted(folder.rglob('*')):
         name = str(path.relative_to(folder))
         if path.is_dir() or name[0].isdigit() or path.suffix == '.png':
             continue
-        found[name] = path.read_bytes().replace(bytes(folder), b'')
+        found[name] = re.sub(trials, b'', path.read_bytes())
         if path.suffix == '.json':
             with suppress(ValueError):  # Then it is damaged.
                 found[name] = json.loads(found[name], object_hook=lasting)

@@ -62,9 +62,14 @@ class Trial:
         run.end(self.chance.uniform(0, self.alone.seconds))
         return run.kill()
 
-    def equals(self) -> bool:
-        """Return whether the folder has all that it would have anyway."""
-        return content(self.folder) == self.alone.content
+    def others(self) -> list[str]:
+        """Return what is not as a run that was left alone leaves it."""
+        found, expected = content(self.folder), self.alone.content
+        return sorted(
+            name
+            for name in {*found, *expected}
+            if found.get(name) != expected.get(name)
+        )
 
     def goes_on(self) -> None:
         """Let the run go on to its end.
@@ -74,17 +79,11 @@ class Trial:
         """
         run = self.start(resume=True)
         if ended(run):
-            raise Wrong(f'does not go on: {run.said[-500:]}')
+            raise Wrong(f'does not go on: {run.said[-1500:]}')
         if self.kind == 'search':  # One that was done is done once more.
             forget_kept(self.folder)
-        if not self.equals():
-            found, expected = content(self.folder), self.alone.content
-            other = sorted(
-                name
-                for name in {*found, *expected}
-                if found.get(name) != expected.get(name)
-            )
-            raise Wrong(f'other than a run that was left alone: {other}')
+        if others := self.others():
+            raise Wrong(f'other than a run that was left alone: {others}')
 
 
 def ended(run: Run) -> int:

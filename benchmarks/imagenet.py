@@ -174,7 +174,8 @@ def row(
                 stdout=subprocess.DEVNULL,
             )
     (goal, labels), (logits, _) = (
-        torch.load(osp.join(work, 'answers.pth')) for work in works
+        torch.load(osp.join(work, 'answers.pth'), weights_only=True)
+        for work in works
     )
     with open(osp.join(work, 'run.json')) as file:
         run = json.load(file)
