@@ -15,8 +15,8 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 import mmrazor_brecq
-from mmrazor_brecq.configs import load_config
-from mmrazor_brecq.engine import bit_search, launch  # noqa: F401
+from mmrazor_brecq.config.load import load_config
+from mmrazor_brecq.engine import launch, search_run  # noqa: F401
 
 CONFIG = """
 _base_ = [

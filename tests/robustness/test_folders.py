@@ -36,7 +36,7 @@ from mmrazor_brecq.engine.launch import ptq
 from mmrazor_brecq.engine.mistakes import construction
 from mmrazor_brecq.engine.progress import Progress
 from mmrazor_brecq.engine.results import finished_metrics, one_run
-from mmrazor_brecq.engine.sensitivity import SensitivityFile
+from mmrazor_brecq.engine.sensitivity_run import SensitivityFile
 from mmrazor_brecq.reconstruction import UnitReport
 
 from ..engine import conftest as demo_runs
