@@ -56,12 +56,12 @@ def train(cfg: Config) -> None:
     from mmengine.runner import Runner
 
     from mmrazor_brecq.checkpoint import save_tensors
-    from mmrazor_brecq.engine.loaders import build_dataloader
+    from mmrazor_brecq.engine import loaders
 
     class WatchingRunner(Runner):
         """Names images that cannot be read."""
 
-        build_dataloader = staticmethod(build_dataloader)
+        build_dataloader = staticmethod(loaders.build_dataloader)
 
     register_wrapper()
     runner = WatchingRunner.from_cfg(cfg)

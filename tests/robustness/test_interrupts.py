@@ -40,8 +40,12 @@ class Run:
         # `code` runs before the tool, in its process.
         start = [script] if code is None else ['-c', code, script]
         options = ['--work-dir', folder / 'run', *args]
+        if tool == 'train':
+            config = [ROOT / 'configs/float/resnet18_fashion-mnist.py']
+        else:
+            config = [ROOT / CONFIG, FLOAT]
         self.process = subprocess.Popen(
-            [sys.executable, *start, ROOT / CONFIG, FLOAT, *options],
+            [sys.executable, *start, *config, *options],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -345,3 +349,35 @@ def test_at_random_again_and_again_it_ends_with_the_same_bits(
     assert last.end()[0] == 0
     check_whole(tmp_path / 'run')
     assert (tmp_path / 'run/quantized.pth').read_bytes() == bits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('epoch', [1, 2, 3])
+def test_a_training_goes_on_from_a_whole_checkpoint(tmp_path, epoch):
+    """mmengine removes old ones before it has written the next."""
+    place = 'mmengine.fileio.backends.local_backend:LocalBackend.put'
+    demo = ROOT / 'demo/fashion_mnist'
+    options = [
+        '--cfg-options',
+        'train_cfg.max_epochs=3',
+        'train_dataloader.dataset.indices=64',
+        f'train_dataloader.dataset.data_root={demo}',
+        'train_dataloader.dataset.images=calib-images-idx3-ubyte.gz',
+        'train_dataloader.dataset.labels=calib-labels-idx1-ubyte.gz',
+        'val_dataloader.dataset.indices=64',
+        f'val_dataloader.dataset.data_root={demo}',
+    ]
+    halved = AT.replace(
+        '    setattr(holder, attribute, before)\n',
+        '    interrupted.calls = getattr(interrupted, "calls", 0) + 1\n'
+        f'    if interrupted.calls < {epoch}:\n'
+        '        return before(*args, **kwargs)\n'
+        '    with open(args[-1], "wb") as file:\n'
+        '        file.write(b"half")\n',
+    ).format(place=place, times=1, by='SIGINT')
+    run = Run(tmp_path, *options, code=halved, tool='train')
+    assert '--resume' in is_told(*run.end())
+    again = Run(tmp_path, '--resume', *options, tool='train')
+    status, error = again.end()
+    assert status == 0, error
+    assert (tmp_path / 'run/float.pth').exists()
