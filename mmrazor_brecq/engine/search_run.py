@@ -254,7 +254,7 @@ def _front(search: BitSearch, name: str) -> list[dict[str, Any]]:
     nearly exact, and in little time.
     """
     low = search.smallest(name)
-    high = search.costs_of(search.widest())[name]
+    high = search.costs_of(search.largest())[name]
     limits = np.geomspace(low * (1 + 1e-9), max(low, high), FRONT)
     searcher = ExactSearch(time_limit=5, gap=1e-3)
     found = []

@@ -29,11 +29,11 @@ from ..checkpoint import (
 from ..config.safe import check_regular
 from ..graph import PartitionConfig, copy_network
 from ..mixed_precision import (
-    Alone,
     Choice,
     CostModel,
     FisherError,
     ModelShape,
+    OnFloatInputs,
     Pairwise,
     SearcherConfig,
     SearchSpace,
@@ -421,7 +421,7 @@ def uniform_models(
         tuple[dict[int, BRECQ], nn.Module]: Frozen models by their width,
         and the folded float network.
     """
-    reconstructor = Alone(
+    reconstructor = OnFloatInputs(
         TASK_UTILS.build(settings.reconstructor)
         if settings.reconstructor
         else model.reconstructor

@@ -22,7 +22,7 @@ from .trace import is_rgb, trace
 
 @dataclass
 class Options:
-    """What a user chooses about a file.
+    """Choices of a user about a file.
 
     Args:
         target (Target): Runtime that it is for.

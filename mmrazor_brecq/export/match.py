@@ -33,7 +33,7 @@ TIE_OF_LARGEST = 1e-5
 
 @dataclass
 class LayerMatch:
-    """How far one layer or quantizer of the file is from that in torch.
+    """Difference of one layer or quantizer between the file and torch.
 
     Both get the same input, and their outputs are rounded to the same
     integers: those of the quantizer itself; for a layer those of the

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass
 class OutputMatch:
-    """How far the outputs of a file are from those of the network in torch.
+    """Difference of the outputs between a file and its network in torch.
 
     Attributes:
         runtime (str): Runtime that ran the file.

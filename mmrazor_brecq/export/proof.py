@@ -1,4 +1,4 @@
-"""The result of comparing a file with its network, and what falls short."""
+"""Result of comparing a file with its network, and what falls short."""
 
 from __future__ import annotations
 

@@ -3,21 +3,20 @@ from .budget import Budget, parse_budget, parse_uniform
 from .choices import Choice, SearchSpace, find_choices
 from .cost import BitOperations, CostModel, LatencyTable, WeightBytes
 from .errors import FisherDiagError, FisherError
+from .exact_search import ExactSearch
+from .genetic_search import GeneticSearch
 from .pairwise import Pairwise
 from .search import (
-    ExactSearch,
-    GeneticSearch,
     Infeasible,
     Problem,
     Searcher,
     SearcherConfig,
     Solution,
 )
-from .sensitivity import Alone, measure, uniform
+from .sensitivity import OnFloatInputs, measure, uniform
 from .shapes import CallShape, LayerShape, ModelShape, model_shape
 
 __all__ = [
-    'Alone',
     'BitOperations',
     'BitSearch',
     'Budget',
@@ -32,6 +31,7 @@ __all__ = [
     'LatencyTable',
     'LayerShape',
     'ModelShape',
+    'OnFloatInputs',
     'Pairwise',
     'Problem',
     'SearchSpace',

@@ -1,4 +1,4 @@
-"""A model, what its widths do to the loss, and what they cost: to search."""
+"""Search the bit widths of a model within budgets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..registry import TASK_UTILS
 from .budget import Budget
 from .choices import KINDS, Choice, SearchSpace
 from .cost import CostModel, LayerBits
+from .exact_search import ExactSearch
 from .pairwise import BitWidths, Pairwise
 from .search import (
-    ExactSearch,
     Infeasible,
     Problem,
     Searcher,
@@ -23,17 +23,17 @@ from .shapes import ModelShape
 
 
 class BitSearch:
-    """Searches the widths of a model within budgets.
+    """Search of the bit widths of one model.
 
     Args:
-        space (SearchSpace): Which widths are allowed.
+        space (SearchSpace): Which bit widths are allowed.
         shape (ModelShape): What costs depend on.
-        bits (dict): Bit widths of the config, which hold where there is no
-            choice.
+        bits (dict): Bits of the config, for layers without a choice.
         choices (list[Choice]): What there is to choose.
-        loss (Pairwise): What the choices do to the loss.
-        costs (list[CostModel]): What can be limited.
-        searcher (dict): How to search.
+        loss (Pairwise): Loss as a function of the choices.
+        costs (list[CostModel]): Costs that a budget can limit.
+        searcher (dict, optional): Config of the searcher; by default an
+            exact one.
     """
 
     def __init__(
@@ -53,118 +53,161 @@ class BitSearch:
         self.loss = loss.bounded()
         self.costs = {cost.name: cost for cost in costs}
         self.searcher = TASK_UTILS.build(searcher or dict(type='ExactSearch'))
-        self.leaders, self.widths = space.common(choices)
-        self.free_loss = self.loss.restricted(self.leaders, self.widths)
+        self.leaders, self.bit_widths = space.common(choices)
+        self.free_loss = self.loss.restricted(self.leaders, self.bit_widths)
 
     def cost(self, name: str) -> Pairwise:
-        """A cost as a function of the choices that are free."""
-        whole = self.costs[name].pairwise(
+        """Return a cost as a function of the choices that are free.
+
+        Args:
+            name (str): Name of the cost model.
+        """
+        cost = self.costs[name].pairwise(
             self.shape,
             self.bits,
             self.choices,
-            {c.name: self.widths[self.leaders[c.name]] for c in self.choices},
+            {
+                choice.name: self.bit_widths[self.leaders[choice.name]]
+                for choice in self.choices
+            },
         )
-        return whole.restricted(self.leaders, self.widths)
+        return cost.restricted(self.leaders, self.bit_widths)
 
     def solve(
         self, budget: Budget, searcher: Optional[Searcher] = None
     ) -> Solution:
-        """The widths of least loss.
+        """Find the bit widths with the smallest loss within a budget.
 
         Args:
-            budget (Budget): What to keep to.
-            searcher (callable, optional): In place of the one of the search.
+            budget (Budget): Limits of costs.
+            searcher (callable, optional): Replaces the configured one.
+
+        Returns:
+            Solution: Bits of every free choice.
 
         Raises:
-            ValueError: If no widths keep to the budget; it names the
-                smallest that some do.
+            ValueError: If no bit widths keep to the budget; the message
+                names the smallest feasible one.
         """
         limits = [
             (self.cost(name), limit) for name, limit in budget.limits.items()
         ]
         try:
             return (searcher or self.searcher)(
-                Problem(self.free_loss, self.widths, limits)
+                Problem(self.free_loss, self.bit_widths, limits)
             )
         except Infeasible as error:
             raise ValueError(self._infeasible(budget)) from error
 
     def check(self, budget: Budget) -> None:
-        """See that some widths keep to a budget: that needs costs alone.
+        """Check that some bit widths keep to a budget; this needs no loss.
+
+        Args:
+            budget (Budget): Limits of costs.
 
         Raises:
-            ValueError: If none do; it names what can be reached.
+            ValueError: If none do; the message names the smallest feasible
+                budget.
         """
-        with suppress(TimeoutError):  # Then it shows in the search.
+        with suppress(TimeoutError):  # The search itself will report it.
             self.solve(budget, ExactSearch())
 
     def _infeasible(self, budget: Budget) -> str:
-        """Say what can be reached."""
-        widest = self.costs_of(self.widest())
-        least = {name: self.smallest(name) for name in budget.limits}
-        words = (
-            f'No widths keep to the budget {budget.text!r}: the smallest '
+        """Return a message that names what can be reached."""
+        largest = self.costs_of(self.largest())
+        smallest = {name: self.smallest(name) for name in budget.limits}
+        message = (
+            f'No bit widths keep to the budget {budget.text!r}: the smallest '
             'feasible one is '
-            + ' or '.join(f'{name}<={x:.12g}' for name, x in least.items())
+            + ' or '.join(f'{name}<={x:.12g}' for name, x in smallest.items())
             + ', the largest model has '
-            + ' and '.join(f'{name} {widest[name]:.12g}' for name in least)
+            + ' and '.join(f'{name} {largest[name]:.12g}' for name in smallest)
         )
-        if all(x <= budget.limits[name] for name, x in least.items()):
-            words += ' (each limit can be kept, but not all of them together)'
+        if all(x <= budget.limits[name] for name, x in smallest.items()):
+            message += (
+                ' (each limit can be kept, but not all of them together)'
+            )
         return (
-            f'{words}. Raise it, or allow narrower widths '
+            f'{message}. Raise it, or allow fewer bits '
             '(`mixed_precision.bits`, `.allowed`)'
         )
 
     def smallest(self, name: str) -> float:
-        """The least that a cost can be."""
-        return ExactSearch()(Problem(self.cost(name), self.widths)).loss
+        """Return the smallest value that a cost can have."""
+        problem = Problem(self.cost(name), self.bit_widths)
+        return ExactSearch()(problem).loss
 
     def found(self, bits: BitWidths) -> LayerBits:
-        """Bits of weight and input of every layer.
+        """Return the bits of weight and input of every layer.
 
         Args:
-            bits (dict[str, int]): Width of every choice that is free, as in
+            bits (dict[str, int]): Bits of every choice that is free, as in
                 a solution.
         """
-        return self._widths(lambda choice: bits[self.leaders[choice.name]])
+        return self._layer_bits(lambda choice: bits[self.leaders[choice.name]])
 
-    def widest(self) -> LayerBits:
-        """Bit widths of every layer if all are as wide as they may be."""
-        return self.found({name: max(w) for name, w in self.widths.items()})
+    def largest(self) -> LayerBits:
+        """Return the bits of every layer if all have as many as allowed."""
+        return self.found(
+            {name: max(b) for name, b in self.bit_widths.items()}
+        )
 
     def uniform(
         self, weight: int, activation: Optional[int] = None
     ) -> LayerBits:
-        """Bit widths of every layer if all that may be chosen are equal.
+        """Return the bits of every layer if all choices are equal.
 
         Args:
-            weight (int): Width of weights.
-            activation (int, optional): Width of activations; that of the
-                config by default.
+            weight (int): Bits of weights.
+            activation (int, optional): Bits of activations; by default those
+                of the config.
         """
-        widths = dict(weight=weight, activation=activation)
-        return self._widths(lambda choice: widths[choice.kind])
+        bits = dict(weight=weight, activation=activation)
+        return self._layer_bits(lambda choice: bits[choice.kind])
 
-    def _widths(self, width: Callable[[Choice], Optional[int]]) -> LayerBits:
-        bits = {name: list(pair) for name, pair in self.bits.items()}
+    def _layer_bits(
+        self, bits_of: Callable[[Choice], Optional[int]]
+    ) -> LayerBits:
+        """Return the bits of every layer, some of them chosen.
+
+        Args:
+            bits_of (callable): Returns the bits of a choice; None keeps
+                those of the config.
+        """
+        weights = {name: bits[0] for name, bits in self.bits.items()}
+        inputs = {name: bits[1] for name, bits in self.bits.items()}
         for choice in self.choices:
+            bits = bits_of(choice)
+            if bits is None:
+                continue
             for layer in choice.layers:
-                chosen = width(choice)
-                if chosen is not None:
-                    bits[layer][KINDS.index(choice.kind)] = chosen
-        return {name: (w, a) for name, (w, a) in bits.items()}  # type: ignore
+                if choice.kind == 'weight':
+                    weights[layer] = bits
+                else:
+                    inputs[layer] = bits
+        return {name: (weights[name], inputs[name]) for name in self.bits}
 
     def costs_of(self, bits: LayerBits) -> dict[str, float]:
-        """Every cost of a model."""
+        """Return every cost of a model.
+
+        Args:
+            bits (dict): Bits of weight and input of every layer.
+        """
         return {k: cost.of(self.shape, bits) for k, cost in self.costs.items()}
 
     def loss_of(self, bits: LayerBits) -> Optional[float]:
-        """The predicted loss of a model, where its widths were measured."""
-        widths = {
-            choice.name: bits[choice.layers[0]][KINDS.index(choice.kind)]
-            for choice in self.choices
-        }
-        if not set(widths.values()) <= set(self.space.bits):
-            return None
-        return self.loss(widths)  # type: ignore[arg-type]
+        """Return the predicted loss of a model, in nats an image.
+
+        Args:
+            bits (dict): Bits of weight and input of every layer.
+
+        Returns:
+            float: The loss; None if some of these bits were not measured.
+        """
+        chosen: dict[str, int] = {}
+        for choice in self.choices:
+            layer_bits = bits[choice.layers[0]][KINDS.index(choice.kind)]
+            if layer_bits is None or layer_bits not in self.space.bits:
+                return None
+            chosen[choice.name] = layer_bits
+        return self.loss(chosen)

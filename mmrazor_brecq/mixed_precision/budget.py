@@ -1,22 +1,27 @@
-"""Budgets as they are written: ``weight_bytes<=0.4MB, bops<=1.5G``."""
+"""Read budgets, such as ``weight_bytes<=0.4MB, bops<=1.5G``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Optional
 
 from .cost import CostModel
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits that hold together.
+    """Limits of one or several costs, all of which have to be kept.
 
     Attributes:
-        text (str): As it was written.
-        limits (dict[str, float]): The most of each cost, by the cost
-            model's name and in its own unit.
+        text (str): The budget as the user wrote it.
+        limits (dict[str, float]): Largest value of each cost, by the name
+            of the cost model and in its own unit.
+
+    Example:
+        >>> parse_budget('weight_bytes<=2kB', dict(weight_bytes=WeightBytes()))
+        Budget(text='weight_bytes<=2kB', limits={'weight_bytes': 2000.0})
     """
 
     text: str
@@ -30,12 +35,12 @@ def parse_budget(text: str, costs: Mapping[str, CostModel]) -> Budget:
     """Read a budget.
 
     Args:
-        text (str): One limit or several with commas between them.
-        costs (dict[str, CostModel]): What can be limited, by name.
+        text (str): One limit, or several with commas between them.
+        costs (dict[str, CostModel]): Costs that can be limited, by name.
 
     Raises:
-        ValueError: If it is no budget, or if a cost or a unit of measure is
-            unknown.
+        ValueError: If the text is no budget, or if a cost or a unit of
+            measure is unknown.
     """
     limits = {}
     for part in text.split(','):
@@ -67,14 +72,18 @@ def parse_budget(text: str, costs: Mapping[str, CostModel]) -> Budget:
     return Budget(text, limits)
 
 
-def parse_uniform(text: str) -> tuple[int, int | None]:
+def parse_uniform(text: str) -> tuple[int, Optional[int]]:
     """Read the name of a uniform model: ``w3`` or ``w3a4``.
 
+    Args:
+        text (str): The name, in upper or lower case.
+
     Returns:
-        tuple: Width of weights, and of activations if it is given.
+        tuple[int, int | None]: Bits of weights and of activations, None if
+        the name has no part for activations.
 
     Raises:
-        ValueError: If it is no such name.
+        ValueError: If the text is no such name.
     """
     found = re.fullmatch(r'w([2-8])(?:a([2-8]))?', text.lower())
     if not found:

@@ -1,4 +1,4 @@
-"""What there is to choose: the widths of weights, and of activations."""
+"""Find what there is to choose: the bits of weights and of activations."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Annotated, Literal, Optional, Union
 from pydantic import Field
 
 from ..algorithms import BRECQ
-from ..graph import Door
+from ..graph import Door, Unit
 from ..validation import Bits, Config, validated
 
 KINDS = ('weight', 'activation')
 
-#: An allowed width, several, or either by kind.
+#: One allowed bit width, or several.
 SomeBits = Union[Bits, Sequence[Bits]]
 
 
 @dataclass
 class AllowedByKind:
-    """Allowed widths of a layer's weight, its input, or both."""
+    """Allowed bit widths of a layer's weight, its input, or both."""
 
     weight: Optional[SomeBits] = None
     activation: Optional[SomeBits] = None
@@ -33,32 +33,38 @@ Allowed = Union[SomeBits, Annotated[dict, Config(AllowedByKind)]]
 
 @dataclass(frozen=True)
 class Choice:
-    """One width to choose.
+    """One bit width to choose.
 
     Attributes:
         kind (str): ``weight`` or ``activation``.
         unit (str): Name of the unit.
-        layers (tuple[str]): The layer; of an activation that several
-            layers of the unit take, all of them.
-        place (int, optional): Which of the unit's input tensors it is, of
-            an activation that is quantized at the unit's door.
+        layers (tuple[str]): Name of the layer; for an activation, of all
+            layers of the unit that take it.
+        position (int, optional): For an activation that is quantized at the
+            unit's door, its position among the unit's input tensors.
     """
 
     kind: str
     unit: str
     layers: tuple[str, ...]
-    place: Optional[int] = None
+    position: Optional[int] = None
 
     @property
     def name(self) -> str:
-        """Such as ``backbone.layer1.0.conv1.weight``."""
+        """Return a name, such as ``backbone.layer1.0.conv1.weight``."""
         return f'{self.layers[0]}.{self.kind}'
 
 
 def choice_of(
     choices: Sequence[Choice], kind: str, layer: str
 ) -> Optional[Choice]:
-    """The choice that decides a layer's width, if there is one."""
+    """Return the choice that decides the bits of a layer, if there is one.
+
+    Args:
+        choices (list[Choice]): All choices.
+        kind (str): ``weight`` or ``activation``.
+        layer (str): Name of the layer.
+    """
     return next(
         (c for c in choices if c.kind == kind and layer in c.layers), None
     )
@@ -67,25 +73,34 @@ def choice_of(
 @validated
 @dataclass
 class SearchSpace:
-    """Which widths are searched, and what a device or a user asks for.
+    """Bit widths that are searched, and constraints of a device or a user.
 
-    What ``quantization.first_last_bits`` and ``quantization.bit_overrides``
-    decide stays as it is: it is no choice.
+    Layers whose bits ``quantization.first_last_bits`` or
+    ``quantization.bit_overrides`` decide are not searched.
 
     Args:
         bits (list[int]): Bit widths to choose from, 2 to 8.
         kinds (list[str]): What is searched: ``weight``, ``activation`` or
-            both; the other keeps the width of ``quantization``.
+            both; the other kind keeps the bits of ``quantization``.
         allowed (dict): By layer name or pattern of :mod:`fnmatch`, the
-            width or widths that a layer may have, or ``dict(weight=...,
-            activation=...)`` with either key. All that match hold.
+            bit width or widths that a layer may have, or ``dict(weight=...,
+            activation=...)`` with either key. All entries that match hold.
         shared (list[list[str]]): Groups of names or patterns: all layers
-            that a group matches take one width.
+            that a group matches take the same bits.
+
+    Example:
+        In a config::
+
+            mixed_precision = dict(
+                bits=[2, 3, 4, 8],
+                allowed={'backbone.layer1.*': [4, 8]},
+                shared=[['backbone.layer1.*.conv2']],
+            )
     """
 
     bits: Annotated[
         Sequence[Bits],
-        Field(min_length=2, description='two or more widths from 2 to 8'),
+        Field(min_length=2, description='two or more bit widths from 2 to 8'),
     ] = (2, 3, 4, 5, 6, 7, 8)
     kinds: Annotated[
         Sequence[Literal['weight', 'activation']], Field(min_length=1)
@@ -98,50 +113,73 @@ class SearchSpace:
         if len(self.bits) < 2:
             raise ValueError(
                 f'mixed_precision.bits={list(self.bits)}, expected two or '
-                'more widths from 2 to 8'
+                'more bit widths from 2 to 8'
             )
 
-    def widths(self, choices: Sequence[Choice]) -> dict[str, tuple[int, ...]]:
-        """The widths that each choice may have.
+    def bit_widths(
+        self, choices: Sequence[Choice]
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the bit widths that each choice may have.
 
         Args:
-            choices (list[Choice]): The choices.
+            choices (list[Choice]): All choices.
+
+        Returns:
+            dict[str, tuple[int]]: By the names of the choices.
 
         Raises:
-            ValueError: If a pattern matches no layer, or nothing is left.
+            ValueError: If a pattern matches no layer, or a choice has no
+                bit width left.
         """
-        widths = {choice.name: tuple(self.bits) for choice in choices}
+        allowed = {choice.name: tuple(self.bits) for choice in choices}
         for pattern, value in self.allowed.items():
-            by_kind = (
-                value
-                if isinstance(value, Mapping)
-                else dict.fromkeys(self.kinds, value)
-            )
-            if not set(by_kind) <= set(self.kinds):
-                raise ValueError(
-                    f'mixed_precision.allowed[{pattern!r}] has the keys '
-                    f'{sorted(by_kind)}, and searched is only '
-                    f'{" and ".join(self.kinds)} (`mixed_precision.kinds`)'
-                )
-            found = self._matches(choices, pattern, 'allowed')
-            for choice in found:
-                only = by_kind.get(choice.kind)
-                if only is None:
+            by_kind = self._by_kind(pattern, value)
+            for choice in self._matches(choices, pattern, 'allowed'):
+                some = by_kind.get(choice.kind)
+                if some is None:
                     continue
-                few = {only} if isinstance(only, int) else set(only)
-                left = tuple(b for b in widths[choice.name] if b in few)
-                if not left:
+                before = allowed[choice.name]
+                some = (some,) if isinstance(some, int) else some
+                allowed[choice.name] = tuple(b for b in before if b in some)
+                if not allowed[choice.name]:
                     raise ValueError(
                         f'mixed_precision.allowed[{pattern!r}]={value!r} '
-                        f'leaves no width for {choice.name}, which may have '
-                        f'{widths[choice.name]}: change it or '
-                        '`mixed_precision.bits`'
+                        f'leaves no bit width for {choice.name}, which may '
+                        f'have {before}: change it or `mixed_precision.bits`'
                     )
-                widths[choice.name] = left
-        return widths
+        return allowed
+
+    def _by_kind(
+        self, pattern: str, value: Allowed
+    ) -> Mapping[str, Optional[SomeBits]]:
+        """Return an entry of ``allowed`` by ``weight`` and ``activation``.
+
+        Raises:
+            ValueError: If it has a kind that is not searched.
+        """
+        if not isinstance(value, Mapping):
+            return dict.fromkeys(self.kinds, value)
+        if not set(value) <= set(self.kinds):
+            raise ValueError(
+                f'mixed_precision.allowed[{pattern!r}] has the keys '
+                f'{sorted(value)}, and searched is only '
+                f'{" and ".join(self.kinds)} (`mixed_precision.kinds`)'
+            )
+        return value
 
     def leaders(self, choices: Sequence[Choice]) -> dict[str, str]:
-        """For each choice, by name, the one whose width it takes."""
+        """Return, for each choice, the name of the one whose bits it takes.
+
+        Args:
+            choices (list[Choice]): All choices.
+
+        Returns:
+            dict[str, str]: By the names of the choices; one that is free
+            leads itself.
+
+        Raises:
+            ValueError: If a pattern matches no layer.
+        """
         leaders = {choice.name: choice.name for choice in choices}
         for group in self.shared:
             members = [
@@ -150,28 +188,36 @@ class SearchSpace:
                 for choice in self._matches(choices, pattern, 'shared')
             ]
             for kind in KINDS:
-                names = [leaders[c.name] for c in members if c.kind == kind]
+                merged = [leaders[c.name] for c in members if c.kind == kind]
                 for name, leader in leaders.items():
-                    if leader in names:
-                        leaders[name] = names[0]
+                    if leader in merged:
+                        leaders[name] = merged[0]
         return leaders
 
     def common(
         self, choices: Sequence[Choice]
     ) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
-        """Leaders, and the widths that each may have with all who follow.
+        """Return the leaders, and the bit widths that each may have.
+
+        Args:
+            choices (list[Choice]): All choices.
+
+        Returns:
+            tuple[dict, dict]: What :meth:`leaders` returns; and by the name
+            of each leader, the bit widths that all who follow it allow.
 
         Raises:
-            ValueError: If those that share a width have none in common.
+            ValueError: If choices that share their bits have no bit width
+                in common.
         """
-        leaders, widths = self.leaders(choices), self.widths(choices)
+        leaders, allowed = self.leaders(choices), self.bit_widths(choices)
         common: dict[str, tuple[int, ...]] = {}
         for name, leader in leaders.items():
-            before = common.get(leader, widths[name])
-            common[leader] = tuple(b for b in before if b in widths[name])
+            before = common.get(leader, allowed[name])
+            common[leader] = tuple(b for b in before if b in allowed[name])
             if not common[leader]:
                 raise ValueError(
-                    f'{name} shares its width with {leader} by '
+                    f'{name} shares its bits with {leader} by '
                     '`mixed_precision.shared`, and `mixed_precision.allowed` '
                     'leaves them none in common'
                 )
@@ -180,6 +226,16 @@ class SearchSpace:
     def _matches(
         self, choices: Sequence[Choice], pattern: str, key: str
     ) -> list[Choice]:
+        """Return the choices that a pattern matches.
+
+        Args:
+            choices (list[Choice]): All choices.
+            pattern (str): Name or pattern of layers.
+            key (str): Key of the config that has the pattern.
+
+        Raises:
+            ValueError: If there are none.
+        """
         found = [
             choice
             for choice in choices
@@ -189,7 +245,7 @@ class SearchSpace:
             layers = dict.fromkeys(n for c in choices for n in c.layers)
             raise ValueError(
                 f'{pattern!r} in `mixed_precision.{key}` matches no layer '
-                f'whose width is searched; these are {", ".join(layers)}'
+                f'whose bits are searched; these are {", ".join(layers)}'
             )
         return found
 
@@ -197,12 +253,13 @@ class SearchSpace:
 def find_choices(
     models: Mapping[int, BRECQ], kinds: Sequence[str]
 ) -> list[Choice]:
-    """What is free in a model.
+    """Find the bits that a config leaves free.
 
     Args:
-        models (dict[int, BRECQ]): Prepared models, by the width that all
-            layers have but those that the config decides.
-        kinds (list[str]): What is searched.
+        models (dict[int, BRECQ]): Prepared models, by the bits that all
+            layers have except those that the config decides.
+        kinds (list[str]): What is searched: ``weight``, ``activation`` or
+            both.
 
     Returns:
         list[Choice]: In the order of the units.
@@ -211,9 +268,9 @@ def find_choices(
         ValueError: If nothing is free.
     """
 
-    def free(layer: str, kind: str) -> bool:
-        place = KINDS.index(kind)
-        return all(m.bits[layer][place] == b for b, m in models.items())
+    def is_free(layer: str, kind: str) -> bool:
+        index = KINDS.index(kind)
+        return all(m.bits[layer][index] == b for b, m in models.items())
 
     choices: list[Choice] = []
     units = next(iter(models.values())).units
@@ -222,27 +279,37 @@ def find_choices(
             choices += [
                 Choice('weight', unit.name, (layer,))
                 for layer in unit.layers
-                if free(layer, 'weight')
+                if is_free(layer, 'weight')
             ]
-        if 'activation' not in kinds:
-            continue
-        at_door: set[str] = set()
-        door = getattr(unit.module, 'door', None)
-        if isinstance(door, Door):
-            for place, readers in door.readers.items():
-                at_door.update(readers)
-                if all(free(layer, 'activation') for layer in readers):
-                    choices.append(
-                        Choice('activation', unit.name, readers, place)
-                    )
-        choices += [
-            Choice('activation', unit.name, (layer,))
-            for layer in unit.layers
-            if layer not in at_door and free(layer, 'activation')
-        ]
+        if 'activation' in kinds:
+            choices += [
+                choice
+                for choice in _activations(unit)
+                if all(is_free(name, 'activation') for name in choice.layers)
+            ]
     if not choices:
         raise ValueError(
             'No layer is free: `quantization.first_last_bits` and '
-            '`quantization.bit_overrides` decide all widths'
+            '`quantization.bit_overrides` decide the bits of all layers'
         )
     return choices
+
+
+def _activations(unit: Unit) -> list[Choice]:
+    """Return the quantized activations of a unit, those at its door first.
+
+    Args:
+        unit (Unit): Of a prepared model.
+    """
+    door = getattr(unit.module, 'door', None)
+    readers = door.readers if isinstance(door, Door) else {}
+    choices = [
+        Choice('activation', unit.name, layers, position)
+        for position, layers in readers.items()
+    ]
+    at_door = set(chain.from_iterable(readers.values()))
+    return choices + [
+        Choice('activation', unit.name, (layer,))
+        for layer in unit.layers
+        if layer not in at_door
+    ]

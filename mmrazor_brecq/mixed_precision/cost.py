@@ -1,4 +1,4 @@
-"""Cost models: what a model with certain widths takes of a device."""
+"""Compute what a model with certain bit widths costs on a device."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .choices import Choice, choice_of
 from .pairwise import Pairwise
 from .shapes import LayerShape, ModelShape
 
-#: Width that stands for activations in float.
+#: Bits that stand for activations in float.
 FLOAT = 32
 
-#: BitWidths that a table may have, as text.
+#: Bits that a table may have, as text.
 BIT_WIDTHS = {str(bits) for bits in (*range(2, 9), FLOAT)}
 
 #: Bits of weight and input of every layer; None is float.
@@ -27,37 +27,51 @@ LayerBits = Mapping[str, tuple[int, Optional[int]]]
 
 
 class Unmeasured(ValueError):
-    """A table lacks what a layer costs at some widths."""
+    """Error: a table lacks the cost of a layer at some bits."""
 
 
 class CostModel:
-    """What layers cost by their widths; costs of layers add up.
+    """Cost of layers by their bits; the costs of all layers are added.
 
     Attributes:
-        name (str): How a budget names it.
-        units (dict): Units of measure of a budget, by what one of them is
-            in the model's own.
+        name (str): Name in budgets.
+        units (dict): Units of measure in budgets, and what one of each is
+            in the unit of the cost model.
+
+    Example:
+        >>> @TASK_UTILS.register_module()
+        ... class WideMacs(CostModel):
+        ...     name = 'wide_macs'
+        ...     units = {'': 1, 'M': 1e6}
+        ...
+        ...     def layer(self, shape, weight, activation):
+        ...         macs = sum(call.macs for call in shape.calls)
+        ...         return macs if max(weight, activation) > 4 else 0
     """
 
     name = ''
     units: Mapping[str, float] = {'': 1.0}
 
     def layer(self, shape: LayerShape, weight: int, activation: int) -> float:
-        """The cost of one layer.
+        """Return the cost of one layer.
 
         Args:
             shape (LayerShape): The layer.
-            weight (int): Width of its weight.
-            activation (int): Width of its input, 32 for float.
+            weight (int): Bits of its weight.
+            activation (int): Bits of its input, 32 for float.
         """
         raise NotImplementedError
 
     def rest(self, model: ModelShape) -> float:
-        """The cost of all that is not quantized."""
+        """Return the cost of all that is not quantized.
+
+        Args:
+            model (ModelShape): The model.
+        """
         return 0.0
 
     def of(self, model: ModelShape, bits: LayerBits) -> float:
-        """The cost of a whole model.
+        """Return the cost of a model.
 
         Args:
             model (ModelShape): The model.
@@ -75,15 +89,16 @@ class CostModel:
         model: ModelShape,
         bits: LayerBits,
         choices: Sequence[Choice],
-        widths: Mapping[str, Sequence[int]],
+        bit_widths: Mapping[str, Sequence[int]],
     ) -> Pairwise:
-        """The cost as a function of choices.
+        """Return the cost as a function of choices.
 
         Args:
             model (ModelShape): The model.
             bits (dict): Bits of weight and input where there is no choice.
             choices (list[Choice]): The choices.
-            widths (dict[str, list[int]]): The widths of each choice.
+            bit_widths (dict[str, list[int]]): Bit widths of each choice, by
+                its name.
         """
         total = Pairwise(self.rest(model))
         for shape in model.layers:
@@ -91,18 +106,18 @@ class CostModel:
             activation = choice_of(choices, 'activation', shape.name)
             fixed = bits[shape.name][0], bits[shape.name][1] or FLOAT
             if weight and activation:
-                for w in widths[weight.name]:
-                    for a in widths[activation.name]:
+                for w in bit_widths[weight.name]:
+                    for a in bit_widths[activation.name]:
                         total.add_pair(
                             (weight.name, activation.name),
                             (w, a),
                             self.layer(shape, w, a),
                         )
             elif weight:
-                for w in widths[weight.name]:
+                for w in bit_widths[weight.name]:
                     total.add(weight.name, w, self.layer(shape, w, fixed[1]))
             elif activation:
-                for a in widths[activation.name]:
+                for a in bit_widths[activation.name]:
                     cost = self.layer(shape, fixed[0], a)
                     total.add(activation.name, a, cost)
             else:
@@ -112,9 +127,9 @@ class CostModel:
 
 @TASK_UTILS.register_module()
 class WeightBytes(CostModel):
-    """Bytes of all weights and biases, packed, with their steps.
+    """Bytes of all weights and biases, packed, with scales and zero points.
 
-    The number that the closing table of a quantization shows.
+    This is the size in the closing table of a quantization.
     """
 
     name = 'weight_bytes'
@@ -131,43 +146,57 @@ class WeightBytes(CostModel):
     }
 
     def layer(self, shape: LayerShape, weight: int, activation: int) -> float:
-        """Bytes of the weight."""
-        return packed_bytes(shape.parameters, shape.steps, weight)
+        """Return the bytes of a weight."""
+        return packed_bytes(shape.parameters, shape.scales, weight)
 
     def rest(self, model: ModelShape) -> float:
-        """4 bytes for every other number."""
+        """Return 4 bytes for every other element."""
         return 4 * model.other_parameters
 
 
 @TASK_UTILS.register_module()
 class BitOperations(CostModel):
-    """Bit operations (BOPs) of one image: MACs times both widths."""
+    """Bit operations (BOPs) of an image.
+
+    These are multiply-adds, times the bits of weight and activation.
+    """
 
     name = 'bops'
     units = {'': 1, 'k': 1e3, 'K': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}
 
     def layer(self, shape: LayerShape, weight: int, activation: int) -> float:
-        """BOPs of all its calls."""
+        """Return the bit operations of all calls of a layer."""
         macs = sum(call.macs for call in shape.calls)
         return macs * weight * activation
 
 
 @TASK_UTILS.register_module()
 class LatencyTable(CostModel):
-    """Milliseconds of one image, from a table that a device was measured for.
+    """Milliseconds of an image, from a table of measured layers.
 
     The table is a CSV file with the columns of :data:`COLUMNS`, or a JSON
-    file with a list of objects of these keys, itself or under ``rows``;
-    ``tools/measure_latency.py`` writes either. Layers run one after the
-    other, so their times add up.
+    file with a list of objects of these keys, at its top level or under
+    ``rows``; ``tools/measure_latency.py`` writes either. Layers run one
+    after the other, so their times are added.
 
     Args:
         path (str): The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such table.
+
+    Example:
+        In a config::
+
+            mixed_precision = dict(
+                costs=[dict(type='LatencyTable', path='latency.csv')]
+            )
     """
 
     name = 'latency_ms'
     units = {'': 1, 'ms': 1, 'us': 1e-3, 's': 1e3}
-    #: Work of a call, widths of weight and input (32 is float), and time.
+    #: Key of a call, bits of weight and input (32 is float), and time.
     COLUMNS = ('shape', 'weight_bits', 'activation_bits', 'latency_ms')
 
     def __init__(self, path: str) -> None:
@@ -175,6 +204,7 @@ class LatencyTable(CostModel):
         self.table = self._read(path)
 
     def _read(self, path: str) -> dict[tuple[str, int, int], float]:
+        """Return milliseconds by key of the call and bits of both."""
         if not osp.isfile(path):
             raise FileNotFoundError(
                 f'No latency table at {path!r}: tools/measure_latency.py '
@@ -196,7 +226,8 @@ class LatencyTable(CostModel):
             ) from error
         return table
 
-    def _rows(self, path: str) -> list[Any]:
+    def _rows(self, path: str) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of a file, not yet checked."""
         check_regular(path, 'a table')
         with open(path, newline='') as file:
             if not path.endswith('.json'):
@@ -207,8 +238,14 @@ class LatencyTable(CostModel):
             raise ValueError(f'its rows are {type(rows).__name__}')
         return rows
 
-    def _entry(self, row: Any) -> tuple[tuple[str, int, int], float]:
-        """Work, widths and milliseconds of a row, if they make sense."""
+    def _entry(
+        self, row: Mapping[str, Any]
+    ) -> tuple[tuple[str, int, int], float]:
+        """Return key and milliseconds of a row.
+
+        Raises:
+            ValueError: If a value of the row is out of range.
+        """
         shape, weight, activation, time = (row[name] for name in self.COLUMNS)
         if not isinstance(shape, str) or not shape:
             raise ValueError(f'{shape!r:.80} is the shape of no layer')
@@ -219,7 +256,7 @@ class LatencyTable(CostModel):
                     f'8, or {FLOAT} for float'
                 )
         key = shape, int(weight), int(activation)
-        if time == '':  # A template that is not filled in yet.
+        if time == '':  # As in a template.
             raise ValueError(f'{shape} has no time yet')
         value = float('nan') if isinstance(time, bool) else float(time)
         if not 0 <= value < math.inf:
@@ -230,10 +267,10 @@ class LatencyTable(CostModel):
         return key, value
 
     def layer(self, shape: LayerShape, weight: int, activation: int) -> float:
-        """Milliseconds of all its calls.
+        """Return the milliseconds of all calls of a layer.
 
         Raises:
-            Unmeasured: If the table has no time for it.
+            Unmeasured: If the table has no time for one of them.
         """
         total = 0.0
         for call in shape.calls:
@@ -242,7 +279,7 @@ class LatencyTable(CostModel):
                 raise Unmeasured(
                     f'{self.path!r} has no time for the layer {shape.name!r} '
                     f'({call.key}) at {weight}-bit weights and {activation}-'
-                    'bit input: measure it, or leave that width out of '
+                    'bit input: measure it, or leave that bit width out of '
                     '`mixed_precision.bits`'
                 )
             total += time

@@ -1,7 +1,8 @@
-"""What an error at a unit's output does to the loss of the network.
+"""Estimate what an error at a unit's output does to the network's loss.
 
-Other than an objective of a reconstruction these are not normalised, so
-that units compare: they are in nats an image, to second order.
+Unlike the objectives of a reconstruction, these errors are not normalized,
+so that those of several units can be compared: they are in nats an image,
+to second order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..activations import CachedBatches
-from ..functional import tensors
+from ..functional import Nested, tensors
 from ..graph import Unit
 from ..objectives import LikelihoodConfig, teacher_gradients
 from ..registry import TASK_UTILS
@@ -23,18 +24,19 @@ from ..validation import Count
 
 @TASK_UTILS.register_module()
 class FisherError:
-    """Half the squared change of the loss to first order.
+    """Half the squared first-order change of the loss.
 
     ``1/2 (g . dz)^2`` for each image's own gradients ``g`` of the teacher's
-    loss at the unit's output ``z``, which are drawn: its mean is
-    ``1/2 dz^T F dz`` with the whole Fisher matrix ``F`` (BRECQ, eq. 7 to
-    9), errors that add up or cancel included.
+    loss at the unit's output ``z``. The gradients are drawn at random, and
+    the mean is ``1/2 dz^T F dz`` with the whole Fisher matrix ``F`` (BRECQ,
+    eq. 7 to 9), errors that add up or cancel included.
 
-    It holds the gradients of all images at one unit.
+    The gradients of all images at one unit are cached.
 
     Args:
-        draws (int): Gradients an image.
-        likelihood (dict): The teacher's loss.
+        draws (int): Gradients for each image.
+        likelihood (dict, optional): Config of the teacher's loss; by default
+            it follows from the form of the output.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class FisherError:
         self.likelihood = TASK_UTILS.build(
             likelihood or dict(type='FromOutput', classes=classes)
         )
-        #: By draw and place of the output tensor.
+        #: What is known of the gradients, by draw and output tensor.
         self.gradients: dict[tuple[int, int], Any] = {}
 
     def watch(
@@ -57,7 +59,7 @@ class FisherError:
         images: CachedBatches,
         generator: torch.Generator,
     ) -> None:
-        """See the gradients at one unit: passes forward and back.
+        """Compute the gradients at one unit, in passes forward and back.
 
         Args:
             teacher (nn.Module): The float network.
@@ -70,12 +72,15 @@ class FisherError:
         for draw in range(self.draws):
 
             def collect(
-                place: tuple[str, int],
-                which: slice,
+                output: tuple[str, int],
+                chosen: slice,
                 gradient: Tensor,
                 draw: int = draw,
             ) -> None:
-                self.collect((draw, place[1]), which, gradient, images)
+                # A tensor with other rows belongs to no image.
+                if len(gradient) % (chosen.stop - chosen.start) == 0:
+                    by_image = gradient.reshape(chosen.stop - chosen.start, -1)
+                    self.collect((draw, output[1]), chosen, by_image, images)
 
             reached = teacher_gradients(
                 teacher, [unit], images, self.likelihood, generator, collect
@@ -92,35 +97,33 @@ class FisherError:
 
     def collect(
         self,
-        place: tuple[int, int],
-        which: slice,
+        key: tuple[int, int],
+        chosen: slice,
         gradient: Tensor,
         images: CachedBatches,
     ) -> None:
         """Keep the gradient of some images.
 
         Args:
-            place (tuple[int, int]): Which draw, and which output tensor.
-            which (slice): The images.
-            gradient (Tensor): Theirs.
+            key (tuple[int, int]): Index of the draw, and of the output
+                tensor.
+            chosen (slice): Which images these are.
+            gradient (Tensor): N x K for N images.
             images (CachedBatches): All images.
         """
-        if len(gradient) % (which.stop - which.start):  # of no image
-            return
-        rows = gradient.reshape(which.stop - which.start, -1)
-        if place not in self.gradients:
-            self.gradients[place] = images.store.allocate(len(images), rows)
-        self.gradients[place].write(which.start, rows)
+        if key not in self.gradients:
+            self.gradients[key] = images.store.allocate(len(images), gradient)
+        self.gradients[key].write(chosen.start, gradient)
 
-    def __call__(self, output: Any, target: Any, images: slice) -> float:
-        """The loss of some images, summed.
+    def __call__(self, output: Nested, target: Nested, chosen: slice) -> float:
+        """Return the loss of some images, summed, in nats.
 
         Args:
-            output (Any): The unit's output with something quantized.
-            target (Any): Its float output, of the same form.
-            images (slice): Which images they are.
+            output (Nested): The unit's output with something quantized.
+            target (Nested): Its float output, of the same form.
+            chosen (slice): Which images these are.
         """
-        count = images.stop - images.start
+        count = chosen.stop - chosen.start
         pairs = list(zip(tensors(output), tensors(target)))
         if not self.gradients:
             return count * sum(map(_relative_square, *zip(*pairs)))
@@ -128,20 +131,20 @@ class FisherError:
             i: torch.sub(*pairs[i]).reshape(count, -1)
             for i in {i for _, i in self.gradients}
         }
-        return self.loss(change, images) / (2 * self.draws)
+        return self.sum_draws(change, chosen) / (2 * self.draws)
 
-    def loss(self, change: dict[int, Tensor], images: slice) -> float:
-        """Twice the loss of some images, summed over them and all draws.
+    def sum_draws(self, change: dict[int, Tensor], chosen: slice) -> float:
+        """Return twice the loss, summed over images and draws.
 
         Args:
-            change (dict[int, Tensor]): Of the output tensors that have
-                gradients, by their place, N x K each.
-            images (slice): Which images they are.
+            change (dict[int, Tensor]): Change of the output tensors that
+                have gradients, by their index, N x K each.
+            chosen (slice): Which images these are.
         """
         some = next(iter(change.values()))
         first_order = some.new_zeros(self.draws, len(some))
-        for (draw, i), column in self.gradients.items():
-            gradient = column.read(images.start, images.stop)
+        for (draw, i), cached in self.gradients.items():
+            gradient = cached.read(chosen.start, chosen.stop)
             first_order[draw] += (gradient * change[i]).sum(1)
         return float(first_order.square().sum())
 
@@ -150,31 +153,29 @@ class FisherError:
 class FisherDiagError(FisherError):
     """Squared error weighted by the diagonal of the Fisher information.
 
-    ``1/2 sum_k F_k dz_k^2``, with the mean over images of the squared
-    gradient for ``F`` (BRECQ, eq. 10). It knows nothing of elements whose
-    errors add up or cancel.
+    ``1/2 sum_k F_k dz_k^2``, where ``F`` is the mean over images of the
+    squared gradient (BRECQ, eq. 10). It does not see that the errors of two
+    elements add up or cancel.
 
     Args:
-        draws (int): Gradients an image.
-        likelihood (dict): The teacher's loss.
+        draws (int): Gradients for each image.
+        likelihood (dict, optional): Config of the teacher's loss; by default
+            it follows from the form of the output.
     """
 
     def collect(
         self,
-        place: tuple[int, int],
-        which: slice,
+        key: tuple[int, int],
+        chosen: slice,
         gradient: Tensor,
         images: CachedBatches,
     ) -> None:
-        """Add to the mean of the squares."""
-        if len(gradient) % (which.stop - which.start):  # of no image
-            return
-        rows = gradient.reshape(which.stop - which.start, -1)
-        mean = rows.square().sum(0) / len(images)
-        self.gradients[place] = self.gradients.get(place, 0) + mean
+        """Add to the mean of the squared gradients."""
+        mean = gradient.square().sum(0) / len(images)
+        self.gradients[key] = self.gradients.get(key, 0) + mean
 
-    def loss(self, change: dict[int, Tensor], images: slice) -> float:
-        """Their squares, weighted."""
+    def sum_draws(self, change: dict[int, Tensor], chosen: slice) -> float:
+        """Return the weighted squares, summed over images and draws."""
         return sum(
             float((fisher * change[i].square()).sum())
             for (_, i), fisher in self.gradients.items()
@@ -182,7 +183,7 @@ class FisherDiagError(FisherError):
 
 
 def _relative_square(output: Tensor, target: Tensor) -> float:
-    """The squared error over the square of the target, of real numbers."""
+    """Return the squared error over the square of a real target, else 0."""
     if not target.is_floating_point():
         return 0.0
     energy = target.square().sum().clamp(min=1e-30)

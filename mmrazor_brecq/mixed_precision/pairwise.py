@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-#: The width of every choice, by its name.
+#: Bits of every choice, by its name.
 BitWidths = Mapping[str, int]
 
 
 @dataclass
 class Pairwise:
-    """A sum of terms, each of the width of one choice or of two.
+    """Sum of terms, each of which depends on the bits of one or two choices.
 
     ``f(b) = constant + sum_i alone_i(b_i) + sum_ij pairs_ij(b_i, b_j)``
 
     The loss that quantization causes is one such function (BRECQ, sec. 3.4:
-    a layer by itself, and two layers of one unit), and the cost of a model
-    is another: bit operations multiply a layer's weight and input width.
+    a layer by itself, and two layers of one unit). The cost of a model is
+    another: bit operations multiply the bits of a layer's weight and input.
 
     Attributes:
-        constant (float): What depends on no choice.
+        constant (float): Part that depends on no choice.
         alone (dict): ``alone[choice][bits]``.
         pairs (dict): ``pairs[choice, other][bits, bits of other]``.
+
+    Example:
+        >>> loss = Pairwise(alone=dict(a={2: 0.5, 4: 0.1}, b={2: 0.3}))
+        >>> loss.add_pair(('a', 'b'), (4, 2), 0.05)
+        >>> round(loss(dict(a=4, b=2)), 2)
+        0.45
     """
 
     constant: float = 0.0
@@ -32,10 +38,10 @@ class Pairwise:
     )
 
     def __call__(self, bits: BitWidths) -> float:
-        """The value at some widths.
+        """Evaluate the function.
 
         Args:
-            bits (dict[str, int]): The width of every choice.
+            bits (dict[str, int]): Bits of every choice.
         """
         total = self.constant
         for name, terms in self.alone.items():
@@ -45,78 +51,90 @@ class Pairwise:
         return total
 
     def diagonal(self) -> Pairwise:
-        """The same without pairs."""
+        """Return the function without its pairs."""
         return Pairwise(self.constant, self.alone)
 
     def add(self, name: str, bits: int, value: float) -> None:
-        """Add to a term of one choice."""
+        """Add to a term of one choice.
+
+        Args:
+            name (str): Name of the choice.
+            bits (int): Bits for which the value counts.
+            value (float): What is added.
+        """
         terms = self.alone.setdefault(name, {})
         terms[bits] = terms.get(bits, 0.0) + value
 
     def add_pair(
         self, names: tuple[str, str], bits: tuple[int, int], value: float
     ) -> None:
-        """Add to a term of two choices, given in either order."""
+        """Add to a term of two choices.
+
+        Args:
+            names (tuple[str, str]): Names of the choices, in either order.
+            bits (tuple[int, int]): Bits of both for which the value counts.
+            value (float): What is added.
+        """
         if names[::-1] in self.pairs:
             names, bits = names[::-1], bits[::-1]
         table = self.pairs.setdefault(names, {})
         table[bits] = table.get(bits, 0.0) + value
 
     def update(self, other: Pairwise) -> None:
-        """Add another function of other terms."""
+        """Add another function, which shares no terms with this one."""
         self.constant += other.constant
         self.alone.update(other.alone)
         self.pairs.update(other.pairs)
 
     def bounded(self) -> Pairwise:
-        """The same with pairs that take away no more than they can.
+        """Return the function with a lower bound for each pair.
 
         Where errors are large, two of them often do little more harm than
-        one, and the sum of many such pairs would fall below nought. Here a
-        pair of ``n`` choices that all interact takes away at most
-        ``2 / n`` of the smaller of its two terms: then the sum is never
-        below the largest term of one choice. (With these terms in falling
-        order, ``k`` of them count ``k - k (k - 1) / n >= 1`` together.)
+        one, and the sum of many such pairs would be negative. Here a pair of
+        ``n`` choices that all interact subtracts at most ``2 / n`` of the
+        smaller of its two terms: then the sum is never below the largest
+        term of one choice. (With these terms in descending order, ``k`` of
+        them count ``k - k (k - 1) / n >= 1`` together.)
         """
-        others: dict[str, int] = {}
+        interacting: dict[str, int] = {}
         for pair in self.pairs:
             for name in pair:
-                others[name] = others.get(name, 0) + 1
+                interacting[name] = interacting.get(name, 0) + 1
         result = Pairwise(self.constant, self.alone)
         for (one, two), table in self.pairs.items():
-            share = 2 / (1 + max(others[one], others[two]))
+            n = 1 + max(interacting[one], interacting[two])
             for (a, b), value in table.items():
-                least = min(self.alone[one][a], self.alone[two][b])
-                value = max(value, -share * least)
+                smaller = min(self.alone[one][a], self.alone[two][b])
+                value = max(value, -(2 / n) * smaller)
                 result.add_pair((one, two), (a, b), value)
         return result
 
     def restricted(
         self,
         leaders: Mapping[str, str],
-        widths: Mapping[str, Iterable[int]],
+        bit_widths: Mapping[str, Iterable[int]],
     ) -> Pairwise:
-        """The same function where choices share their widths.
+        """Return the function where choices share their bits.
 
         Args:
-            leaders (dict[str, str]): For each choice the one whose width
-                it takes, itself if it is free.
-            widths (dict[str, tuple]): The widths that each leader may have.
+            leaders (dict[str, str]): For each choice the one whose bits it
+                takes: itself, if it is free.
+            bit_widths (dict[str, tuple]): Bits that each leader may have.
 
         Returns:
-            Pairwise: A function of the leaders alone, at those widths.
+            Pairwise: A function of the leaders alone, for these bits.
         """
         result = Pairwise(self.constant)
         for name, terms in self.alone.items():
-            for bits in widths[leaders[name]]:
+            for bits in bit_widths[leaders[name]]:
                 result.add(leaders[name], bits, terms[bits])
         for (first, second), table in self.pairs.items():
             one, two = leaders[first], leaders[second]
             if one == two:
-                for bits in widths[one]:
+                for bits in bit_widths[one]:
                     result.add(one, bits, table[bits, bits])
                 continue
-            for a in widths[one]:
-                for b in widths[two]:
+            for a in bit_widths[one]:
+                for b in bit_widths[two]:
                     result.add_pair((one, two), (a, b), table[a, b])
         return result

@@ -1,26 +1,26 @@
-"""What a layer costs depends on its shape: found in one forward pass."""
+"""Find the shapes of layers, on which costs depend, in one forward pass."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..graph import run_float
-from ..layers import quant_layers
+from ..layers import QuantLayer, quant_layers
 
 
 @dataclass(frozen=True)
 class CallShape:
-    """The work of one call of a layer, for one image.
+    """Shapes of one call of a layer, for one image.
 
     Attributes:
         op (str): ``conv1d``, ``conv2d``, ``conv3d`` or ``linear``.
         input (tuple[int]): Shape of its input without the batch: channels
-            and sizes of a convolution; of a linear layer the features come
+            and sizes for a convolution; for a linear layer the features come
             last.
         weight (tuple[int]): Shape of its weight.
         output (tuple[int]): Shape of its output without the batch.
@@ -41,54 +41,54 @@ class CallShape:
 
     @property
     def macs(self) -> int:
-        """Multiplications, each with its addition."""
+        """Return the number of multiply-adds."""
         return math.prod(self.output) * math.prod(self.weight[1:])
 
     @property
     def key(self) -> str:
-        """Names the work: calls of equal keys take equal time.
+        """Return a text that is the same for calls that take equal time.
 
         Such as ``conv2d 24x16x16 w48x24x3x3 s2x2 p1x1 d1x1 g1``.
         """
-        parts = [self.op, _by(self.input), f'w{_by(self.weight)}']
+        parts = [self.op, _join(self.input), f'w{_join(self.weight)}']
         if self.stride:
             parts += [
-                f's{_by(self.stride)}',
-                f'p{_by(self.padding)}',
-                f'd{_by(self.dilation)}',
+                f's{_join(self.stride)}',
+                f'p{_join(self.padding)}',
+                f'd{_join(self.dilation)}',
                 f'g{self.groups}',
             ]
         return ' '.join(parts)
 
 
-def _by(sizes: tuple[int, ...]) -> str:
+def _join(sizes: Sequence[int]) -> str:
     return 'x'.join(map(str, sizes))
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What the cost of a layer depends on.
+    """Properties of a layer on which its cost depends.
 
     Attributes:
-        name (str): The layer.
-        parameters (int): Numbers in its weight.
-        steps (int): Quantization steps of its weight.
+        name (str): Name of the layer.
+        parameters (int): Elements of its weight.
+        scales (int): Scales of its weight.
         calls (tuple[CallShape]): One for each call in a forward pass.
     """
 
     name: str
     parameters: int
-    steps: int
+    scales: int
     calls: tuple[CallShape, ...]
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the cost of a model depends on, beside the widths.
+    """Properties of a model on which its cost depends, beside its bits.
 
     Attributes:
         layers (tuple[LayerShape]): In the order of their first calls.
-        other_parameters (int): Numbers that are not quantized.
+        other_parameters (int): Elements that are not quantized.
     """
 
     layers: tuple[LayerShape, ...]
@@ -97,13 +97,31 @@ class ModelShape:
 
 @torch.no_grad()
 def model_shape(network: nn.Module, example: Tensor) -> ModelShape:
-    """See the shapes in a forward pass.
+    """Find all shapes of a network in a forward pass.
 
     Args:
         network (nn.Module): A network whose layers have quantizers.
-        example (Tensor): N x ... preprocessed inputs.
+        example (Tensor): N x ... preprocessed images.
     """
     layers = quant_layers(network)
+    shapes = [
+        LayerShape(
+            name,
+            layers[name].stored_weight.numel(),
+            layers[name].weight_quantizer.scale.numel(),
+            tuple(calls),
+        )
+        for name, calls in _record_calls(network, layers, example).items()
+    ]
+    elements = sum(p.numel() for p in network.parameters())
+    quantized = sum(shape.parameters for shape in shapes)
+    return ModelShape(tuple(shapes), elements - quantized)
+
+
+def _record_calls(
+    network: nn.Module, layers: Mapping[str, QuantLayer], example: Tensor
+) -> dict[str, list[CallShape]]:
+    """Run a network, and return the calls of its layers, in their order."""
     calls: dict[str, list[CallShape]] = {}
     hooks = [
         layer.register_forward_hook(
@@ -118,30 +136,21 @@ def model_shape(network: nn.Module, example: Tensor) -> ModelShape:
     finally:
         for hook in hooks:
             hook.remove()
-    shapes = [
-        LayerShape(
-            name,
-            layers[name].stored_weight.numel(),
-            layers[name].weight_quantizer.scale.numel(),
-            tuple(found),
-        )
-        for name, found in calls.items()
-    ]
-    numbers = sum(p.numel() for p in network.parameters())
-    own = sum(shape.parameters for shape in shapes)
-    return ModelShape(tuple(shapes), numbers - own)
+    return calls
 
 
-def _call_shape(layer: Any, inputs: Any, outputs: Any) -> CallShape:
+def _call_shape(
+    layer: QuantLayer, inputs: torch.Size, outputs: torch.Size
+) -> CallShape:
     shapes = tuple(inputs), tuple(layer.stored_weight.shape), tuple(outputs)
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return CallShape('linear', *shapes)
     padding = layer.padding
     if isinstance(padding, str):
-        padding = [
+        padding = tuple(
             d * (k - 1) // 2 if padding == 'same' else 0
             for d, k in zip(layer.dilation, layer.kernel_size)
-        ]
+        )
     return CallShape(
         f'conv{len(layer.kernel_size)}d',
         *shapes,

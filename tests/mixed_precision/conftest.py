@@ -10,7 +10,9 @@ from mmrazor_brecq.reconstruction import NearestRounding
 
 @pytest.fixture
 def uniform_models(toy, batches):
-    """Builds frozen models of a toy, by their one width; and its teacher."""
+    """Return a function that builds frozen uniform models of a toy, by their
+    bits, and its teacher.
+    """
 
     def build(name, bits=(2, 4, 8), kinds=('weight',), **quantization):
         model = BRECQ(toy(name), quantization).eval()
@@ -26,7 +28,7 @@ def uniform_models(toy, batches):
 
 @pytest.fixture
 def prepared(toy):
-    """Builds a prepared model of a toy."""
+    """Return a function that builds a prepared model of a toy."""
 
     def build(name, **quantization):
         model = BRECQ(toy(name), quantization).eval()

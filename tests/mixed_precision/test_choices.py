@@ -22,7 +22,7 @@ def choices_of(uniform_models):
     return find
 
 
-def test_what_the_config_decides_is_no_choice(choices_of):
+def test_layers_that_the_config_decides_are_no_choice(choices_of):
     names = [choice.layers[0] for choice in choices_of('residual')]
     assert 'blocks.0.conv1' in names
     assert 'stem.0' not in names and 'head' not in names
@@ -43,14 +43,14 @@ def test_layers_behind_one_door_are_one_choice(choices_of):
     by_name = {choice.name: choice for choice in choices}
     door = by_name['blocks.1.conv1.activation']
     assert set(door.layers) == {'blocks.1.conv1', 'blocks.1.shortcut.0'}
-    assert door.place == 0 and door.unit == 'blocks.1'
-    assert by_name['blocks.1.conv2.activation'].place is None
+    assert door.position == 0 and door.unit == 'blocks.1'
+    assert by_name['blocks.1.conv2.activation'].position is None
     assert len(by_name) == len(choices)
 
 
 def test_two_inputs_are_two_choices(choices_of):
     choices = choices_of('nested', ('activation',))
-    assert {(c.unit, c.place) for c in choices} >= {
+    assert {(c.unit, c.position) for c in choices} >= {
         ('fuse.0', 0),
         ('fuse.0', 1),
     }
@@ -61,12 +61,12 @@ def test_a_model_without_freedom_is_refused(choices_of):
         choices_of('residual', bit_overrides={'*': 4})
 
 
-def test_activations_in_float_have_no_width(choices_of):
+def test_activations_in_float_cannot_be_searched(choices_of):
     with pytest.raises(ValueError, match=r'quantization\.activation'):
         choices_of('residual', ('activation',), activation=None)
 
 
-def test_allowed_widths_of_all_patterns_hold():
+def test_allowed_bits_of_all_patterns_hold():
     space = SearchSpace(
         kinds=('weight', 'activation'),
         allowed={
@@ -75,22 +75,22 @@ def test_allowed_widths_of_all_patterns_hold():
             'b.conv2': dict(weight=[2, 3, 4]),
         },
     )
-    widths = space.widths(BOTH)
-    assert widths['a.conv1.weight'] == (4, 8)
-    assert widths['a.conv1.activation'] == (8,)
-    assert widths['b.conv2.weight'] == (4,)
+    bits = space.bit_widths(BOTH)
+    assert bits['a.conv1.weight'] == (4, 8)
+    assert bits['a.conv1.activation'] == (8,)
+    assert bits['b.conv2.weight'] == (4,)
 
 
-def test_shared_layers_take_one_width():
+def test_shared_layers_take_the_same_bits():
     space = SearchSpace(
         allowed={'b.conv2': [2, 4]},
         shared=[['*.conv2'], ['a.conv1', 'b.conv1']],
     )
-    leaders, widths = space.common(WEIGHTS)
+    leaders, bits = space.common(WEIGHTS)
     assert leaders['b.conv2.weight'] == 'a.conv2.weight'
     assert leaders['b.conv1.weight'] == 'a.conv1.weight'
-    assert set(widths) == set(leaders.values())
-    assert widths['a.conv2.weight'] == (2, 4)
+    assert set(bits) == set(leaders.values())
+    assert bits['a.conv2.weight'] == (2, 4)
 
 
 def test_groups_that_overlap_are_one():
@@ -116,7 +116,7 @@ def test_kinds_do_not_share_with_each_other():
         (dict(allowed={'a.*': 9}), r"allowed\['a...\]=9, expected.*2 to 8"),
         (
             dict(bits=[2, 4], allowed={'a.*': 8}),
-            'leaves no width for a.conv1.weight',
+            'leaves no bit width for a.conv1.weight',
         ),
         (dict(allowed={'a.*': dict(activation=4)}), 'mixed_precision.kinds'),
         (
@@ -136,11 +136,11 @@ def test_constraints_that_cannot_hold_are_named(space, message):
 @pytest.mark.parametrize(
     'space, message',
     [
-        (dict(bits=[4]), 'two or more widths'),
+        (dict(bits=[4]), 'two or more bit widths'),
         (dict(bits=[1, 4]), 'from 2 to 8'),
         (dict(kinds=['bias']), "kinds=..bias.., expected.*'activation'"),
     ],
 )
-def test_bad_spaces(space, message):
+def test_bad_spaces_are_refused(space, message):
     with pytest.raises(ValueError, match=message):
         SearchSpace(**space)

@@ -66,8 +66,8 @@ def test_a_cost_is_the_same_by_layers_and_by_choices(shape_of):
     choices = [Choice('weight', '', (name,)) for name in layers[:-1]]
     choices.append(Choice('activation', '', tuple(layers[1:3])))
     for cost in COSTS.values():
-        widths = {choice.name: (2, 4, 8) for choice in choices}
-        function = cost.pairwise(shape, model.bits, choices, widths)
+        allowed = {choice.name: (2, 4, 8) for choice in choices}
+        function = cost.pairwise(shape, model.bits, choices, allowed)
         for w, a in itertools.product((2, 4, 8), repeat=2):
             found = {c.name: w if c.kind == 'weight' else a for c in choices}
             bits = {name: [w, 8] for name in layers}
@@ -117,7 +117,7 @@ def test_latency_comes_from_the_table(shape_of, tmp_path, ending):
 @pytest.mark.parametrize(
     'content', ['shape,weight_bits\nx,4', '[1, 2]', '{"rows": [{}]}']
 )
-def test_what_is_no_table_is_refused(tmp_path, content):
+def test_a_file_that_is_no_table_is_refused(tmp_path, content):
     ending = '.json' if content[0] in '[{' else '.csv'
     (tmp_path / f'bad{ending}').write_text(content)
     with pytest.raises(ValueError, match='expected rows with shape'):
@@ -139,7 +139,7 @@ def test_a_template_that_was_not_filled_in_is_refused(tmp_path):
         ('weight_bytes<=2KiB, bops<=1e3', dict(weight_bytes=2048, bops=1e3)),
     ],
 )
-def test_budgets(text, limits):
+def test_budgets_are_read(text, limits):
     assert parse_budget(text, COSTS).limits == limits
 
 
@@ -153,12 +153,12 @@ def test_budgets(text, limits):
         ('latency_ms<=4', '--latency-table'),
     ],
 )
-def test_bad_budgets(text, message):
+def test_bad_budgets_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         parse_budget(text, COSTS)
 
 
-def test_uniform_models():
+def test_names_of_uniform_models_are_read():
     assert parse_uniform('w3') == (3, None)
     assert parse_uniform('W4A8') == (4, 8)
     for text in ('w9', 'a4', 'w3a', '3'):

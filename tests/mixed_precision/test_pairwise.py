@@ -10,7 +10,7 @@ from mmrazor_brecq.mixed_precision import Pairwise
 
 @pytest.fixture
 def function():
-    """Of three choices and two widths, all terms different."""
+    """Return a function of three choices at 2 and 4 bits."""
     result = Pairwise(constant=0.5)
     values = iter(range(1, 100))
     for name, b in itertools.product('abc', (2, 4)):
@@ -21,7 +21,7 @@ def function():
     return result
 
 
-def test_adds_all_terms(function):
+def test_a_value_is_the_sum_of_all_terms(function):
     bits = dict(a=2, b=4, c=2)
     alone = sum(function.alone[name][b] for name, b in bits.items())
     pairs = function.pairs['a', 'b'][2, 4] + function.pairs['b', 'c'][4, 2]
@@ -36,8 +36,8 @@ def test_a_pair_is_the_same_in_either_order(function):
     assert len(function.pairs) == 2
 
 
-def test_restricted_is_the_same_function_of_fewer(function):
-    """Those who share a width, next to each other or not."""
+def test_restricted_is_the_same_function_of_fewer_choices(function):
+    """Choices share their bits, whether they are a pair or not."""
     for leaders in (
         dict(a='a', b='a', c='c'),
         dict(a='a', b='b', c='a'),
@@ -46,22 +46,22 @@ def test_restricted_is_the_same_function_of_fewer(function):
         free = set(leaders.values())
         less = function.restricted(leaders, {name: (2, 4) for name in free})
         assert set(less.alone) == free
-        for widths in itertools.product((2, 4), repeat=len(free)):
-            bits = dict(zip(sorted(free), widths))
+        for values in itertools.product((2, 4), repeat=len(free)):
+            bits = dict(zip(sorted(free), values))
             whole = {name: bits[leader] for name, leader in leaders.items()}
             assert less(bits) == pytest.approx(function(whole))
 
 
-def test_restricted_keeps_only_the_widths_allowed(function):
-    widths = dict(a=(4,), b=(2, 4), c=(2,))
-    less = function.restricted({name: name for name in 'abc'}, widths)
-    assert {name: tuple(t) for name, t in less.alone.items()} == widths
+def test_restricted_keeps_only_allowed_bits(function):
+    allowed = dict(a=(4,), b=(2, 4), c=(2,))
+    less = function.restricted({name: name for name in 'abc'}, allowed)
+    assert {name: tuple(t) for name, t in less.alone.items()} == allowed
     bits = dict(a=4, b=2, c=2)
     assert less(bits) == function(bits)
 
 
 def test_bounded_is_never_below_the_worst_choice_alone():
-    """However much the pairs would take away, for units of any size."""
+    """For units of any size, however negative the pairs are."""
     rng = random.Random(0)
     for n in (2, 3, 4, 6):
         names = [str(i) for i in range(n)]
@@ -72,14 +72,14 @@ def test_bounded_is_never_below_the_worst_choice_alone():
             for bits in itertools.product((2, 4), repeat=2):
                 wild.add_pair(pair, bits, -10.0)
         bounded = wild.bounded()
-        for widths in itertools.product((2, 4), repeat=n):
-            bits = dict(zip(names, widths))
+        for values in itertools.product((2, 4), repeat=n):
+            bits = dict(zip(names, values))
             worst = max(wild.alone[name][b] for name, b in bits.items())
             assert wild(bits) < 0
             assert bounded(bits) >= worst * (1 - 1e-9)
 
 
-def test_bounded_leaves_what_is_possible():
+def test_bounded_keeps_pairs_within_the_bound():
     small = Pairwise(alone=dict(a={2: 1.0}, b={2: 0.5}))
     for value in (-0.4, 0.0, 3.0):
         small.pairs = {('a', 'b'): {(2, 2): value}}

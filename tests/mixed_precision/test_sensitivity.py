@@ -25,7 +25,7 @@ def kl(logits, other):
     return float((p.exp() * (p - q)).sum(1).mean())
 
 
-def rows(batches):
+def cached(batches):
     return CachedBatches(batches, [len(batch) for batch in batches])
 
 
@@ -37,7 +37,7 @@ def table(models, teacher, batches, kinds=('weight',), error=None, **kwargs):
             next(iter(models.values())).units,
             models,
             choices,
-            rows(batches),
+            cached(batches),
             error or FisherError(),
             **kwargs,
         )
@@ -57,7 +57,7 @@ def test_drawn_gradients_have_the_fisher_information(likelihood, generator):
 
 
 def test_errors_of_a_linear_unit_are_the_loss_to_second_order(generator):
-    """Where all is linear, the Fisher gives the divergence itself."""
+    """In a linear network, Fisher information gives the divergence."""
     network = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
     network.requires_grad_(False)
     images = torch.randn(64, 4, generator=generator)
@@ -65,14 +65,14 @@ def test_errors_of_a_linear_unit_are_the_loss_to_second_order(generator):
     target = network[0](images)
     change = 0.03 * torch.randn(target.shape, generator=generator)
     error = FisherError(draws=200)
-    error.watch(network, unit, rows(images.split(8)), generator)
+    error.watch(network, unit, cached(images.split(8)), generator)
     found = error(target + change, target, slice(0, 64)) / 64
     expected = kl(network[1](target), network[1](target + change))
     assert found == pytest.approx(expected, rel=0.15)
 
 
 def test_the_diagonal_does_not_see_errors_cancel(generator):
-    """Two outputs that the head subtracts, off by the same."""
+    """The head subtracts two outputs with the same error."""
     network = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2, bias=False))
     network.requires_grad_(False)
     network[1].weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
@@ -80,13 +80,15 @@ def test_the_diagonal_does_not_see_errors_cancel(generator):
     unit = Unit('0', network[0], ('0',))
     target = network[0](images)
     for error, cancels in ((FisherError(), True), (FisherDiagError(), False)):
-        error.watch(network, unit, rows(images.split(8)), generator)
+        error.watch(network, unit, cached(images.split(8)), generator)
         assert (error(target + 1, target, slice(0, 16)) < 1e-6) is cancels
         assert error(target, target, slice(0, 16)) == 0
 
 
 @pytest.mark.parametrize('name', ['residual', 'inverted', 'transformer'])
-def test_predicts_the_divergence_of_one_layer(uniform_models, batches, name):
+def test_the_divergence_of_one_layer_is_predicted(
+    uniform_models, batches, name
+):
     models, teacher = uniform_models(name, (2, 3, 4), activation=None)
     choices, units = table(
         models, teacher, batches, error=FisherError(draws=64)
@@ -108,7 +110,7 @@ def test_predicts_the_divergence_of_one_layer(uniform_models, batches, name):
 
 
 def test_pairs_make_two_layers_exact(uniform_models, batches):
-    """Alone and pair together are the error of both, whatever it is."""
+    """The terms of two layers and of their pair sum to the measured loss."""
     models, teacher = uniform_models('residual', activation=None)
     choices, units = table(models, teacher, batches)
     unit = Unit('blocks.1', teacher.blocks[1], ())
@@ -121,7 +123,9 @@ def test_pairs_make_two_layers_exact(uniform_models, batches):
     images = torch.cat(batches)
     parts = dict(teacher.named_modules())
     error = FisherError()
-    error.watch(teacher, unit, rows(batches), torch.Generator().manual_seed(0))
+    error.watch(
+        teacher, unit, cached(batches), torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         inputs = teacher.blocks[0](teacher.stem(images))
         target = unit.module(inputs)
@@ -137,7 +141,7 @@ def test_pairs_make_two_layers_exact(uniform_models, batches):
             assert predicted == pytest.approx(both, rel=1e-3)
 
 
-def test_leaves_the_teacher_as_it_was(uniform_models, batches):
+def test_the_teacher_stays_as_it_was(uniform_models, batches):
     models, teacher = uniform_models(
         'residual', kinds=('weight', 'activation')
     )
@@ -152,7 +156,7 @@ def test_leaves_the_teacher_as_it_was(uniform_models, batches):
     assert torch.equal(teacher(batches[0]), before(batches[0]))
 
 
-def test_activations_have_sensitivities_too(uniform_models, batches):
+def test_activations_have_sensitivities(uniform_models, batches):
     kinds = ('weight', 'activation')
     models, teacher = uniform_models('nested', kinds=kinds)
     choices, units = table(models, teacher, batches, kinds)
@@ -166,7 +170,7 @@ def test_activations_have_sensitivities_too(uniform_models, batches):
     assert ('weight', 'activation') in kinds_of_pairs
 
 
-def test_goes_on_with_the_units_that_are_left(uniform_models, batches):
+def test_finished_units_are_left_out(uniform_models, batches):
     models, teacher = uniform_models('residual', activation=None)
     _, units = table(models, teacher, batches)
     names = list(units)
@@ -176,7 +180,7 @@ def test_goes_on_with_the_units_that_are_left(uniform_models, batches):
         assert left[name] == units[name]
 
 
-def test_units_run_as_often_as_is_said(uniform_models, batches):
+def test_units_run_as_often_as_documented(uniform_models, batches):
     models, teacher = uniform_models('residual', activation=None)
     calls = []
     teacher.blocks[0].register_forward_hook(
@@ -186,12 +190,12 @@ def test_units_run_as_often_as_is_said(uniform_models, batches):
     n, w = 2, 3
     measured = n * w + n * (n - 1) // 2 * w**2
     units = 2
-    # Once in float, and once for every unit's gradients.
+    # One pass in float, and one for the gradients of every unit.
     assert calls.count(False) == len(batches) * (measured + 1)
     assert calls.count(True) == len(batches) * units
 
 
-def test_uniform_leaves_the_model_as_it_was(toy):
+def test_the_model_stays_as_it_was(toy):
     from mmrazor_brecq.algorithms import BRECQ
 
     model = BRECQ(toy('residual'), dict(weight=dict(bits=5, symmetric=True)))
