@@ -1,6 +1,6 @@
 from .bit_search import BitSearch
 from .budget import Budget, parse_budget, parse_uniform
-from .choices import Choice, SearchSpace, find_choices
+from .choices import Choice, find_choices
 from .cost import BitOperations, CostModel, LatencyTable, WeightBytes
 from .errors import FisherDiagError, FisherError
 from .exact_search import ExactSearch
@@ -13,6 +13,7 @@ from .search import (
     SearcherConfig,
     Solution,
 )
+from .search_space import SearchSpace
 from .sensitivity import OnFloatInputs, measure, uniform
 from .shapes import CallShape, LayerShape, ModelShape, model_shape
 

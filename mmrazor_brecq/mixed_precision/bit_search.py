@@ -8,7 +8,7 @@ from typing import Optional
 
 from ..registry import TASK_UTILS
 from .budget import Budget
-from .choices import KINDS, Choice, SearchSpace
+from .choices import KINDS, Choice
 from .cost import CostModel, LayerBits
 from .exact_search import ExactSearch
 from .pairwise import BitWidths, Pairwise
@@ -19,6 +19,7 @@ from .search import (
     SearcherConfig,
     Solution,
 )
+from .search_space import SearchSpace
 from .shapes import ModelShape
 
 

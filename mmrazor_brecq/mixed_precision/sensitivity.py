@@ -278,7 +278,7 @@ def _quantize_input(
         choice (Choice): The activation.
     """
     name, position = choice.layers[0], 0
-    quantizer = _layer(model, name).input_quantizer
+    quantizer: nn.Module = _layer(model, name).input_quantizer
     if choice.position is not None:
         name, position = choice.unit, choice.position
         door = getattr(model.get_submodule(name), 'door', None)
