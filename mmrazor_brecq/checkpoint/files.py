@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and never lost."""
+"""Write files so that each is whole or absent, and none is ever lost."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ import os.path as osp
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Union
+from typing import IO, Any, Union
 
 import torch
 from mmengine.logging import print_log
 
-#: What this package writes, under the name that it has until it is whole.
+#: Temporary names of the files that this package writes.
 TEMPORARY = re.compile(
     r'(?:.+\.(?:pth|safetensors|json|py|csv|onnx|lock|html)|progress(?:-.*)?'
     r'|.+\.progress-.*)\.(\d+)\.tmp'
 )
 
-#: Bytes that an archive may hold beyond its size: torch compresses no
-#: tensors, but TorchScript its code.
-COMPRESSED = 2**26
+#: Bytes by which an archive may grow when it is unpacked. torch does not
+#: compress tensors, but TorchScript compresses its code.
+MAX_EXPANSION = 2**26
 
-#: Folders in which unfinished runs keep what is finished.
+#: Folders in which unfinished runs keep their finished units.
 PROGRESS = re.compile(r'progress|.+\.progress-\w+-\dbits')
 
 
 def write_whole(path: str, content: Union[bytes, str]) -> None:
-    """Write a file under a temporary name, and rename it once it is safe.
+    """Write a file under a temporary name, then rename it.
 
-    It and its folder are on the disk when this returns, so that it outlives
-    a loss of power, too.
+    The file and its folder are flushed to the disk before this returns, so
+    the file survives a loss of power.
 
     Args:
-        path (str): Where the file shall be; its folder is made.
-        content (bytes | str): All that is to be in it.
+        path (str): The file. Its folder is created if it does not exist.
+        content (bytes | str): The whole content.
 
     Raises:
-        OSError: If it cannot be written, with its path; nothing is left of
-            it, and what was there before is there still.
+        OSError: If the file cannot be written. The message has its path.
+            The temporary file is removed, and an earlier file at this path
+            is unchanged.
     """
     if isinstance(content, str):
         content = content.encode()
@@ -70,10 +71,10 @@ def write_whole(path: str, content: Union[bytes, str]) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Put names on the disk, where the system knows how."""
+    """Flush a folder's list of names to the disk, if the system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Such as a folder that may be written but not read.
+    except OSError:  # The folder may be writable, but not readable.
         return
     try:
         os.fsync(descriptor)
@@ -84,85 +85,92 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def save_tensors(content: Any, path: str) -> None:
-    """Save tensors and plain Python."""
+def save_tensors(content: object, path: str) -> None:
+    """Save tensors and plain Python values as a file of torch."""
     write_whole(path, tensor_bytes(content))
 
 
-def tensor_bytes(content: Any) -> bytes:
-    """What a file of tensors and plain Python has in it."""
-    # In memory, since torch reports a full disk as an error of its own.
+def tensor_bytes(content: object) -> bytes:
+    """Return the bytes of a file of torch, for tensors and plain Python."""
+    # In memory, since torch does not report a full disk as an OSError.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
 
 
 def load_tensors(source: Union[str, bytes], trust: bool = False) -> Any:
-    """Undo :func:`save_tensors`, or read a file that torch wrote.
+    """Load what :func:`save_tensors` or ``torch.save`` wrote.
 
     Args:
-        source (str | bytes): The file, or what is in it.
-        trust (bool): Whether to run code that it may hold.
+        source (str | bytes): The path of the file, or its content.
+        trust (bool): Whether to run code that the file may contain.
 
     Returns:
-        Any: Its content, on the CPU.
+        Any: The content of the file, with all tensors on the CPU.
 
     Raises:
-        ValueError: If it is neither an archive nor a pickle, or would be
-            far larger in memory than it is.
+        ValueError: If the file is neither an archive nor a pickle, or if
+            it would need far more memory than its size.
     """
-    file: Any = open(source, 'rb') if isinstance(source, str) else None
-    with file or io.BytesIO(source) as opened:  # type: ignore[arg-type]
-        if not opened.read(2).startswith((b'PK', b'\x80')):
+    with _open(source) as file:
+        if not file.read(2).startswith((b'PK', b'\x80')):
             raise ValueError('neither an archive nor a pickle')
-        size = opened.seek(0, os.SEEK_END)
-        opened.seek(0)
-        if zipfile.is_zipfile(opened):
-            _check_archive(opened, size)
-        opened.seek(0)
-        return torch.load(opened, 'cpu', weights_only=not trust)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if zipfile.is_zipfile(file):
+            _check_archive(file, size)
+        file.seek(0)
+        return torch.load(file, 'cpu', weights_only=not trust)
 
 
-def _check_archive(file: Any, size: int) -> None:
-    """Refuse an archive that unpacks to far more than it is."""
+def _open(source: Union[str, bytes]) -> IO[bytes]:
+    """Open a file by its path, or by its content."""
+    return (
+        open(source, 'rb') if isinstance(source, str) else io.BytesIO(source)
+    )
+
+
+def _check_archive(file: IO[bytes], size: int) -> None:
+    """Refuse an archive that unpacks to far more than its size in bytes."""
     with zipfile.ZipFile(file) as archive:
         claimed = sum(entry.file_size for entry in archive.infolist())
-    if claimed > size + COMPRESSED:
+    if claimed > size + MAX_EXPANSION:
         raise ValueError(
             f'its {size:,} bytes claim to hold {claimed:,}, and torch '
             'compresses no tensors'
         )
 
 
-def save_json(content: dict[str, Any], path: str) -> None:
-    """Save plain Python as JSON."""
+def save_json(content: Mapping[str, object], path: str) -> None:
+    """Save plain Python values as JSON."""
     write_whole(path, json.dumps(content, indent=2))
 
 
-def checksum_of(content: Any) -> str:
-    """SHA-256 of plain Python, as JSON has it, in hexadecimal digits."""
+def checksum_of(content: object) -> str:
+    """Return the SHA-256 of a value written as JSON, in hexadecimal."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dict of the pairs of a JSON object that names nothing twice.
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dict.
 
-    For the ``object_pairs_hook`` of :func:`json.loads`.
+    For the ``object_pairs_hook`` of :func:`json.loads`, which by itself
+    keeps the last value of a key that is given twice.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If a key is given twice.
     """
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'{twice!r:.80} is there twice')
-    return found
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f'the key {repeated!r:.80} is given twice')
+    return content
 
 
 def keep_older(path: str) -> None:
-    """Move what lies at ``path`` aside, under the next free number."""
+    """Rename an existing file or folder to the next free number."""
     if not osp.exists(path):
         return
     stem, ending = osp.splitext(path)
@@ -178,11 +186,12 @@ def keep_older(path: str) -> None:
 
 
 def write_kept(path: str, text: str) -> None:
-    """Write a text; what lies there and says something else is moved aside.
+    """Write a text, and keep an older file with another text.
 
     Args:
-        path (str): Where the file shall be.
-        text (str): All that is to be in it.
+        path (str): The file. An older one is renamed by
+            :func:`keep_older`, unless it has the same text.
+        text (str): The whole content.
 
     Raises:
         OSError: As for :func:`write_whole`.
@@ -196,10 +205,10 @@ def write_kept(path: str, text: str) -> None:
 
 
 def remove_folder(folder: str) -> None:
-    """Remove a folder: at every moment it is whole, or gone.
+    """Remove a folder.
 
-    What a killed process leaves of it has a temporary name; see
-    :func:`sweep`.
+    It is renamed first, so a process that is killed here never leaves half
+    a folder under the real name. :func:`remove_leftovers` removes the rest.
     """
     temporary = f'{osp.normpath(folder)}.{os.getpid()}.tmp'
     try:
@@ -209,17 +218,17 @@ def remove_folder(folder: str) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep(folder: str) -> None:
-    """Remove what killed processes have left half written in a folder.
+def remove_leftovers(folder: str) -> None:
+    """Remove the temporary files and folders of killed processes.
 
     Args:
-        folder (str): That of a run: those in it, and in what it keeps of
-            unfinished runs.
+        folder (str): The folder of a run. Its folders of unfinished runs
+            are cleaned, too.
     """
     for entry in list(os.scandir(folder)) if osp.isdir(folder) else []:
         found = TEMPORARY.fullmatch(entry.name)
         if PROGRESS.fullmatch(entry.name) and entry.is_dir():
-            sweep(entry.path)
+            remove_leftovers(entry.path)
         if not found or is_running(int(found[1])):
             continue
         if entry.is_dir(follow_symlinks=False):
@@ -229,52 +238,53 @@ def sweep(folder: str) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this machine lives."""
+    """Return whether a process of this machine is running."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # That of another user.
+    except PermissionError:  # It runs, and belongs to another user.
         pass
     return True
 
 
 @contextmanager
-def told_of_folder(folder: str, cure: str) -> Iterator[None]:
-    """Within it a failure to write says where, and how to go on.
+def explain_write_errors(folder: str, cure: str) -> Iterator[None]:
+    """Return a context in which write errors say how to continue.
 
     Args:
-        folder (str): All that is written lies in it.
-        cure (str): What to do once the folder can be written again.
+        folder (str): The folder that contains all files of the run.
+        cure (str): What to do once the folder is writable again.
 
     Raises:
-        OSError: If the disk is full, the folder vanished or may no longer
-            be written.
+        OSError: If the disk is full, or if the folder was removed or is no
+            longer writable.
     """
     try:
         yield
     except OSError as error:
-        place = osp.abspath(folder)
-        named = [
-            str(name)
-            for name in (error.filename, error.filename2, error)
-            if name is not None
+        absolute = osp.abspath(folder)
+        texts = [
+            str(text)
+            for text in (error.filename, error.filename2, error)
+            if text is not None
         ]
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         broken = error.errno in (
             *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
             *(errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
         )
-        there = any(place in text or folder in text for text in named)
-        if not full and not (broken and there):
+        inside = any(absolute in text or folder in text for text in texts)
+        if not full and not (broken and inside):
             raise
-        what = (
-            'there is no room left'
-            if full
-            else f'it cannot be written any more ({error.strerror})'
-            if osp.isdir(folder)
-            else 'it is gone'
+        if full:
+            problem = 'the disk is full'
+        elif osp.isdir(folder):
+            problem = f'it is no longer writable ({error.strerror})'
+        else:
+            problem = 'it was removed'
+        explained = OSError(
+            f'The run in {folder!r} stopped: {problem}; {cure}'
         )
-        told = OSError(f'The run in {folder!r} stopped: {what}; {cure}')
-        told.errno = error.errno
-        raise told from error
+        explained.errno = error.errno
+        raise explained from error

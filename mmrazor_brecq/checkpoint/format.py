@@ -1,9 +1,9 @@
-"""The integer checkpoint: as small as its bits, see ``docs/checkpoint.md``.
+"""Encode and decode quantized checkpoints, see ``docs/checkpoint.md``.
 
-Four entries, the same in a file of torch and of safetensors: ``format``,
-``header``, ``data`` and ``checksum``. The many small tensors of a quantized
-network lie one after another in ``data``, since a container spends more on
-the name and place of a tensor of its own than such a tensor holds.
+A file of torch and one of safetensors have the same four entries:
+``format``, ``header``, ``data`` and ``checksum``. The many small tensors of a
+quantized network are joined in ``data``, since a container needs more bytes
+for the name and position of a separate tensor than such a tensor has.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from ..functional import pack_bits, unpack_bits
-from .files import once
+from .files import unique_keys
 
-#: Raised when a reader of today could not read what is written.
+#: Version of the format. It is increased when readers of the version before
+#: cannot read what is written.
 FORMAT = 2
-#: The last one without a checksum.
+#: The last format without a checksum.
 UNCHECKED = 1
 
-#: Entries of a file, and what each of them is.
+#: Data type and number of dimensions of each entry.
 ENTRIES = dict(
     format=(torch.int64, 0),
     header=(torch.uint8, 1),
@@ -34,13 +35,13 @@ ENTRIES = dict(
     checksum=(torch.uint8, 1),
 )
 
-#: Bytes of a header: some 100,000 tensors.
-LARGEST_HEADER = 2**24
-#: Elements of a tensor and its dimensions, far beyond any network's.
-MOST_ELEMENTS = 2**40
-MOST_DIMENSIONS = 16
+#: Bytes of an uncompressed header: enough for some 100,000 tensors.
+MAX_HEADER_BYTES = 2**24
+#: Limits of a tensor, far above those of any network.
+MAX_ELEMENTS = 2**40
+MAX_DIMENSIONS = 16
 
-#: The types that a file may hold.
+#: The data types that a file may contain.
 DTYPES = {
     str(dtype).removeprefix('torch.'): dtype
     for dtype in (
@@ -61,46 +62,48 @@ DTYPES = {
 
 
 def encode(
-    state: Mapping[str, Tensor], widths: Mapping[str, int], meta: dict
+    state: Mapping[str, Tensor],
+    weight_bits: Mapping[str, int],
+    meta: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    """Tensors and what is known of them as four tensors.
+    """Encode a state and its description as four tensors.
 
     Args:
-        state (dict): A ``state_dict``.
-        widths (dict[str, int]): Bits of those that hold integers of fewer
-            than eight.
-        meta (dict): Of plain Python, as JSON knows it.
+        state (dict[str, Tensor]): A ``state_dict``.
+        weight_bits (dict[str, int]): Bit width of each int8 tensor whose
+            integers have fewer than 8 bits, by its name.
+        meta (dict): Values that JSON can represent.
 
     Returns:
         dict[str, Tensor]: ``format``, ``header``, ``data`` and
         ``checksum``.
 
     Raises:
-        ValueError: If a tensor is of a type that the format does not know,
-            or ``meta`` is larger than a header may be.
+        ValueError: If the format does not have the data type of a tensor,
+            or ``meta`` makes the header too large.
     """
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, list] = {}
     parts = [torch.empty(0, dtype=torch.uint8)]
     for name, value in state.items():
         value = value.detach().cpu()
         kind = str(value.dtype).removeprefix('torch.')
         if kind not in DTYPES:
             raise ValueError(
-                f'{name} is of {value.dtype}, expected one of '
+                f'{name} has the data type {value.dtype}, expected one of '
                 f'{", ".join(DTYPES)}'
             )
         bits = 8 * value.element_size()
-        if value.dtype == torch.int8 and widths.get(name, 8) < 8:
-            bits = widths[name]
+        if value.dtype == torch.int8 and weight_bits.get(name, 8) < 8:
+            bits = weight_bits[name]
             parts.append(pack_bits(value, bits))
         else:
             parts.append(value.contiguous().view(-1).view(torch.uint8))
         tensors[name] = [kind, list(value.shape), bits]
     header = json.dumps(dict(meta=meta, tensors=tensors)).encode()
-    if len(header) > LARGEST_HEADER:
+    if len(header) > MAX_HEADER_BYTES:
         raise ValueError(
             f'The header would have {len(header):,} bytes, expected at most '
-            f'{LARGEST_HEADER:,}: put less into `meta`'
+            f'{MAX_HEADER_BYTES:,}: put less into `meta`'
         )
     content = dict(
         format=torch.tensor(FORMAT),
@@ -113,15 +116,15 @@ def encode(
 
 
 def checksum(content: Mapping[str, Tensor]) -> Tensor:
-    """SHA-256 of format, header and data, 32 of ``uint8``."""
+    """Return the SHA-256 of format, header and data: 32 of ``uint8``."""
     digest = hashlib.sha256(int(content['format']).to_bytes(8, 'little'))
     for name in ('header', 'data'):
         digest.update(content[name].contiguous().numpy().data)
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 
-def is_encoded(content: Any) -> bool:
-    """Whether it looks like what :func:`encode` returns."""
+def is_encoded(content: object) -> bool:
+    """Return whether a file's content looks like that of :func:`encode`."""
     return isinstance(content, Mapping) and {
         'format',
         'header',
@@ -130,26 +133,25 @@ def is_encoded(content: Any) -> bool:
 
 
 def is_checked(content: Mapping[str, Tensor]) -> bool:
-    """Whether it is of a format that has a checksum."""
+    """Return whether the content has a format with a checksum."""
     return int(content['format']) > UNCHECKED
 
 
 def decode(content: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Undo :func:`encode`.
+    """Decode what :func:`encode` returned, in this or an earlier format.
 
-    Nothing is allocated for what the header claims before it was compared
-    to what there is.
+    The sizes in the header are compared with the size of ``data`` before
+    any memory is allocated for them.
 
     Args:
-        content (dict[str, Tensor]): What it returned, or what it returned
-            in an earlier format.
+        content (dict[str, Tensor]): The four entries of a file.
 
     Returns:
         dict: ``state_dict`` and ``meta``.
 
     Raises:
-        ValueError: If it is of an unknown format, its checksum is another
-            one, or ``data`` does not hold what ``header`` says.
+        ValueError: If the format is unknown, the checksum does not match,
+            or ``data`` does not match ``header``.
     """
     _check_entries(content)
     header = _unpack_header(content['header'])
@@ -164,13 +166,13 @@ def decode(content: Mapping[str, Tensor]) -> dict[str, Any]:
         if bits < 8:
             state[name] = unpack_bits(part, bits, shape)
         else:
-            # A copy, for its numbers need not stand at whole addresses.
+            # A copy, since its elements may start at an odd address.
             state[name] = part.clone().view(DTYPES[kind]).view(shape)
     return dict(state_dict=state, meta=header['meta'])
 
 
 def _check_entries(content: Mapping[str, Tensor]) -> None:
-    """See that the entries are what they are called, and unharmed."""
+    """Check the data types of the entries, the format and the checksum."""
     for name, value in content.items():
         expected = ENTRIES.get(name)
         if expected is None:
@@ -195,19 +197,19 @@ def _check_entries(content: Mapping[str, Tensor]) -> None:
     if is_checked(content) and not torch.equal(
         content['checksum'], checksum(content)
     ):
-        raise ValueError('its content is not what its checksum says')
+        raise ValueError('its content does not match its checksum')
 
 
 def _unpack_header(packed: Tensor) -> dict[str, Any]:
     unpack = zlib.decompressobj()
-    text = unpack.decompress(packed.numpy().tobytes(), LARGEST_HEADER)
+    text = unpack.decompress(packed.numpy().tobytes(), MAX_HEADER_BYTES)
     if not unpack.eof or unpack.unused_data:
         raise ValueError(
             'its header is cut, or has more than '
-            f'{LARGEST_HEADER:,} bytes uncompressed'
+            f'{MAX_HEADER_BYTES:,} bytes uncompressed'
         )
     header = json.loads(
-        text, object_pairs_hook=once, parse_constant=_no_number
+        text, object_pairs_hook=unique_keys, parse_constant=_refuse_constant
     )
     if not isinstance(header, dict) or not all(
         isinstance(header.get(key), dict) for key in ('meta', 'tensors')
@@ -216,30 +218,34 @@ def _unpack_header(packed: Tensor) -> dict[str, Any]:
     return header
 
 
-def _no_number(text: str) -> None:
-    raise ValueError(f'its header holds {text}')
+def _refuse_constant(text: str) -> None:
+    """Refuse NaN and infinity, which Python reads but JSON does not know."""
+    raise ValueError(f'its header contains {text}, expected finite numbers')
 
 
-def _size(name: str, entry: Any) -> int:
-    """Bytes of a tensor as the header has it, if it has it in order."""
+def _size(name: str, entry: object) -> int:
+    """Return the bytes of a tensor, from its checked entry in the header."""
     if not isinstance(entry, list) or len(entry) != 3:
         raise ValueError(
-            f'its header has {entry!r:.80} for {name!r:.80}, expected type, '
-            'shape and bits'
+            f'its header has {entry!r:.80} for {name!r:.80}, expected the '
+            'data type, the shape and the bits'
         )
     kind, shape, bits = entry
     if not isinstance(kind, str) or kind not in DTYPES:
-        raise ValueError(f'{name!r:.80} is of the unknown type {kind!r:.80}')
+        raise ValueError(f'{name!r:.80} has the unknown type {kind!r:.80}')
     if (
         not isinstance(shape, list)
-        or len(shape) > MOST_DIMENSIONS
-        or not all(type(n) is int and 0 <= n < MOST_ELEMENTS for n in shape)
-        or math.prod(shape) >= MOST_ELEMENTS
+        or len(shape) > MAX_DIMENSIONS
+        or not all(type(n) is int and 0 <= n < MAX_ELEMENTS for n in shape)
+        or math.prod(shape) >= MAX_ELEMENTS
     ):
-        raise ValueError(f'{name!r:.80} has no shape, but {shape!r:.80}')
+        raise ValueError(
+            f'{name!r:.80} has {shape!r:.80} as its shape, expected at most '
+            f'{MAX_DIMENSIONS} sizes'
+        )
     whole = 8 * DTYPES[kind].itemsize
-    few = kind == 'int8' and type(bits) is int and 2 <= bits < 8
-    if not few and (type(bits) is not int or bits != whole):
+    packed = kind == 'int8' and type(bits) is int and 2 <= bits < 8
+    if not packed and (type(bits) is not int or bits != whole):
         raise ValueError(
             f'{name!r:.80} of {kind} has {bits!r:.80} bits, expected {whole}'
             + (', or 2 to 7' if kind == 'int8' else '')

@@ -1,4 +1,4 @@
-"""Checkpoints of any kind: read safely, with words about what is wrong."""
+"""Read checkpoints of any kind safely, and explain what is wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .files import load_tensors
 from .format import decode, is_checked, is_encoded
 from .weights import find_states
 
-#: Files of this ending are of safetensors, all others of torch.
+#: Ending of files of safetensors. All other checkpoints are of torch.
 SAFETENSORS = '.safetensors'
 
 
@@ -29,16 +29,17 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
 
     Args:
         path (str): The file.
-        trust (bool): Whether to run code that the file may hold.
+        trust (bool): Whether to run code that the file may contain.
 
     Returns:
-        dict: Its content, with the key ``state_dict``; ``states`` has all
-        that may be meant by that, by their keys.
+        dict: The content, with the key ``state_dict``. If the file is not
+        one of :func:`encode`, ``states`` has every state in it, by its key,
+        and ``state_dict`` is the first of them.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no whole checkpoint, or one that only loads by
-            running code in it, without ``trust``.
+        ValueError: If the file is not a whole checkpoint, or if it can be
+            loaded only by running code, without ``trust``.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f'No checkpoint at {path!r}')
@@ -59,9 +60,9 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
         if 'eights only' not in str(error):
             raise ValueError(_broken(path, error)) from error
         raise ValueError(
-            f'{path!r} holds more than tensors and plain Python, and loading '
-            'it can run any code that its maker put in. If you trust its '
-            'source, add --trust-checkpoint'
+            f'{path!r} contains more than tensors and plain Python, and '
+            'loading it can run any code that its author put in. If you '
+            'trust its source, add --trust-checkpoint'
         ) from error
     except ImportError:
         raise
@@ -73,12 +74,12 @@ def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
             'torch.save(torch.jit.load(path).state_dict(), ...), and give '
             'these'
         ) from error
-    except Exception as error:  # pickle raises whatever bytes make of it
+    except Exception as error:  # Damaged pickles raise any exception.
         raise ValueError(_broken(path, error)) from error
     states = find_states(content)
     if not states:
         raise ValueError(
-            f'{path!r} holds no state_dict: expected a mapping of '
+            f'{path!r} has no state_dict: expected a mapping of '
             'names to tensors, itself or under `state_dict`'
         )
     rest = content if isinstance(content, Mapping) and '' not in states else {}
@@ -97,29 +98,30 @@ def _broken(path: str, error: Union[Exception, str]) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     return (
         f'{path!r} is no whole checkpoint ({lines[0][:300]}): it may be cut '
-        'short or damaged, get it anew'
+        'or damaged, get it anew'
     )
 
 
 def check_container(path: str) -> None:
-    """See that a checkpoint of this name can be written, before any work.
+    """Check that a checkpoint of this name can be written.
 
     Raises:
-        ImportError: If it asks for safetensors, which are not installed.
+        ImportError: If the name ends in ``.safetensors``, and safetensors
+            is not installed.
     """
     if path.endswith(SAFETENSORS):
         require('safetensors.torch')
 
 
 @contextmanager
-def named(path: str) -> Iterator[None]:
-    """Within it what is wrong is said to be in a file.
+def errors_name(path: str) -> Iterator[None]:
+    """Return a context that puts a path before the message of errors.
 
     Args:
-        path (str): The file.
+        path (str): The file that is read in the context.
 
     Raises:
-        ValueError: If there was one, with the file's name before it.
+        ValueError: If one was raised in the context, with the path.
     """
     try:
         yield
@@ -128,7 +130,7 @@ def named(path: str) -> Iterator[None]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Hash of all parameters and buffers, as hexadecimal digits."""
+    """Return the SHA-256 of all parameters and buffers, in hexadecimal."""
     digest = hashlib.sha256()
     for name, value in sorted(pack_extra(module.state_dict()).items()):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""One run in a folder at a time."""
+"""Lock a folder, so that one run at a time works in it."""
 
 from __future__ import annotations
 
@@ -14,41 +14,44 @@ from contextlib import contextmanager
 
 from mmengine.logging import print_log
 
-#: Locks that this process holds: the system's are one for all its threads.
-_held: set[str] = set()
+#: Files that this process has locked. The system would let a second thread
+#: of the same process take the same lock.
+_locked: set[str] = set()
 
 
 @contextmanager
 def locked(path: str, cure: str) -> Iterator[None]:
-    """Within it this process alone holds a lock.
+    """Return a context in which only this process has locked a file.
 
-    The lock is the system's, which drops it when the process ends, however
-    it ends; the file says who holds it. Children of the process do not hold
-    it, so those that outlive a killed one are in nobody's way.
+    The operating system releases the lock when the process ends, even if it
+    is killed. Child processes do not inherit the lock, so a child that
+    outlives its parent does not block the next run.
 
     Args:
-        path (str): Its file, which is gone afterwards.
-        cure (str): What to do where another process holds it.
+        path (str): The lock file. It says which process has locked it, and
+            is removed afterwards.
+        cure (str): What to do if another process has locked it.
 
     Raises:
-        ValueError: If another one holds it, with its number and machine.
+        ValueError: If another process has locked it, with its number and
+            machine.
     """
     path = osp.realpath(path)
-    if path in _held:
-        raise ValueError(_refusal(path, _me(), cure))
-    descriptor = _take(path, cure)
-    _held.add(path)
+    if path in _locked:
+        raise ValueError(_refusal(path, _this_process(), cure))
+    descriptor = _lock(path, cure)
+    _locked.add(path)
     try:
         yield
     finally:
-        _held.discard(path)
-        if _is_there(descriptor, path):
+        _locked.discard(path)
+        if _is_current(descriptor, path):
             os.remove(path)
         os.close(descriptor)
 
 
-def _take(path: str, cure: str) -> int:
-    """Open the file and lock it, or say who has."""
+def _lock(path: str, cure: str) -> int:
+    """Open and lock the file, and return its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -59,36 +62,37 @@ def _take(path: str, cure: str) -> int:
                     holder = os.pread(descriptor, 4096, 0)
                     raise ValueError(_refusal(path, holder, cure)) from error
                 print_log(
-                    f'{path}: this file system knows no locks '
-                    f'({error.strerror}); let no second run into the folder',
+                    f'{path}: this file system has no locks '
+                    f'({error.strerror}); start no second run in the folder',
                     'current',
                     logging.WARNING,
                 )
-            if not _is_there(descriptor, path):  # Its holder just removed it.
+            if not _is_current(descriptor, path):  # Another run removed it.
                 os.close(descriptor)
                 continue
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _me(), 0)
+            os.pwrite(descriptor, _this_process(), 0)
             return descriptor
         except BaseException:
             os.close(descriptor)
             raise
 
 
-def _is_there(descriptor: int, path: str) -> bool:
-    """Whether the file is still the one of that name."""
+def _is_current(descriptor: int, path: str) -> bool:
+    """Return whether an open file is still the one at the path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
 
 
-def _me() -> bytes:
-    me = dict(pid=os.getpid(), host=socket.gethostname())
-    return json.dumps(me).encode()
+def _this_process() -> bytes:
+    process = dict(pid=os.getpid(), host=socket.gethostname())
+    return json.dumps(process).encode()
 
 
 def _refusal(path: str, holder: bytes, cure: str) -> str:
+    """Return the message about a folder that another process uses."""
     try:
         known = json.loads(holder)
         who = f'process {int(known["pid"])} on {str(known["host"])[:80]!r}'

@@ -1,4 +1,4 @@
-"""Quantized checkpoints: written whole, loaded if they belong to a model."""
+"""Write quantized checkpoints, and load them into models they fit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..layers import quant_layers
 from ..version import __version__
 from .files import save_tensors, write_whole
 from .format import encode
-from .io import SAFETENSORS, named, read_checkpoint
-from .meta import check_meta, check_names, short
+from .io import SAFETENSORS, errors_name, read_checkpoint
+from .meta import abbreviate, check_meta, check_names
 from .values import (
-    MARK,
+    QUANTIZED_KEY,
     check_input_shape,
     check_tensors,
     check_values,
@@ -25,15 +25,15 @@ from .values import (
 )
 
 
-def check_quantized(model: Any) -> None:
-    """See that a model is what a quantization ends with.
+def check_quantized(model: nn.Module) -> None:
+    """Check that the quantization of a model is complete.
 
     Args:
-        model (BRECQ): What is to be saved or exported.
+        model (BRECQ): The model to save or to export.
 
     Raises:
-        ValueError: If it is a float network, one whose quantizers were
-            placed but never fitted, or only some of them.
+        ValueError: If the model is a float network, or if some of its
+            layers are not yet reconstructed.
     """
     cure = (
         'give what mmrazor_brecq.quantize or mmrazor_brecq.load returned, '
@@ -46,23 +46,23 @@ def check_quantized(model: Any) -> None:
         )
     if not model.prepared:
         raise ValueError(
-            f'The BRECQ of a {type(model.architecture).__name__} holds the '
-            f'float network still: {cure}'
+            f'The BRECQ of a {type(model.architecture).__name__} still has '
+            f'the float network: {cure}'
         )
     layers = quant_layers(model.architecture)
     left = [name for name, layer in layers.items() if not layer.frozen]
     if left:
         raise ValueError(
             f'{len(left)} of {len(layers)} layers, {left[0]!r} first, have '
-            f'real weights: not reconstructed yet; {cure}'
+            f'float weights: not reconstructed yet; {cure}'
         )
 
 
 def check_describable(model: BRECQ) -> None:
-    """See that what made a model can be said in a file, before any work.
+    """Check that a checkpoint can describe the config of a model.
 
     Raises:
-        ValueError: If it is no plain Python, or of another form.
+        ValueError: If the config is not plain Python.
     """
     try:
         meta = dict(
@@ -72,28 +72,28 @@ def check_describable(model: BRECQ) -> None:
     except TypeError as error:
         raise ValueError(
             'model.quantization and model.partition have to be plain Python '
-            f'to be kept in a checkpoint ({error}): name a registered type '
-            'in place of a class'
+            f'to be saved in a checkpoint ({error}): give the name of a '
+            'registered type in place of a class'
         ) from error
     check_meta(meta)
 
 
 def save_quantized(model: BRECQ, meta: dict[str, Any], path: str) -> None:
-    """Write a quantized network as integers of its bits.
+    """Write a quantized network, with its integers packed to their bits.
 
     Args:
-        model (BRECQ): Reconstructed.
-        meta (dict): More that is to be known of it, plain Python; what
-            made it, its bits, and what :func:`load_quantized` needs are
-            added.
-        path (str): A file; one that ends in ``.safetensors`` becomes one.
+        model (BRECQ): A reconstructed model.
+        meta (dict): Additional metadata of plain Python. The version, the
+            bit widths and what :func:`load_quantized` needs are added.
+        path (str): The file. If it ends in ``.safetensors``, it is written
+            in that format, else in that of torch.
 
     Raises:
-        ValueError: If it is not quantized, or not to its end.
+        ValueError: If the quantization of the model is not complete.
     """
     check_quantized(model)
     layers = quant_layers(model)
-    widths = {
+    weight_bits = {
         f'{name}.weight': layer.weight_quantizer.grid.bits
         for name, layer in layers.items()
         if layer.frozen
@@ -106,7 +106,7 @@ def save_quantized(model: BRECQ, meta: dict[str, Any], path: str) -> None:
         partition=model.partition_cfg,
         unfitted=unfitted_activations(model),
     )
-    content = encode(pack_extra(model.state_dict()), widths, meta)
+    content = encode(pack_extra(model.state_dict()), weight_bits, meta)
     if path.endswith(SAFETENSORS):
         write_whole(path, require('safetensors.torch').save(content))
     else:
@@ -114,47 +114,48 @@ def save_quantized(model: BRECQ, meta: dict[str, Any], path: str) -> None:
 
 
 def read_quantized(path: str) -> dict[str, Any]:
-    """Read a quantized checkpoint.
+    """Read and check a quantized checkpoint.
 
     Args:
-        path (str): What ``tools/ptq.py`` wrote.
+        path (str): A file of ``tools/ptq.py`` or ``mmrazor_brecq.save``.
 
     Returns:
         dict: ``state_dict`` and ``meta``.
 
     Raises:
-        ValueError: If it is a float checkpoint.
+        ValueError: If it is a float checkpoint, or no valid one.
     """
-    checkpoint = dict(dict(meta={}), **read_checkpoint(path))
-    if MARK not in checkpoint['state_dict']:
+    checkpoint = {'meta': {}, **read_checkpoint(path)}
+    if QUANTIZED_KEY not in checkpoint['state_dict']:
         raise ValueError(
             f'{path!r} is a float checkpoint: quantize it with '
             'tools/ptq.py first'
         )
-    with named(path):
+    with errors_name(path):
         check_meta(checkpoint['meta'])
         check_tensors(checkpoint['state_dict'])
-        check_input_shape(checkpoint['state_dict'][MARK])
+        check_input_shape(checkpoint['state_dict'][QUANTIZED_KEY])
     return checkpoint
 
 
 def build_quantized(network: nn.Module, path: str) -> BRECQ:
-    """Build a model as a file describes it, and load the file into it.
+    """Build the model that a checkpoint describes, and load it.
 
     Args:
-        network (nn.Module): The float network, which becomes part of it.
-        path (str): What ``tools/ptq.py`` or ``mmrazor_brecq.save`` wrote.
+        network (nn.Module): The float network. It becomes a part of the
+            model.
+        path (str): A file of ``tools/ptq.py`` or ``mmrazor_brecq.save``.
 
     Returns:
-        BRECQ: In evaluation mode.
+        BRECQ: The quantized model, in evaluation mode.
 
     Raises:
-        ValueError: If the file names what is not registered, or is no
-            quantized checkpoint of the network.
+        ValueError: If the file names a part that is not registered, or is
+            no quantized checkpoint of the network.
     """
     checkpoint = read_quantized(path)
     meta = checkpoint['meta']
-    with named(path):
+    with errors_name(path):
         check_names(meta)
         try:
             model = BRECQ(
@@ -162,7 +163,7 @@ def build_quantized(network: nn.Module, path: str) -> BRECQ:
             ).eval()
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f'nothing can be built of its meta ({error})'
+                f'no model can be built from its meta ({error})'
             ) from error
     _load(model, checkpoint, path)
     return model
@@ -172,50 +173,51 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
     """Load a quantized checkpoint into a freshly built model.
 
     Args:
-        model (BRECQ): Built from the config of the run.
-        path (str): What ``tools/ptq.py`` wrote.
+        model (BRECQ): A model from the config of the run.
+        path (str): A file of ``tools/ptq.py``.
 
     Returns:
-        dict: The checkpoint's ``meta``.
+        dict: The ``meta`` of the checkpoint.
 
     Raises:
-        ValueError: If it is a float checkpoint, or one of another config,
-            or holds values that no network can have.
+        ValueError: If it is a float checkpoint, if it belongs to another
+            config, or if it has values that no network can have.
     """
     checkpoint = read_quantized(path)
     meta = checkpoint['meta']
     before = meta.get('quantization') or {}
-    own = model.scheme.to_dict()
-    other = [key for key in before if before[key] != own.get(key)]
+    expected = model.scheme.to_dict()
+    other = [key for key in before if before[key] != expected.get(key)]
     if other:
         raise ValueError(
             f'{path!r} was quantized with model.quantization.{other[0]} = '
-            f'{short(before[other[0]])}, the config says '
-            f'{own.get(other[0])}: use the config of its run'
+            f'{abbreviate(before[other[0]])}, the config has '
+            f'{expected.get(other[0])}: use the config of its run'
         )
     if meta.get('partition') not in (None, model.partition_cfg):
-        with named(path):
+        with errors_name(path):
             check_names(dict(meta, quantization=before))
     _load(model, checkpoint, path)
     return meta
 
 
 def _load(model: BRECQ, checkpoint: dict[str, Any], path: str) -> None:
+    """Load a checkpoint that :func:`read_quantized` returned."""
     try:
         model.load_state_dict(checkpoint['state_dict'])
     except RuntimeError as error:
         raise ValueError(
             f'{path!r} does not belong to this config: '
-            f'{_second_line(error)} Use the config that lies beside the '
+            f'{_second_line(error)} Use the config in the folder of the '
             'checkpoint'
         ) from error
     except ValueError as error:
         raise ValueError(f'{path!r}: {error}') from error
-    with named(path):
+    with errors_name(path):
         check_values(model, checkpoint['meta'].get('unfitted'))
 
 
 def _second_line(error: Exception) -> str:
-    """What torch says first of the keys, cut to a readable length."""
+    """Return the line in which torch names keys, cut to 300 letters."""
     lines = str(error).splitlines()
     return lines[min(1, len(lines) - 1)].strip()[:300]

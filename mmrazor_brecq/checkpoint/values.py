@@ -1,4 +1,4 @@
-"""What the tensors of a file may hold."""
+"""Check the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from ..algorithms import BRECQ
 from ..functional import is_extra
 from ..layers import quant_layers
 from ..quantizers import ActivationQuantizer
-from .meta import short
+from .meta import abbreviate
 
-#: In every quantized checkpoint, and in no float one.
-MARK = 'input_shape'
+#: A name in every quantized checkpoint, and in no float one.
+QUANTIZED_KEY = 'input_shape'
 
-#: Elements of one image, far beyond any network's: 512 x 512 x 512.
-LARGEST_IMAGE = 2**27
+#: Elements of one image, far more than any network takes: 512 x 512 x 512.
+MAX_IMAGE_ELEMENTS = 2**27
 
 
-def check_tensors(state: Any) -> None:
-    """Refuse a state that is no mapping of names to plain tensors.
+def check_tensors(state: object) -> None:
+    """Check that a state maps names to plain tensors.
 
     Raises:
-        ValueError: If it is not, or a tensor claims more elements than its
-            memory has.
+        ValueError: If it does not, or if a tensor claims more elements than
+            its memory has.
     """
     if not isinstance(state, Mapping):
-        raise ValueError(f'it holds {short(state)}, expected a state_dict')
+        raise ValueError(
+            f'it contains {abbreviate(state)}, expected a state_dict'
+        )
     for name, value in state.items():
         if isinstance(name, str) and is_extra(name):
-            continue  # A module's own affair: plain, and read by it alone.
+            continue  # The module that reads it checks it.
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(
-                f'its state_dict has {short(value)} as {short(name)}, '
-                'expected a tensor'
+                f'its state_dict has {abbreviate(value)} as '
+                f'{abbreviate(name)}, expected a tensor'
             )
         plain = value.layout == torch.strided and not value.is_quantized
         size = value.numel() * value.element_size()
@@ -51,55 +53,62 @@ def check_tensors(state: Any) -> None:
 
 
 def check_state(module: nn.Module, state: Any) -> None:
-    """See that a state of a frozen unit belongs to a module.
+    """Check that the state of a frozen unit fits a module.
 
     Args:
-        module (nn.Module): What it is to be loaded into.
-        state (dict[str, Tensor]): What a file has.
+        module (nn.Module): The unit that the state is loaded into.
+        state (dict[str, Tensor]): The content of a file, of any type.
 
     Raises:
-        ValueError: If its names or shapes are others.
+        ValueError: If the names or the shapes do not match.
     """
     check_tensors(state)
-    own = module.state_dict()
+    expected = module.state_dict()
     other = sorted(
         name
-        for name in {*own, *state}
+        for name in {*expected, *state}
         if not is_extra(name)
         and (
-            name not in own
+            name not in expected
             or name not in state
-            or own[name].shape != state[name].shape
+            or expected[name].shape != state[name].shape
         )
     )
     if other:
-        raise ValueError(f'{short(other[0])} is another one, or missing')
+        raise ValueError(
+            f'{abbreviate(other[0])} is missing, unknown, or of another shape'
+        )
 
 
-def check_input_shape(shape: Any) -> None:
-    """Refuse an image that is none, or too large to run."""
-    sizes = shape.tolist() if isinstance(shape, Tensor) else None
+def check_input_shape(shape: Tensor) -> None:
+    """Refuse a shape that is not the shape of an image of usual size."""
+    sizes = shape.tolist()
     if (
-        not isinstance(sizes, list)
+        shape.dim() != 1
         or shape.dtype != torch.int64
-        or not all(type(n) is int and 0 < n <= LARGEST_IMAGE for n in sizes)
-        or math.prod(sizes) > LARGEST_IMAGE
+        or not all(0 < size <= MAX_IMAGE_ELEMENTS for size in sizes)
+        or math.prod(sizes) > MAX_IMAGE_ELEMENTS
     ):
         raise ValueError(
-            f'{MARK}={short(sizes)}, expected the shape of one image with at '
-            f'most {LARGEST_IMAGE:,} elements'
+            f'{QUANTIZED_KEY}={abbreviate(sizes)}, expected the shape of one '
+            f'image with at most {MAX_IMAGE_ELEMENTS:,} elements'
         )
 
 
 def check_values(model: BRECQ, unfitted: Optional[list[str]]) -> None:
-    """Refuse what is no number where one has to be.
+    """Check the values of a model that was loaded from a checkpoint.
 
-    Quantizers and layers have looked at their own as they were loaded.
+    Quantizers and layers have checked their own values while they were
+    loaded.
 
     Args:
-        model (BRECQ): Loaded.
-        unfitted (list[str], optional): Activations that are to stay float;
-            None if the file is of a time that did not say.
+        model (BRECQ): The loaded model.
+        unfitted (list[str], optional): Names of the activation quantizers
+            that have no scale; None if an early version wrote the file.
+
+    Raises:
+        ValueError: If a scale is missing, a value is NaN, or a layer has
+            float weights.
     """
     found = unfitted_activations(model)
     wrong = sorted(set(found) - set(found if unfitted is None else unfitted))
@@ -120,20 +129,20 @@ def check_values(model: BRECQ, unfitted: Optional[list[str]]) -> None:
         known = isinstance(value, Tensor) and name not in scales
         if known and value.isnan().any():
             raise ValueError(
-                f'{name} holds NaN, expected numbers: get the file anew, or '
-                'quantize again'
+                f'{name} contains NaN, expected numbers: get the file anew, '
+                'or quantize again'
             )
     layers = quant_layers(model)
     wrong = [name for name, layer in layers.items() if not layer.frozen]
     if wrong:
         raise ValueError(
-            f'{wrong[0]}.weight is of {layers[wrong[0]].weight.dtype}, '
+            f'{wrong[0]}.weight has {layers[wrong[0]].weight.dtype}, '
             'expected torch.int8: get the file anew, or quantize again'
         )
 
 
 def unfitted_activations(model: BRECQ) -> list[str]:
-    """Names of the activations that stay float: no image came by."""
+    """Return the names of activation quantizers that saw no image."""
     return [
         name
         for name, module in model.named_modules()

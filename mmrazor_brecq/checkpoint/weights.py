@@ -1,4 +1,4 @@
-"""Float weights, in whatever form and under whatever name they were saved."""
+"""Find float weights in files, in any form and under any usual name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from ..functional import is_extra
 
-#: What frameworks call the weights of a model in a checkpoint, and their
-#: averages over training (EMA). The first one that fits is taken.
+#: A state_dict. The values are tensors, except for extra states.
+State = Mapping[str, Any]
+
+#: Keys under which frameworks save the weights of a model, and then those of
+#: their averages over training (EMA). The first that fits is taken.
 KEYS = (
     'state_dict',
     'model',
@@ -27,27 +30,28 @@ KEYS = (
     'ema',
 )
 
-#: What wrappers and training code put before the names of a model.
+#: Prefixes that wrappers and training code put before names.
 PREFIXES = ('module', 'model', 'network', 'net', 'architecture', 'backbone')
-#: What ``torch.compile`` puts before them, at any depth.
+#: The prefix of ``torch.compile``, which occurs at any depth.
 COMPILED = '_orig_mod.'
 
 
-def find_states(content: Any) -> dict[str, dict[str, Any]]:
-    """All states in the content of a file, by the key that they are under.
+def find_states(content: object) -> dict[str, State]:
+    """Return all states in the content of a file, by their keys.
 
     Args:
-        content (object): A mapping, or a whole module.
+        content (object): What the file contains, such as a mapping or a
+            whole module.
 
     Returns:
-        dict[str, dict]: In the order of :data:`KEYS`; a mapping that is
-        itself a state is under ``''``.
+        dict[str, dict]: States in the order of :data:`KEYS`. If the content
+        itself is a state, its key is ``''``. Empty if there is none.
     """
     if isinstance(content, nn.Module):
         return {'': dict(content.state_dict())}
     if not isinstance(content, Mapping):
         return {}
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, State] = {}
     for key in KEYS:
         value = content.get(key)
         if isinstance(value, nn.Module):
@@ -61,72 +65,70 @@ def find_states(content: Any) -> dict[str, dict[str, Any]]:
 
 
 def _is_state(content: Mapping) -> bool:
-    """Whether a mapping has names and tensors, and nothing else."""
+    """Return whether a mapping has names and tensors, and nothing else."""
     return bool(content) and all(
         isinstance(key, str) and (isinstance(value, Tensor) or is_extra(key))
         for key, value in content.items()
     )
 
 
-def renamings(
-    state: Mapping[str, Any], own: Mapping[str, Any]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The forms in which a state may be meant, the plain one first.
+def renamings(state: State, expected: State) -> Iterator[tuple[str, State]]:
+    """Yield a state under its own names, then under other usual ones.
 
     Args:
-        state (dict): From a file.
-        own (dict): That of the network.
+        state (dict): The state in a file.
+        expected (dict): The state of the network.
 
     Yields:
-        tuple[str, dict]: What was done to the names, '' for nothing, and
-        the state.
+        tuple[str, dict]: How the names were changed, ``''`` if they were
+        not, and the state with these names.
     """
     yield '', dict(state)
     if any(COMPILED in key for key in state):
         state = {key.replace(COMPILED, ''): v for key, v in state.items()}
         yield f'without {COMPILED!r}', dict(state)
-    done: list[str] = []
-    for _ in range(3):  # such as 'module.model.backbone.'
+    removed: list[str] = []
+    for _ in range(3):  # Such as 'module.model.backbone.'
         prefix = next(
             (
                 f'{name}.'
                 for name in PREFIXES
                 if any(key.startswith(f'{name}.') for key in state)
-                and not all(key in own for key in state)
+                and not all(key in expected for key in state)
             ),
             None,
         )
         if prefix is None:
             break
-        done.append(prefix)
-        bare = {k.removeprefix(prefix): v for k, v in state.items()}
-        yield f'without {"".join(done)!r}', bare
-        state = bare
-    first = {key.partition('.')[0] for key in own}
+        removed.append(prefix)
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+        yield f'without {"".join(removed)!r}', state
+    first = {key.partition('.')[0] for key in expected}
     for name in sorted(first & set(PREFIXES)):
         longer = {f'{name}.{key}': value for key, value in state.items()}
         yield f'with {name + "."!r} before them', longer
 
 
 def fit_state(
-    states: Mapping[str, Mapping[str, Any]],
-    own: Mapping[str, Any],
-    fits: Callable[[Mapping[str, Any]], bool],
-) -> tuple[str, str, dict[str, Any]]:
-    """The first state, in the first form, that belongs to a network.
+    states: Mapping[str, State],
+    expected: State,
+    fits: Callable[[State], bool],
+) -> tuple[str, str, State]:
+    """Return the first state that fits a network, under any usual names.
 
     Args:
-        states (dict): From :func:`find_states`, one at least.
-        own (dict): The network's state.
-        fits (callable): Whether a state has all that it needs.
+        states (dict): At least one, from :func:`find_states`.
+        expected (dict): The state of the network.
+        fits (callable): Returns whether a state has all that the network
+            needs.
 
     Returns:
-        tuple[str, str, dict]: Its key, what was done to its names, and
-        itself; the first one as it is, if none belongs to the network.
+        tuple[str, str, dict]: The key of the state, how its names were
+        changed, and the state. If none fits, the first one, unchanged.
     """
     for key, state in states.items():
-        for said, renamed in renamings(state, own):
-            if fits(renamed):
-                return key, said, renamed
+        for renamed, candidate in renamings(state, expected):
+            if fits(candidate):
+                return key, renamed, candidate
     key, state = next(iter(states.items()))
     return key, '', dict(state)

@@ -21,10 +21,10 @@ from ..checkpoint import (
     checksum_of,
     keep_older,
     load_tensors,
-    once,
     remove_folder,
     save_json,
     tensor_bytes,
+    unique_keys,
     write_whole,
 )
 from ..config.safe import check_regular
@@ -85,7 +85,9 @@ class Progress:
         try:
             check_regular(path, 'a JSON')
             with open(path, 'rb') as file:
-                content = json.loads(file.read(), object_pairs_hook=once)
+                content = json.loads(
+                    file.read(), object_pairs_hook=unique_keys
+                )
             _check_content(content)
             unchecked = 'checksum' not in content
             if not unchecked and content.pop('checksum') != checksum_of(

@@ -17,11 +17,11 @@ from mmengine.logging import print_log
 
 from ..checkpoint import (
     checksum_of,
+    explain_write_errors,
     locked,
-    once,
     read_quantized,
-    sweep,
-    told_of_folder,
+    remove_leftovers,
+    unique_keys,
 )
 from ..config.safe import check_regular
 from .runners import missing_folders, remove_empty
@@ -52,7 +52,7 @@ def one_run(cfg: Config, cure: str) -> Iterator[None]:
     # matters is written elsewhere, and fails for itself.
     loud, logging.raiseExceptions = logging.raiseExceptions, False
     try:
-        with told_of_folder(folder, cure), ExitStack() as stack:
+        with explain_write_errors(folder, cure), ExitStack() as stack:
             if rank == 0:
                 stack.callback(remove_empty, missing_folders(folder))
                 os.makedirs(folder, exist_ok=True)
@@ -62,7 +62,7 @@ def one_run(cfg: Config, cure: str) -> Iterator[None]:
                         'wait for it, or name another folder with --work-dir',
                     )
                 )
-                sweep(folder)
+                remove_leftovers(folder)
             yield
     finally:
         logging.raiseExceptions = loud
@@ -121,7 +121,7 @@ def _read_report(path: str) -> dict[str, Any]:
     check_regular(path, 'a report')
     try:
         with open(path, 'rb') as file:
-            content = json.loads(file.read(), object_pairs_hook=once)
+            content = json.loads(file.read(), object_pairs_hook=unique_keys)
         if not isinstance(content, dict):
             raise ValueError(f'it holds {type(content).__name__}, no dict')
         # Those of an earlier version have none.

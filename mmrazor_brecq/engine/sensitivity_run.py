@@ -22,9 +22,9 @@ from ..algorithms import BRECQ
 from ..checkpoint import (
     checksum_of,
     fingerprint,
-    once,
     remove_folder,
     save_json,
+    unique_keys,
 )
 from ..config.safe import check_regular
 from ..graph import PartitionConfig, copy_network
@@ -162,7 +162,9 @@ class SensitivityFile:
         try:
             check_regular(self.path, 'a JSON')
             with open(self.path, 'rb') as file:
-                content = json.loads(file.read(), object_pairs_hook=once)
+                content = json.loads(
+                    file.read(), object_pairs_hook=unique_keys
+                )
             before = content['identity']
             if not isinstance(before, dict):
                 raise ValueError('its identity is no dict')

@@ -1,3 +1,5 @@
+"""Files are whole or absent, and none is lost."""
+
 from __future__ import annotations
 
 import errno
@@ -13,7 +15,7 @@ from mmrazor_brecq.checkpoint import (
 )
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'file'
     path.write_text('old')
 
@@ -27,7 +29,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_older_files_get_the_next_number(tmp_path):
+def test_older_files_are_renamed_to_the_next_number(tmp_path):
     for content in 'abc':
         keep_older(str(tmp_path / 'f.pth'))
         (tmp_path / 'f.pth').write_text(content)
@@ -35,7 +37,7 @@ def test_older_files_get_the_next_number(tmp_path):
     assert read == {'f.1.pth': 'a', 'f.2.pth': 'b', 'f.pth': 'c'}
 
 
-def test_the_same_content_is_the_same_file(tmp_path):
+def test_the_same_content_gives_the_same_bytes(tmp_path):
     for name in 'a', 'b':
         save_tensors(dict(x=torch.arange(3)), str(tmp_path / name))
     first, second = ((tmp_path / name).read_bytes() for name in 'ab')

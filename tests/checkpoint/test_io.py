@@ -1,3 +1,5 @@
+"""Checkpoints of all kinds load, or their errors say what is wrong."""
+
 from __future__ import annotations
 
 from collections import OrderedDict
@@ -28,10 +30,10 @@ def path(tmp_path):
 
 
 class Code:
-    """Something that only loads by running code."""
+    """An object that can only be loaded by running code."""
 
 
-def test_loads_a_plain_state_dict(path):
+def test_a_plain_state_dict_loads(path):
     trained, model = network(), BRECQ(network())
     torch.save(trained.state_dict(), path)
     load_float(model, path)
@@ -39,7 +41,7 @@ def test_loads_a_plain_state_dict(path):
 
 
 @pytest.mark.parametrize('key', ['state_dict', 'model'])
-def test_loads_what_frameworks_wrap(path, key):
+def test_a_wrapped_state_dict_of_a_framework_loads(path, key):
     trained, model = network(), BRECQ(network())
     state = {f'module.{k}': v for k, v in trained.state_dict().items()}
     torch.save({key: OrderedDict(state), 'epoch': 3}, path)
@@ -47,13 +49,13 @@ def test_loads_what_frameworks_wrap(path, key):
     assert fingerprint(model.architecture) == fingerprint(trained)
 
 
-def test_missing_file(path):
+def test_a_missing_file_is_refused(path):
     with pytest.raises(FileNotFoundError, match='No checkpoint at'):
         read_checkpoint(path)
 
 
 @pytest.mark.parametrize('left', [0, 10, 1000])
-def test_truncated_file(path, left):
+def test_a_truncated_file_is_refused(path, left):
     torch.save(network().state_dict(), path)
     with open(path, 'rb') as file:
         content = file.read()[:left]
@@ -64,27 +66,27 @@ def test_truncated_file(path, left):
 
 
 @pytest.mark.parametrize('text', ['<html>not found</html>', 'epoch: 3'])
-def test_a_file_of_something_else(path, text):
+def test_a_file_that_is_no_checkpoint_is_refused(path, text):
     with open(path, 'w') as file:
         file.write(text)
     with pytest.raises(ValueError, match='no whole checkpoint'):
         read_checkpoint(path)
 
 
-def test_no_state_dict(path):
+def test_a_file_without_a_state_dict_is_refused(path):
     torch.save([1, 2], path)
-    with pytest.raises(ValueError, match='holds no state_dict'):
+    with pytest.raises(ValueError, match='has no state_dict'):
         read_checkpoint(path)
 
 
-def test_unsafe_only_with_an_explicit_word(path):
+def test_an_unsafe_file_loads_only_with_trust(path):
     torch.save(dict(state_dict=network().state_dict(), hook=Code()), path)
     with pytest.raises(ValueError, match='--trust-checkpoint'):
         read_checkpoint(path)
     assert 'state_dict' in read_checkpoint(path, trust=True)
 
 
-def test_foreign_checkpoint_counts_and_names(path):
+def test_a_checkpoint_of_another_network_is_refused_with_names(path):
     torch.save({f'other.{i}': torch.zeros(1) for i in range(5)}, path)
     with pytest.raises(ValueError) as info:
         load_float(BRECQ(network()), path)
@@ -94,7 +96,7 @@ def test_foreign_checkpoint_counts_and_names(path):
     assert '5 unexpected (other.0, other.1, other.2, ...)' in message
 
 
-def test_wrong_shape_is_refused(path):
+def test_a_tensor_of_another_shape_is_refused(path):
     state = network().state_dict()
     state['2.weight'] = torch.zeros(7, 4, 1, 1)
     torch.save(state, path)
@@ -102,7 +104,7 @@ def test_wrong_shape_is_refused(path):
         load_float(BRECQ(network()), path)
 
 
-def test_unexpected_alone_is_no_reason_to_refuse(path):
+def test_unexpected_tensors_are_ignored(path):
     trained, model = network(), BRECQ(network())
     torch.save(dict(trained.state_dict(), ema=torch.zeros(2)), path)
     load_float(model, path)
@@ -121,25 +123,25 @@ def quantized(path):
     return model
 
 
-def test_quantized_round_trip(quantized, path):
+def test_a_quantized_checkpoint_loads(quantized, path):
     fresh = BRECQ(network()).eval()
     assert load_quantized(fresh, path) == dict(a=1)
     images = torch.rand(2, 3, 6, 6)
     assert torch.equal(fresh(images), quantized(images))
 
 
-def test_float_given_as_quantized(path):
+def test_a_float_checkpoint_given_as_quantized_is_refused(path):
     torch.save(network().state_dict(), path)
     with pytest.raises(ValueError, match='tools/ptq.py'):
         load_quantized(BRECQ(network()), path)
 
 
-def test_quantized_given_as_float(quantized, path):
+def test_a_quantized_checkpoint_given_as_float_is_refused(quantized, path):
     with pytest.raises(ValueError, match='tools/test.py'):
         load_float(BRECQ(network()), path)
 
 
-def test_quantized_of_another_config(quantized, path):
+def test_a_quantized_checkpoint_of_another_config_is_refused(quantized, path):
     other = BRECQ(
         network(),
         quantization=dict(weight=dict(bits=4), first_last_bits=None),
@@ -152,7 +154,7 @@ def test_quantized_of_another_config(quantized, path):
 
 
 @pytest.mark.parametrize(
-    'wrap, said',
+    'wrap, prefix',
     [
         (lambda s: {f'_orig_mod.{k}': v for k, v in s.items()}, '_orig_mod'),
         (lambda s: {f'module._orig_mod.{k}': v for k, v in s.items()}, 'mod'),
@@ -167,15 +169,15 @@ def test_quantized_of_another_config(quantized, path):
         ),
     ],
 )
-def test_known_prefixes_are_taken_off(path, wrap, said, said_log):
+def test_known_prefixes_are_removed(path, wrap, prefix, said_log):
     trained, model = network(), BRECQ(network())
     torch.save(dict(state_dict=wrap(trained.state_dict())), path)
     load_float(model, path)
     assert fingerprint(model.architecture) == fingerprint(trained)
-    assert any('names without' in line and said in line for line in said_log)
+    assert any('names without' in line and prefix in line for line in said_log)
 
 
-def test_a_prefix_that_the_file_lacks_is_put_before(path):
+def test_a_prefix_that_the_file_lacks_is_added(path):
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
@@ -187,7 +189,7 @@ def test_a_prefix_that_the_file_lacks_is_put_before(path):
     assert fingerprint(model.architecture.backbone) == fingerprint(trained)
 
 
-def test_a_prefix_stays_where_it_is_the_name_of_a_part(path, said_log):
+def test_a_prefix_that_is_the_name_of_a_module_is_kept(path, said_log):
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
@@ -200,7 +202,7 @@ def test_a_prefix_stays_where_it_is_the_name_of_a_part(path, said_log):
     assert not any('took' in line for line in said_log)
 
 
-def test_no_prefix_is_taken_off_where_that_does_not_help(path):
+def test_no_prefix_is_removed_if_that_does_not_help(path):
     state = {f'model.{k}': v for k, v in network().state_dict().items()}
     del state['model.0.weight']
     torch.save(state, path)
@@ -218,7 +220,9 @@ def test_no_prefix_is_taken_off_where_that_does_not_help(path):
         ('model', 'ema'),
     ],
 )
-def test_which_weights_were_taken_is_said(path, plain, average, said_log):
+def test_the_log_says_which_weights_were_loaded(
+    path, plain, average, said_log
+):
     trained, other = network(), network()
     averages = {f'module.{k}': v for k, v in other.state_dict().items()}
     averages['steps'] = torch.tensor(3)
@@ -238,14 +242,14 @@ def test_which_weights_were_taken_is_said(path, plain, average, said_log):
         lambda s: dict(state_dict=dict(other=torch.ones(1)), model_ema=s),
     ],
 )
-def test_averages_are_taken_where_nothing_else_fits(path, content):
+def test_averages_are_loaded_if_nothing_else_fits(path, content):
     trained, model = network(), BRECQ(network())
     torch.save(content(trained.state_dict()), path)
     load_float(model, path)
     assert fingerprint(model.architecture) == fingerprint(trained)
 
 
-def test_a_whole_model_loads_with_an_explicit_word(path):
+def test_a_whole_model_loads_only_with_trust(path):
     trained, model = network(), BRECQ(network())
     for content in trained, dict(model=trained, ema=None, epoch=3):
         torch.save(content, path)
@@ -256,14 +260,14 @@ def test_a_whole_model_loads_with_an_explicit_word(path):
 
 
 @pytest.mark.filterwarnings('ignore::FutureWarning')
-def test_an_archive_of_torchscript_says_what_to_do(path):
+def test_a_torchscript_archive_is_refused_with_a_cure(path):
     torch.jit.save(torch.jit.script(network()), path)
     with pytest.raises(ValueError, match='TorchScript archive.*state_dict'):
         load_float(BRECQ(network()), path)
 
 
 class Versioned(nn.Sequential):
-    """A network with a state of its own."""
+    """A network with an extra state."""
 
     def __init__(self, state):
         super().__init__(*network())
@@ -276,7 +280,7 @@ class Versioned(nn.Sequential):
         self.state = state
 
 
-def test_a_state_of_its_own_is_loaded_or_not_missed(path):
+def test_an_extra_state_is_loaded_and_may_be_missing(path):
     trained, model = Versioned(dict(version=3)), BRECQ(Versioned(None))
     torch.save(trained.state_dict(), path)
     load_float(model, path)
@@ -291,7 +295,7 @@ def test_a_state_of_its_own_is_loaded_or_not_missed(path):
 @pytest.mark.parametrize(
     'state', [None, dict(version=3, mean=torch.ones(2)), b'x', (1, 'a')]
 )
-def test_a_state_of_its_own_is_saved(state, ending, tmp_path):
+def test_an_extra_state_is_saved(state, ending, tmp_path):
     path = str(tmp_path / f'q.{ending}')
     images = torch.rand(4, 3, 6, 6)
 
@@ -311,7 +315,7 @@ def test_a_state_of_its_own_is_saved(state, ending, tmp_path):
     assert torch.equal(fresh(images), model(images))
 
 
-def test_a_state_that_no_file_can_hold_is_refused_before_any_work():
+def test_an_extra_state_that_no_file_can_contain_is_refused_early():
     model = BRECQ(Versioned(Code()))
     with pytest.raises(ValueError, match="'_extra_state'.*Code"):
         model.prepare(torch.rand(1, 3, 6, 6))

@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 from mmrazor_brecq.checkpoint import (
+    explain_write_errors,
     locked,
     read_checkpoint,
     remove_folder,
+    remove_leftovers,
     save_json,
     save_tensors,
-    sweep,
-    told_of_folder,
     write_kept,
     write_whole,
 )
@@ -174,7 +174,7 @@ def test_what_killed_runs_left_is_swept(tmp_path):
     folder = tmp_path / f'progress.{dead}.tmp'
     folder.mkdir()
     (folder / '0000.pth').write_text('')
-    sweep(str(tmp_path))
+    remove_leftovers(str(tmp_path))
     assert not any(path.exists() for path in [*gone, folder])
     assert all(path.exists() for path in stays)
 
@@ -236,8 +236,8 @@ def test_a_disk_that_is_really_full(tmp_path):
         path = tmp_path / 'a.pth'
         save_tensors(torch.ones(4), str(path))
         before = path.read_bytes()
-        with pytest.raises(OSError, match=r'there is no room left; again'):
-            with told_of_folder(str(tmp_path), 'again'):
+        with pytest.raises(OSError, match=r'the disk is full; again'):
+            with explain_write_errors(str(tmp_path), 'again'):
                 save_tensors(torch.ones(2**20), str(path))
         assert path.read_bytes() == before
         assert os.listdir(tmp_path) == ['a.pth']
@@ -247,10 +247,10 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 def test_other_errors_are_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError, match='No such file.*elsewhere'):
-        with told_of_folder(str(tmp_path), 'again'):
+        with explain_write_errors(str(tmp_path), 'again'):
             open('/elsewhere/x')
-    with pytest.raises(OSError, match='is gone; again'):
-        with told_of_folder(str(tmp_path / 'gone'), 'again'):
+    with pytest.raises(OSError, match='it was removed; again'):
+        with explain_write_errors(str(tmp_path / 'gone'), 'again'):
             open(tmp_path / 'gone' / 'x')
 
 
@@ -457,16 +457,16 @@ def test_images_around_a_run_do_not_ask_for_its_own_files(
     if root == 'run':
         return  # Nobody can tell whose file that is.
     run = tmp_path / 'run'
-    with pytest.raises(OSError, match='The run in .* is gone; again'):
-        with told_of_folder(str(run), 'again'), construction(cfg):
+    with pytest.raises(OSError, match='in .* stopped: it was removed; again'):
+        with explain_write_errors(str(run), 'again'), construction(cfg):
             open(run / '20200101_000000' / 'config.py', 'w')
 
 
 @pytest.mark.parametrize(
     'number, word',
     [
-        (errno.ENOSPC, 'there is no room left'),
-        (errno.EROFS, 'cannot be written any more'),
+        (errno.ENOSPC, 'the disk is full'),
+        (errno.EROFS, 'is no longer writable'),
     ],
 )
 def test_a_disk_that_fails_midway_is_told_and_gone_on_with(
@@ -502,8 +502,8 @@ def test_a_folder_that_vanishes_midway_is_told(tmp_path):
     progress = Progress(str(tmp_path / 'run' / 'progress'), {}, False)
     progress.add_unit(UnitReport('a'), nn.Linear(1, 1))
     progress.remove()
-    with pytest.raises(OSError, match='is gone; again'):
-        with told_of_folder(str(tmp_path / 'run' / 'progress'), 'again'):
+    with pytest.raises(OSError, match='it was removed; again'):
+        with explain_write_errors(str(tmp_path / 'run' / 'progress'), 'again'):
             progress.add_unit(UnitReport('b'), nn.Linear(1, 1))
     assert not (tmp_path / 'run' / 'progress').exists()
 

@@ -27,7 +27,7 @@ from mmrazor_brecq.checkpoint import (
     load_tensors,
     read_checkpoint,
 )
-from mmrazor_brecq.checkpoint.format import LARGEST_HEADER, checksum
+from mmrazor_brecq.checkpoint.format import MAX_HEADER_BYTES, checksum
 from mmrazor_brecq.engine.deploy import Request, export
 from mmrazor_brecq.engine.launch import build_model, ptq
 from mmrazor_brecq.engine.launch import test as evaluate
@@ -486,7 +486,7 @@ def test_a_header_is_not_unpacked_beyond_its_limit():
             data=torch.zeros(0, dtype=torch.uint8),
         )
     )
-    with pytest.raises(ValueError, match=f'{LARGEST_HEADER:,} bytes'):
+    with pytest.raises(ValueError, match=f'{MAX_HEADER_BYTES:,} bytes'):
         decode(content)
 
 
