@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from threading import Timer
 from types import FrameType
 from typing import Any, Optional
 
 PACKAGE = Path(__file__).resolve().parent
 #: The exit status after Ctrl-C, as shells have it.
 STATUS = 130
-#: Seconds in which a second Ctrl-C is one with the first.
-TWICE = 1.0
+#: Seconds in which a second Ctrl-C is one with the first, after which one
+#: that came at a bad moment is repeated, and for which it is.
+TWICE, AGAIN, PATIENCE = 1.0, 0.02, 2.0
 
 
 class _State:
@@ -27,7 +27,7 @@ class _State:
 
     hint = later = 'give the same command again'
     working = told = False
-    begun, last = 0.0, -TWICE
+    begun, last, waits = 0.0, -TWICE, 0.0
     owner = os.getpid()
 
 
@@ -57,6 +57,7 @@ def install() -> None:
         _answer,
     ):
         signal.signal(signal.SIGINT, _answer)
+        signal.signal(signal.SIGALRM, _answer)
         # Called after all others, when there is nothing left to interrupt:
         # Python would die of the signal, whatever its status was to be.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
@@ -65,14 +66,22 @@ def install() -> None:
 def _answer(number: int, frame: Optional[FrameType]) -> None:
     if os.getpid() != _State.owner:
         return
-    # Code that imports may swallow what is raised in it.
-    if not _State.working or _imports(frame):
+    now = time.monotonic()
+    imports = _imports(frame)
+    _State.waits = (_State.waits or now) if imports else 0.0
+    if not _State.working or imports and now - _State.waits > PATIENCE:
         tell()
         os._exit(STATUS)
-    now = time.monotonic()
-    if now - _State.last >= TWICE:
+    if imports:  # Such code may swallow what is raised in it.
+        _repeat()
+    elif now - _State.last >= TWICE:
         _State.last = now
         raise KeyboardInterrupt
+
+
+def _repeat() -> None:
+    """Come back to a Ctrl-C in a moment."""
+    signal.setitimer(signal.ITIMER_REAL, AGAIN)
 
 
 def _imports(frame: Any) -> bool:
@@ -114,7 +123,8 @@ def working(hint: str) -> Iterator[None]:
     _State.working, _State.told = True, False
     _State.begun = time.monotonic()
     hook = sys.unraisablehook
-    sys.unraisablehook = partial(_raised_in_vain, hook)
+    if signal.getsignal(signal.SIGINT) is _answer:
+        sys.unraisablehook = partial(_raised_in_vain, hook)
     try:
         yield
     finally:
@@ -131,6 +141,6 @@ def _raised_in_vain(hook: Callable[[Any], Any], unraisable: Any) -> None:
     """Repeat a Ctrl-C that a finalizer swallowed, when it is over."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         _State.last = -TWICE
-        Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        _repeat()
     else:
         hook(unraisable)

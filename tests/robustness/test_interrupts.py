@@ -234,6 +234,24 @@ def test_while_something_is_imported(tmp_path, name):
     )
     run = Run(tmp_path, '--cfg-options', *QUICK, code=code)
     assert is_told(*run.end())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_import_that_never_ends_is_left(tmp_path):
+    code = (
+        'import os, runpy, signal, sys, time\n'
+        'sys.argv = sys.argv[1:]\n'
+        'class Finder:\n'
+        '    def find_spec(self, name, path=None, target=None):\n'
+        '        if name == "torch":\n'
+        '            os.killpg(0, signal.SIGINT)\n'
+        '            while True:\n'
+        '                time.sleep(0.1)\n'
+        'sys.meta_path.insert(0, Finder())\n'
+        'runpy.run_path(sys.argv[0], run_name="__main__")\n'
+    )
+    run = Run(tmp_path, '--cfg-options', *QUICK, code=code)
+    assert is_told(*run.end())
 
 
 def test_a_tool_that_keeps_nothing_does_not_promise_to_go_on(tmp_path):
