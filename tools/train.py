@@ -52,7 +52,9 @@ def main() -> int:
 
 def train(cfg: Config) -> None:
     """Train, and write the weights."""
+    import numpy as np
     import torch
+    from mmengine.hooks import Hook
     from mmengine.runner import Runner
 
     from mmrazor_brecq.checkpoint import save_tensors
@@ -63,8 +65,24 @@ def train(cfg: Config) -> None:
 
         build_dataloader = staticmethod(loaders.build_dataloader)
 
+    class PlainCheckpoint(Hook):
+        """Leaves out objects of Python, for torch refuses to load them."""
+
+        def before_save_checkpoint(
+            self, runner: Runner, checkpoint: dict[str, Any]
+        ) -> None:
+            known = checkpoint['message_hub']['runtime_info']
+            known = {
+                key: value.item() if isinstance(value, np.generic) else value
+                for key, value in known.items()
+            }
+            checkpoint['message_hub'] = dict(
+                log_scalars={}, runtime_info=known, resumed_keys={}
+            )
+
     register_wrapper()
     runner = WatchingRunner.from_cfg(cfg)
+    runner.register_hook(PlainCheckpoint())
     resumable()
     runner.model.to(memory_format=torch.channels_last)
     model = runner.train()
