@@ -189,6 +189,13 @@ class FusedPenalty:
     backward pass of the penalty only stores its weight and ``beta`` here.
     Autograd runs in the reverse order of the forward pass, so call it after
     :func:`relaxed_rows`.
+
+    It saves 14 % of an iteration of the ``default`` schedule for the demo's
+    ResNet-18 and 7 % for its MobileNetV2, compared with
+    :func:`rounding_penalty`. This was measured after the warmup, in float32
+    with one thread: iterations of a unit used both forms in turn, and the
+    medians of their CPU times were summed over all units, weighted by their
+    layers.
     """
 
     def __init__(self) -> None:

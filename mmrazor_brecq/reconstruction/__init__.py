@@ -1,5 +1,6 @@
+"""Reconstruction of units, and the last pass over the whole network."""
+
 import warnings
-from typing import Any
 
 from .. import objectives
 from .augment import CutMix, Flip, MixUp, Shift
@@ -30,8 +31,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Return an objective, which was here once."""
+def __getattr__(name: str) -> object:
+    """Return an objective, for code that imports it from here."""
     if name not in objectives.__all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     warnings.warn(

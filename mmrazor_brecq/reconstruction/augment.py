@@ -1,7 +1,7 @@
-"""More images from few: what the float network answers needs no labels.
+"""Augmentations: random variations of calibration images.
 
-Each of these takes a batch of images N x C x H x W and a generator, and
-gives another batch of that shape.
+They need no labels, because the float network computes the outputs that are
+wanted for the varied images.
 """
 
 from __future__ import annotations
@@ -18,38 +18,45 @@ from ..validation import Config, Fraction
 
 
 class Augmentation:
-    """What variations of images have in common."""
+    """Base class of augmentations.
+
+    Example:
+        >>> refiner = dict(
+        ...     type='NetworkRefiner',
+        ...     augment=[dict(type='Shift'), dict(type='CutMix', prob=0.5)],
+        ... )
+    """
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Vary.
+        """Return images that are varied at random.
 
         Args:
-            images (Tensor): N x C x H x W.
+            images (Tensor): N x C x H x W. They are not changed.
             generator (torch.Generator): Source of randomness, on the CPU.
 
         Returns:
-            Tensor: As many, of the same size.
+            Tensor: N x C x H x W.
         """
         raise NotImplementedError
 
 
-#: How a parameter says that it takes one.
+#: Type of a parameter that takes the config of an augmentation.
 AugmentationConfig = Annotated[dict, Config(Augmentation, TASK_UTILS)]
 
 
 @TASK_UTILS.register_module()
 class Flip(Augmentation):
-    """Mirrors an image, left for right.
+    """Augmentation that mirrors images from left to right.
 
     Args:
-        prob (float): Fraction of the images.
+        prob (float): Probability that an image is mirrored, 0 to 1.
     """
 
     def __init__(self, prob: Fraction = 0.5) -> None:
         self.prob = prob
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Apply."""
+        """Return images of which some are mirrored."""
         chosen = torch.rand(len(images), generator=generator) < self.prob
         chosen = chosen.to(images.device)[:, None, None, None]
         return torch.where(chosen, images.flip(-1), images)
@@ -57,17 +64,18 @@ class Flip(Augmentation):
 
 @TASK_UTILS.register_module()
 class Shift(Augmentation):
-    """Moves an image, and repeats its border.
+    """Augmentation that moves images and repeats their borders.
 
     Args:
-        share (float): The most that it moves, of its height and width.
+        share (float): Maximum shift, as a fraction of height and width, 0 to
+            1.
     """
 
     def __init__(self, share: Fraction = 1 / 16) -> None:
         self.share = share
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Apply."""
+        """Return images that are moved, each by its own offset."""
         n, _, height, width = images.shape
         down, right = round(height * self.share), round(width * self.share)
         wide = F.pad(images, (right, right, down, down), mode='replicate')
@@ -82,14 +90,14 @@ class Shift(Augmentation):
 
 @TASK_UTILS.register_module()
 class CutMix(Augmentation):
-    """Puts a rectangle of another image into an image.
+    """Augmentation that pastes a rectangle of another image.
 
     Yun et al., "CutMix", ICCV 2019.
 
     Args:
-        prob (float): Fraction of the images.
-        size (tuple[float, float]): The sides of the rectangle, least and
-            most, as shares of the image's.
+        prob (float): Probability that an image is changed, 0 to 1.
+        size (tuple[float, float]): Minimum and maximum side of the
+            rectangle, as fractions of the image's sides, 0 to 1.
     """
 
     def __init__(
@@ -101,37 +109,31 @@ class CutMix(Augmentation):
         self.size = size
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Apply."""
+        """Return images of which some have a rectangle of another."""
         n = len(images)
         low, high = self.size
         side = low + (high - low) * torch.rand(2, n, generator=generator)
         side *= torch.rand(n, generator=generator) < self.prob
         start = (1 - side) * torch.rand(2, n, generator=generator)
-        inside = [
-            (place >= a[:, None]) & (place < (a + b)[:, None])
-            for place, a, b in zip(
-                (_centres(images.shape[2]), _centres(images.shape[3])),
-                start,
-                side,
-            )
-        ]
-        mask = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        rows = _inside(images.shape[2], start[0], side[0])
+        columns = _inside(images.shape[3], start[1], side[1])
+        mask = rows[:, None, :, None] & columns[:, None, None, :]
         others = torch.randperm(n, generator=generator).to(images.device)
         return torch.where(mask.to(images.device), images[others], images)
 
 
 @TASK_UTILS.register_module()
 class MixUp(Augmentation):
-    """Lays another image over an image, the fainter of the two.
+    """Augmentation that blends another image into an image.
 
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018;
-    what the float network makes of it needs no mixed labels (Beyer et al.,
-    "Knowledge distillation: A good teacher is patient and consistent",
-    CVPR 2022).
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018. The
+    float network's output for the blend replaces mixed labels (Beyer et al.,
+    "Knowledge distillation: A good teacher is patient and consistent", CVPR
+    2022).
 
     Args:
-        prob (float): Fraction of the images.
-        most (float): The most that the other image counts, up to a half.
+        prob (float): Probability that an image is changed, 0 to 1.
+        most (float): Maximum weight of the other image, 0 to 0.5.
     """
 
     def __init__(
@@ -141,15 +143,25 @@ class MixUp(Augmentation):
         self.most = most
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Apply."""
+        """Return images of which some are blended with another."""
         n = len(images)
-        part = self.most * torch.rand(n, generator=generator)
-        part *= torch.rand(n, generator=generator) < self.prob
+        weight = self.most * torch.rand(n, generator=generator)
+        weight *= torch.rand(n, generator=generator) < self.prob
         others = torch.randperm(n, generator=generator).to(images.device)
-        part = part.to(images)[:, None, None, None]
-        return torch.lerp(images, images[others], part)
+        weight = weight.to(images)[:, None, None, None]
+        return torch.lerp(images, images[others], weight)
 
 
-def _centres(size: int) -> Tensor:
-    """Where pixels lie, from 0 to 1."""
-    return (torch.arange(size) + 0.5) / size
+def _inside(size: int, start: Tensor, side: Tensor) -> Tensor:
+    """Return which pixels of a row or column are in an interval.
+
+    Args:
+        size (int): Number of pixels.
+        start (Tensor): Start of each image's interval, 0 to 1, of shape N.
+        side (Tensor): Length of each interval, 0 to 1, of shape N.
+
+    Returns:
+        Tensor: Booleans, N x ``size``.
+    """
+    centers = (torch.arange(size) + 0.5) / size
+    return (centers >= start[:, None]) & (centers < (start + side)[:, None])

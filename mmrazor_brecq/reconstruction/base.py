@@ -1,16 +1,16 @@
-"""What all reconstructors do with a unit: fit, learn, validate, freeze."""
+"""Base class of reconstructors: fit, learn, validate and freeze a unit."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any, Callable, Optional
+from typing import Annotated, Callable, Optional
 
 import torch
 from torch import Tensor, nn
 
-from ..functional import map_tensors
+from ..functional import Nested, map_tensors
 from ..graph import Unit
 from ..objectives import Objective
 from ..registry import TASK_UTILS
@@ -25,17 +25,28 @@ from .unit import UnitData, UnitReport
 
 
 class Reconstructor:
-    """Makes the layers of one unit integers; a subclass says how they learn.
+    """Base class of reconstructors, which turn a unit's weights to integers.
+
+    A subclass overrides :meth:`learn`. Without it, weights are rounded to
+    nearest.
 
     Attributes:
         autocast (Autocast): The precision to learn in.
-        refiner (NetworkRefiner, optional): What refines the network once
-            all units are done.
+        refiner (NetworkRefiner, optional): The last pass over the whole
+            network, after all units.
 
     Args:
-        objective (Objective): Measures the error of a unit's output.
-        batch_size (int): Images at a time.
-        fit_images (int): Images that activation scales are chosen on.
+        objective (Objective): The error of a unit's output.
+        batch_size (int): Number of images at a time.
+        fit_images (int): Number of images that activation scales are chosen
+            on.
+
+    Example:
+        >>> reconstructor = NearestRounding(batch_size=32)
+        >>> reports = list(
+        ...     model.reconstruct(teacher, images, seed=0,
+        ...                       reconstructor=reconstructor)
+        ... )
     """
 
     autocast = Autocast()
@@ -56,10 +67,10 @@ class Reconstructor:
         Args:
             unit (Unit): The unit.
             data (UnitData): Activations around it.
-            generator (torch.Generator): Source of all randomness.
+            generator (torch.Generator): Source of randomness, on the CPU.
 
         Returns:
-            UnitReport: How it went.
+            UnitReport: Errors before and after, and what was learned.
         """
         report = UnitReport(
             unit.name, list(unit.layers), autocast=self.autocast.chosen
@@ -92,38 +103,42 @@ class Reconstructor:
         generator: torch.Generator,
         report: UnitReport,
     ) -> None:
-        """Learn, and write into the report how it went.
+        """Learn rounding and scales, and complete the report.
 
         Args:
-            unit (Unit): The unit, under nearest rounding.
+            unit (Unit): The unit, with nearest rounding.
             data (UnitData): Activations around it.
-            generator (torch.Generator): Source of all randomness.
-            report (UnitReport): Has the error of nearest rounding; what was
-                learned is kept if ``accepted`` is set.
+            generator (torch.Generator): Source of randomness, on the CPU.
+            report (UnitReport): Report with the error of nearest rounding.
+                What was learned is kept if ``accepted`` is set to true.
 
         Raises:
-            CannotLearn: If learning has to end: nearest rounding is kept.
+            CannotLearn: If learning has to end; nearest rounding is kept.
         """
 
     @torch.no_grad()
-    def outputs(self, unit: Unit, data: UnitData) -> Iterator[Any]:
+    def outputs(self, unit: Unit, data: UnitData) -> Iterator[Nested]:
         """Yield the unit's outputs for all images, batch by batch."""
         yield from map(partial(_called, unit.module), data.inputs.split())
 
     def validate(self, unit: Unit, data: UnitData) -> float:
-        """Return the error on held-out images, every weight rounded.
+        """Return the error on held-out images, with rounded weights.
 
         Args:
-            unit (Unit): The unit.
+            unit (Unit): The unit. It is in evaluation mode afterwards.
             data (UnitData): Activations around it.
 
+        Returns:
+            float: The mean over images, 0 or more.
+
         Raises:
-            NonFinite: If it is no finite number.
-            ValueError: If it is negative: the objective is none.
+            NonFinite: If the error is NaN or infinite.
+            ValueError: If the error is negative, so that the objective is
+                wrong.
         """
         unit.module.eval()
 
-        def output(index: Tensor) -> Any:
+        def output(index: Tensor) -> Nested:
             args, kwargs = data.inputs.take(index)
             return unit.module(*args, **kwargs)
 
@@ -133,26 +148,25 @@ class Reconstructor:
         if error < 0:
             raise ValueError(
                 f'{type(self.objective).__name__} has an error of '
-                f'{error:.4g} at {unit.name}, expected 0 or more, and 0 '
-                'where outputs are the same: add what is missing to its '
-                '`error` or `loss`'
+                f'{error:.4g} at {unit.name}, expected 0 or more, and 0 for '
+                'equal outputs: add what is missing to its `error` or '
+                '`loss`'
             )
         return error
 
     def energy(self, unit: Unit, data: UnitData) -> float:
         """Return the error of an output of zeros on held-out images."""
-        return self._held_out(
-            unit,
-            data,
-            lambda index: map_tensors(
-                torch.zeros_like, data.targets.take(index)
-            ),
-        )
+
+        def zeros(index: Tensor) -> Nested:
+            return map_tensors(torch.zeros_like, data.targets.take(index))
+
+        return self._held_out(unit, data, zeros)
 
     @torch.no_grad()
     def _held_out(
-        self, unit: Unit, data: UnitData, output: Callable[[Tensor], Any]
+        self, unit: Unit, data: UnitData, output: Callable[[Tensor], Nested]
     ) -> float:
+        """Return the mean error of some output on held-out images."""
         return mean_error(
             (
                 self.objective(
@@ -164,11 +178,15 @@ class Reconstructor:
         )
 
 
-def _called(module: nn.Module, arguments: tuple[tuple, dict]) -> Any:
-    """Return what a module gives for arguments that nothing else caches."""
+def _called(module: nn.Module, arguments: tuple[tuple, dict]) -> Nested:
+    """Return the output of a module for its arguments.
+
+    A generator that kept the arguments in a variable would keep them in
+    memory until its next batch.
+    """
     args, kwargs = arguments
     return module(*args, **kwargs)
 
 
-#: How a parameter says that it takes a reconstructor.
+#: Type of a parameter that takes the config of a reconstructor.
 ReconstructorConfig = Annotated[dict, Config(Reconstructor, TASK_UTILS)]

@@ -1,8 +1,27 @@
-"""A unit that learns how to round (BRECQ, alg. 1)."""
+"""Reconstruction of a unit by learning how to round: BRECQ's algorithm 1.
+
+Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block
+Reconstruction", ICLR 2021. For each unit, in the order of execution::
+
+    fit first scales; weights round to nearest          fit_scales
+    repeat:                                             _minimize
+        sample a batch of the unit's inputs             torch.randint
+        replace some elements by float ones (QDrop)     _mixed_inputs
+        run the unit with relaxed, quantized weights    unit.module
+        error  = distance to the float output           objective
+        loss   = error + rounding penalty (AdaRound)    _penalty
+        compute gradients                               descent.backward
+        change roundings and scales by Adam             descent.step
+    round all weights up or down and validate           validate
+    keep them if the error on held-out images fell      learn
+    replace the weights by integers                     freeze
+
+:class:`Reconstructor` does the first and the last step for every method.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Union
+from typing import Callable, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -26,37 +45,48 @@ from .unit import UnitData, UnitReport
 
 @TASK_UTILS.register_module()
 class BlockReconstructor(Reconstructor):
-    """Learns rounding and steps of one unit together (BRECQ, alg. 1).
+    """Reconstructor that learns rounding and scales of a unit together.
+
+    The algorithm is at the top of this module.
 
     Args:
-        iterations (int): Steps of the optimiser for each layer of a unit:
-            the more layers learn together, the longer they take. Layers
-            side by side, such as that of a shortcut, count once.
+        iterations (int): Number of iterations for each layer of a unit:
+            units with more layers learn longer. Parallel layers, such as
+            that of a shortcut, count as one.
         rounding_lr (float): Learning rate of the rounding variables.
-        weight_scale_lr (float): Of the logarithm of the weight steps, over
-            the root of the number of weights that a step has.
-        activation_scale_lr (float): Of the logarithm of the activation
-            steps.
+        weight_scale_lr (float): Learning rate of the logarithm of a weight
+            scale, over the root of the number of its weights.
+        activation_scale_lr (float): Learning rate of the logarithm of an
+            activation scale.
         penalty (float): Weight of the rounding penalty, relative to the
-            error that nearest rounding leaves.
+            error of nearest rounding.
         warmup (float): Fraction of the iterations without the penalty.
-        beta (tuple[float, float]): Exponent of the penalty, first and
-            last.
-        negligible (float): Error, as a share of the output's energy, below
-            which nearest rounding is kept as it is.
-        batch_size (int): Images an iteration, those of all processes
+        beta (tuple[float, float]): First and last exponent of the penalty.
+        negligible (float): Error of nearest rounding, as a fraction of the
+            output's energy, below which nothing is learned.
+        batch_size (int): Number of images of an iteration, in all processes
             together.
-        fit_images (int): Images that the activation steps are chosen on.
-        autocast (str, optional): Type of the numbers that convolutions and
-            matrix products take while units or all of them learn; see
-            :class:`Autocast`. What judges is exact.
-        stopping (dict, optional): What ends the learning of a unit before
-            its iterations are over, such as :class:`WhenSettled`.
-        objective (dict): The error to make small.
-        refiner (dict, optional): A last pass over the whole network.
+        fit_images (int): Number of images that activation scales are chosen
+            on.
+        autocast (str, optional): Type of convolutions and matrix products
+            during learning, see :class:`Autocast`. Validation is in full
+            precision.
+        stopping (dict, optional): Config of a rule that ends learning early,
+            such as :class:`WhenSettled`.
+        objective (dict): Config of the error to minimize; by default
+            :class:`FisherDiag`.
+        refiner (dict, optional): Config of a last pass over the whole
+            network, see :class:`NetworkRefiner`.
 
     Raises:
         ValueError: If a count is below 1, or another number negative.
+
+    Example:
+        >>> model = dict(
+        ...     reconstructor=dict(
+        ...         type='BlockReconstructor', iterations=80, batch_size=64
+        ...     )
+        ... )
     """
 
     def __init__(
@@ -104,22 +134,20 @@ class BlockReconstructor(Reconstructor):
         generator: torch.Generator,
         report: UnitReport,
     ) -> None:
-        """Learn, and keep what was learned if held-out images agree.
+        """Learn, and accept the result if the held-out error fell.
 
-        Where nearest rounding errs by less than ``negligible`` of the
-        float output's energy, there is nothing to win.
+        Nothing is learned if the error of nearest rounding is below
+        ``negligible`` of the output's energy.
 
         Raises:
-            NonFinite: If the loss or the error is no finite number.
+            NonFinite: If the loss or the error is NaN or infinite.
         """
         if report.before < self.negligible * self.energy(unit, data):
             report.note = 'error is negligible: nearest kept'
             return
-        layers = open_layers(unit.module)
-        for layer in layers:
+        for layer in open_layers(unit.module):
             layer.weight_quantizer.learn(layer.stored_weight)
-        device = next(unit.module.parameters()).device
-        masks = MaskPool(generator, device)
+        masks = MaskPool(generator, next(unit.module.parameters()).device)
         for quantizer in open_activations(unit.module):
             quantizer.learn(masks)
         self._minimize(unit, data, generator, masks, report)
@@ -136,35 +164,35 @@ class BlockReconstructor(Reconstructor):
         masks: MaskPool,
         report: UnitReport,
     ) -> None:
-        """Minimize the error and the rounding penalty (BRECQ, alg. 1)."""
+        """Minimize the error and the rounding penalty."""
         layers = open_layers(unit.module)
         batch = local_share(self.batch_size)
-        scale = max(report.before, 1e-12)  # The error of nearest rounding.
+        nearest_error = max(report.before, 1e-12)
         descent = Descent(
             self._learned(unit, layers),
             self.iterations * max(1, min(unit.depth, len(layers))),
             report.losses,
         )
-        settled = self._settled(unit, data, layers)
+        is_last = self._stopping_rule(unit, data, layers)
         _train(unit)
         for i in descent:
             index = torch.randint(data.trained, (batch,), generator=generator)
             for k, part in enumerate(data.parts(index, batch)):
                 error = self._error(unit, data, part, masks)
                 error = error * (len(part) / batch)
-                loss = error / scale
-                if not k:  # It counts once, whatever the parts.
+                loss = error / nearest_error
+                if k == 0:  # Once for the batch, and after the unit has run.
                     loss = loss + self._penalty(layers, i / descent.iterations)
                 descent.backward(error, loss)
             descent.step()
-            if settled(i):
+            if is_last(i):
                 break
         report.iterations = descent.taken
 
     def _error(
         self, unit: Unit, data: UnitData, index: Tensor, masks: MaskPool
     ) -> Tensor:
-        """Return the error of the unit's output on some images."""
+        """Return the error of the unit's output for some images."""
         args, kwargs = self._mixed_inputs(unit, data, index, masks)
         with self.autocast(masks.device):
             output = unit.module(*args, **kwargs)
@@ -173,8 +201,15 @@ class BlockReconstructor(Reconstructor):
     def _penalty(
         self, layers: list[QuantLayer], progress: float
     ) -> Union[Tensor, float]:
-        """Return the rounding penalty, the mean over weights (eq. 24 of
-        AdaRound), once the warmup is over.
+        """Return the weighted rounding penalty, the mean over weights.
+
+        Args:
+            layers (list[QuantLayer]): The layers that learn.
+            progress (float): Fraction of the iterations done, 0 to 1.
+
+        Returns:
+            Tensor | float: A scalar (AdaRound, eq. 24), and 0 during the
+            warmup.
         """
         if progress < self.warmup:
             return 0.0
@@ -184,10 +219,10 @@ class BlockReconstructor(Reconstructor):
         found = [r.penalty(beta) for r in roundings if r is not None]
         return sum(self.penalty / weights * x for x in found if x is not None)
 
-    def _settled(
+    def _stopping_rule(
         self, unit: Unit, data: UnitData, layers: list[QuantLayer]
     ) -> Callable[[int], bool]:
-        """Return what says whether an iteration is to be the last."""
+        """Return a function from an iteration to whether it is the last."""
         if self.stopping is None:
             return lambda i: False
 
@@ -201,26 +236,23 @@ class BlockReconstructor(Reconstructor):
     def _learned(
         self, unit: Unit, layers: list[QuantLayer]
     ) -> list[tuple[list[nn.Parameter], float]]:
-        """Return what is learned, and at which rate."""
+        """Return the parameters that learn, and their learning rates."""
         weights = [layer.weight_quantizer for layer in layers]
         inputs = activation_quantizers(unit.module)
-        steps = [q.log_scale for q in weights if q.log_scale is not None]
+        roundings = [p for q in weights for p in q.trainable()]
+        scales = [q.log_scale for q in weights if q.log_scale is not None]
+        input_scales = [p for q in inputs for p in q.trainable()]
         return [
-            ([p for q in weights for p in q.trainable()], self.rounding_lr),
-            (steps, self.weight_scale_lr),
-            (
-                [p for q in inputs for p in q.trainable()],
-                self.activation_scale_lr,
-            ),
+            (roundings, self.rounding_lr),
+            (scales, self.weight_scale_lr),
+            (input_scales, self.activation_scale_lr),
         ]
 
     @staticmethod
     def _mixed_inputs(
         unit: Unit, data: UnitData, index: Tensor, masks: MaskPool
-    ) -> Any:
-        """Return inputs of which some elements are the float network's
-        (QDrop).
-        """
+    ) -> tuple[tuple, dict]:
+        """Return a unit's arguments, with some elements in float (QDrop)."""
         quantizers = activation_quantizers(unit.module)
         drop = quantizers[0].drop_prob if quantizers else 0.0
         if not drop:
@@ -233,6 +265,6 @@ class BlockReconstructor(Reconstructor):
 
 
 def _train(unit: Unit) -> None:
-    """Let the quantizers that are not frozen learn."""
+    """Set the quantizers that are not frozen to training mode."""
     for quantizer in open_quantizers(unit.module):
         quantizer.train()

@@ -1,4 +1,4 @@
-"""Rounding to nearest: what learned rounding is compared with."""
+"""Nearest rounding: the baseline of learned rounding."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from .base import Reconstructor
 
 @TASK_UTILS.register_module()
 class NearestRounding(Reconstructor):
-    """Chooses all scales and rounds to nearest; learns nothing.
+    """Reconstructor that fits scales and rounds weights to nearest.
 
     Args:
-        batch_size (int): Images at a time, 1 or more.
-        fit_images (int): Images that activation scales are chosen on, 1 or
-            more.
-        objective (dict): Measures the error that is reported.
+        batch_size (int): Number of images at a time, 1 or more.
+        fit_images (int): Number of images that activation scales are chosen
+            on, 1 or more.
+        objective (dict): Config of the error that is reported; by default
+            :class:`MSE`.
 
     Raises:
         ValueError: If a count is below 1.

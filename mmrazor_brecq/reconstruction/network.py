@@ -1,11 +1,11 @@
-"""The whole network once more, when all its units are integers."""
+"""Last pass: all roundings, scales and biases of a network together."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,48 +33,51 @@ from .augment import AugmentationConfig
 from .optimize import CannotLearn, Descent
 from .unit import UnitReport
 
-#: What a report calls the whole network.
+#: Name of the whole network in reports.
 WHOLE = 'all units together'
 
 
 @TASK_UTILS.register_module()
 class NetworkRefiner:
-    """Fits all roundings, steps and biases to the float network's output.
+    """Last pass that fits a quantized network to the float outputs.
 
-    Units are reconstructed one by one, and none knows what those after it
-    make of its error. A pass over all of them does: rounding passes
-    gradients straight through (Bengio et al., 2013), and begins where the
-    units left it. What is made small is the divergence of what the network
-    says from what the float network says (Hinton et al., 2015). Images are
-    varied anew in every iteration, for there are few of them and many
-    weights.
+    Units are reconstructed one by one, without regard to what later units
+    make of their errors. This pass minimizes the divergence of the network's
+    outputs from those of the float network (Hinton et al., 2015). Rounding
+    passes gradients straight through (Bengio et al., 2013) and starts from
+    the integers of the units. The images are varied anew in each iteration,
+    because there are few of them and many weights.
 
     Attributes:
-        autocast: The type of numbers to learn in, that of the reconstructor.
+        autocast (Autocast): Precision to learn in, set by the reconstructor.
 
     Args:
-        iterations (int): Steps of the optimiser.
-        rounding_lr (float): Learning rate of the weights, in their steps.
-        weight_scale_lr (float): Of the logarithm of the weight steps, over
-            the root of the number of weights that a step has.
-        activation_scale_lr (float): Of the logarithm of the activation
-            steps, but for those of 8 bits, which stay as they are.
-        bias_lr (float): Of the biases.
-        batch_size (int): Images an iteration, those of all processes
+        iterations (int): Number of optimizer steps.
+        rounding_lr (float): Learning rate of the weights over their scale.
+        weight_scale_lr (float): Learning rate of the logarithm of a weight
+            scale, over the root of the number of its weights.
+        activation_scale_lr (float): Learning rate of the logarithm of an
+            activation scale. Scales of 8 bits are not learned.
+        bias_lr (float): Learning rate of the biases.
+        batch_size (int): Number of images of an iteration, in all processes
             together.
-        augment (list[dict]): How images are varied: by default half of them
-            have a part of another one in them, and over half of them
-            another one is laid. Variations that give images which never
-            occur, such as shoes that point to the other side, do harm.
-        draws (int): Variations of each held-out image that judge, 1 or
-            more; without ``augment`` they are all the same, and one is
-            enough.
-        likelihood (dict): What the network's outputs mean: by default
-            their form tells, with classes at a temperature of 4;
-            ``Gaussian`` where it regresses.
+        augment (list[dict]): Configs of the augmentations; by default
+            :class:`CutMix` and :class:`MixUp`. Variations that do not occur
+            in reality do harm, such as shoes that point to the other side.
+        draws (int): Number of variations of each held-out image, 1 or more.
+            Without augmentations it is 1.
+        likelihood (dict): Config of the likelihood of the network's outputs.
+            By default :class:`FromOutput` chooses it, with a temperature of
+            4 for classes; use ``Gaussian`` for a network that regresses.
 
     Raises:
         ValueError: If a count is below 1, or a rate negative.
+
+    Example:
+        >>> reconstructor = dict(
+        ...     type='BlockReconstructor',
+        ...     refiner=dict(type='NetworkRefiner', iterations=1200),
+        ... )
     """
 
     autocast = Autocast()
@@ -114,18 +117,20 @@ class NetworkRefiner:
         held_out: int,
         seed: int,
     ) -> UnitReport:
-        """Refine a network of integers; integers it is again afterwards.
+        """Refine a quantized network.
 
         Args:
-            network (nn.Module): Every layer frozen.
+            network (nn.Module): The network, with all layers frozen. They
+                are frozen afterwards, too.
             teacher (nn.Module): The float network.
-            images (CachedBatches): Preprocessed inputs of this process.
-            held_out (int): Images at the end that only validate.
-            seed (int): Of all randomness.
+            images (CachedBatches): Preprocessed images of this process.
+            held_out (int): Number of images, the last ones, that are held
+                out for validation.
+            seed (int): Seed of all randomness.
 
         Returns:
-            UnitReport: How it went, the error being the divergence in
-            nats. What did not help on the images held out is undone.
+            UnitReport: Its errors are divergences in nats on held-out
+            images. If the divergence did not fall, the network is as it was.
         """
         start = time.perf_counter()
         report = UnitReport(
@@ -138,16 +143,16 @@ class NetworkRefiner:
         before = copy.deepcopy(network.state_dict())
         trained = len(images) - held_out
 
-        def examined() -> Iterator[Tensor]:
-            return self._examined(images, trained, seed)
+        def held_out_images() -> Iterator[Tensor]:
+            return self._held_out(images, trained, seed)
 
         with torch.no_grad():
-            goals = [_answers(teacher, x) for x in examined()]
+            goals = [_outputs(teacher, x) for x in held_out_images()]
         if not all(goals):
             report.before = report.after = 0.0
-            report.note = 'the network gives no real numbers: left as it was'
+            report.note = 'the network returns no real numbers: left as it was'
             return report
-        report.before = self._validate(network, examined(), goals)
+        report.before = self._validate(network, held_out_images(), goals)
         report.after = report.before
         try:
             self._minimize(network, teacher, images, trained, seed, report)
@@ -160,7 +165,7 @@ class NetworkRefiner:
         network.requires_grad_(False)
         copy_from_first_process(network.state_dict().values())
         if not report.note:
-            report.after = self._validate(network, examined(), goals)
+            report.after = self._validate(network, held_out_images(), goals)
             report.accepted = report.after < report.before
             if not report.accepted:
                 report.note = 'held-out error did not fall: left as it was'
@@ -177,55 +182,60 @@ class NetworkRefiner:
         images: CachedBatches,
         first: int,
     ) -> float:
-        """Return how far a network is from the float one, in nats.
+        """Return the divergence of a network from the float one, in nats.
 
         Args:
             network (nn.Module): The network.
             teacher (nn.Module): The float network.
-            images (CachedBatches): Preprocessed inputs, those of this
-                process.
-            first (int): The first of the images held out.
+            images (CachedBatches): Preprocessed images of this process.
+            first (int): Index of the first held-out image.
         """
         self._see(teacher, images)
-        # Each as it is asked for: those of maps are large.
-        goals = (_answers(teacher, x) for x in self._examined(images, first))
-        return self._validate(network, self._examined(images, first), goals)
+        # Computed when they are needed, because outputs may be large maps.
+        goals = (_outputs(teacher, x) for x in self._held_out(images, first))
+        return self._validate(network, self._held_out(images, first), goals)
 
     @torch.no_grad()
     def _see(self, teacher: nn.Module, images: CachedBatches) -> None:
-        """Show the likelihood the images that objectives show theirs."""
+        """Show the likelihood as many images as an objective shows it."""
         some = images.batch(0)[
             : images_per_pass(images.elements, 32, MAX_ELEMENTS_BACKWARD)
         ]
-        self.likelihood.see(teacher, some, _answers(teacher, some))
+        self.likelihood.see(teacher, some, _outputs(teacher, some))
 
     def _reopen(
         self, network: nn.Module, teacher: nn.Module
     ) -> list[tuple[list[nn.Parameter], float]]:
-        """Make the weights real and all parameters learnable."""
+        """Return the parameters that learn, and their learning rates.
+
+        The integers become real weights near those of the teacher.
+        """
         weights: list[nn.Parameter] = []
-        steps: list[nn.Parameter] = []
-        inputs: list[nn.Parameter] = []
-        biases: list[Any] = []
+        scales: list[nn.Parameter] = []
+        input_scales: list[nn.Parameter] = []
+        biases: list[nn.Parameter] = []
         for name, layer in quant_layers(network).items():
-            quantizer: Any = layer.weight_quantizer
+            quantizer = layer.weight_quantizer
             layer.thaw(teacher.get_parameter(f'{name}.weight'))
             quantizer.learn(layer.stored_weight, dict(type='StraightThrough'))
             weights += quantizer.trainable()
             if quantizer.log_scale is not None:
-                steps.append(quantizer.log_scale)
+                scales.append(quantizer.log_scale)
             if layer.bias is not None:
-                biases.append(layer.bias.requires_grad_())
+                bias = cast(nn.Parameter, layer.bias)
+                bias.requires_grad_()
+                biases.append(bias)
         for activation in activation_quantizers(network):
-            # Eight bits err little, and the step of the images would ask for
-            # the way back through the first layer: a tenth of an iteration.
+            # With 8 bits the error is small. A scale for the images would
+            # need the backward pass of the first layer, which is 10 % of the
+            # time of an iteration.
             if activation.active and activation.grid.bits < 8:
                 activation.learn()
-                inputs += activation.trainable()
+                input_scales += activation.trainable()
         return [
             (weights, self.rounding_lr),
-            (steps, self.weight_scale_lr),
-            (inputs, self.activation_scale_lr),
+            (scales, self.weight_scale_lr),
+            (input_scales, self.activation_scale_lr),
             (biases, self.bias_lr),
         ]
 
@@ -241,14 +251,14 @@ class NetworkRefiner:
         """Minimize the divergence from the float network's outputs."""
         generator = process_generator(seed)
         batch = local_share(self.batch_size)
-        # Parts of half a batch would take a sixth longer.
-        room = (
+        # With more parts, an iteration would take a sixth longer.
+        max_elements = (
             3 * MAX_ELEMENTS_BACKWARD
             if self.autocast.low_precision
             else 3 * MAX_ELEMENTS_BACKWARD // 2
         )
-        together = images_per_pass(
-            images.elements, max_images=batch, max_elements=room
+        size = images_per_pass(
+            images.elements, max_images=batch, max_elements=max_elements
         )
         descent = Descent(
             self._reopen(network, teacher), self.iterations, report.losses
@@ -256,7 +266,7 @@ class NetworkRefiner:
         for _ in descent:
             index = torch.randint(trained, (batch,), generator=generator)
             varied = self._varied(images, index, generator)
-            for part in varied.split(together):
+            for part in varied.split(size):
                 error = self._error(network, teacher, part)
                 descent.backward(error * (len(part) / batch))
             descent.step()
@@ -265,20 +275,20 @@ class NetworkRefiner:
     def _error(
         self, network: nn.Module, teacher: nn.Module, images: Tensor
     ) -> Tensor:
-        """Return the divergence on some images."""
+        """Return the divergence for some images."""
         with self.autocast(images.device):
             with torch.no_grad():
-                goals = _answers(teacher, images)
-            outputs = _answers(network, images)
+                goals = _outputs(teacher, images)
+            outputs = _outputs(network, images)
         return self.likelihood.divergence(outputs, goals)
 
-    def _examined(
+    def _held_out(
         self, images: CachedBatches, first: int, seed: int = 0
     ) -> Iterator[Tensor]:
-        """The images from ``first`` on, each varied several times.
+        """Yield the images from index ``first`` on, varied several times.
 
-        They are few, and one that lies between two classes can outweigh all
-        others: its variations rarely do so all together.
+        They are few, and an image that lies between two classes can outweigh
+        all others. Its variations rarely do so together.
         """
         generator = process_generator(seed)
         size = images_per_pass(
@@ -295,32 +305,32 @@ class NetworkRefiner:
     def _validate(
         self,
         network: nn.Module,
-        examined: Iterable[Tensor],
+        images: Iterable[Tensor],
         goals: Iterable[list[Tensor]],
     ) -> float:
-        """How far a network's answers are from what they ought to be."""
+        """Return the mean divergence of a network's outputs from goals."""
         network.eval()
         return mean_error(
-            (self.likelihood.divergence(_answers(network, x), goal), len(x))
-            for x, goal in zip(examined, goals)
+            (self.likelihood.divergence(_outputs(network, x), goal), len(x))
+            for x, goal in zip(images, goals)
         )
 
     def _varied(
         self, images: CachedBatches, index: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Some images, varied anew."""
+        """Return some images, varied anew."""
         batch = images.take(index)
         for augment in self.augment:
             batch = augment(batch, generator)
         return batch
 
 
-#: How a parameter says that it takes a refiner.
+#: Type of a parameter that takes the config of a refiner.
 RefinerConfig = Annotated[dict, Config(NetworkRefiner, TASK_UTILS)]
 
 
-def _answers(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """What a network says, in numbers of four bytes or more."""
+def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return the real outputs of a network, in float32 or float64."""
     return [
         to_normal_tensor(x)
         for x in at_least_float32(real_outputs(run_float(network, images)))

@@ -1,4 +1,4 @@
-"""Gradient descent for what learns, in one process or several."""
+"""Gradient descent in one process or several."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from torch import Tensor, nn
 
 from ..runtime.distributed import average_gradients, sum_over_processes
 
-#: Of Adam: what is kept of the mean of gradients and of their squares.
+#: Decay rates of Adam, for the means of gradients and of their squares. Its
+#: usual ones, 0.9 and 0.999, average over more iterations than a unit has.
 BETAS = 0.8, 0.95
 
 
 class CannotLearn(ArithmeticError):
-    """What learns has to end; the message says why."""
+    """Error that ends learning; the message says why."""
 
 
 class NonFinite(CannotLearn):
-    """A NaN or an infinity came up; the message says where."""
+    """A NaN or an infinity occurred; the message says where."""
 
 
 class Descent:
-    """Steps of Adam, the same in all processes.
+    """Loop of Adam steps that are the same in all processes.
 
-    Learning rates fall to zero like a cosine. Adam forgets sooner than it
-    usually does (0.9 and 0.999), which averages over more iterations than a
-    unit has.
+    Learning rates decay to zero along a cosine.
 
     Args:
         learned (iterable): Pairs of parameters and their learning rate.
-        iterations (int): How many steps, at the most.
-        curve (list): Takes number and error of every tenth iteration.
+        iterations (int): Number of iterations, unless the loop is left.
+        curve (list): The index and error of every tenth iteration are
+            appended to it.
 
     Raises:
         CannotLearn: If there is no parameter.
 
     Example:
+        >>> descent = Descent([([weight], 0.1)], iterations=80, curve=[])
         >>> for i in descent:
-        ...     descent.backward(error())
+        ...     descent.backward((weight - 1).square().sum())
         ...     descent.step()
     """
 
@@ -54,7 +55,7 @@ class Descent:
         rates: dict[float, list[nn.Parameter]] = {}
         for parameters, rate in learned:
             rates.setdefault(rate, []).extend(parameters)
-        # As few groups as there are rates: each costs a call.
+        # One group for each rate, because every group costs a kernel call.
         groups = [dict(params=ps, lr=rate) for rate, ps in rates.items() if ps]
         if not groups:
             raise CannotLearn('there is nothing to learn')
@@ -69,38 +70,38 @@ class Descent:
         self._errors: list[Tensor] = []
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the number of each iteration."""
+        """Yield the index of each iteration, with gradients reset."""
         for i in range(self.iterations):
             self.optimizer.zero_grad()
             self._errors = []
-            self._learns = False
+            self._has_gradient = False
             yield i
 
     def backward(self, error: Tensor, loss: Optional[Tensor] = None) -> None:
-        """Compute the gradients of a batch, or of a part of it.
+        """Add the gradients of a batch, or of a part of it.
 
         Args:
-            error (Tensor): A scalar for the curve; it says whether a
-                gradient comes back at all.
-            loss (Tensor, optional): The scalar to minimize, by default the
+            error (Tensor): A scalar for the curve. If it requires no
+                gradient, nothing is added.
+            loss (Tensor, optional): The scalar to minimize; by default the
                 error.
         """
         if error.requires_grad:
             (error if loss is None else loss).backward()
-            self._learns = True
+            self._has_gradient = True
         self._errors.append(error.detach())
 
     def step(self) -> None:
-        """Change the parameters by the gradients of all processes.
+        """Change the parameters by the mean gradients of all processes.
 
         Raises:
             CannotLearn: If no error had a gradient.
-            NonFinite: If an error is no finite number.
+            NonFinite: If an error is NaN or infinite.
         """
-        if not self._learns:
+        if not self._has_gradient:
             raise CannotLearn(
                 'no gradient comes back, as under `torch.no_grad`, after '
-                '`detach`, or where outputs are no real numbers'
+                '`detach`, or if outputs are not real numbers'
             )
         average_gradients(self.parameters)
         self.optimizer.step()
@@ -112,7 +113,7 @@ class Descent:
 
 
 def _finite(error: Tensor, i: int) -> float:
-    """Return the error of an iteration, the mean of all processes."""
+    """Return the mean error of all processes in an iteration."""
     value = float(sum_over_processes(error)) / get_world_size()
     if not math.isfinite(value):
         raise NonFinite(f'NaN or infinity in iteration {i}')

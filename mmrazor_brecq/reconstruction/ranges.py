@@ -1,15 +1,15 @@
-"""The scales of a unit's quantizers, from what its layers see."""
+"""First scales of a unit's quantizers, from the tensors they quantize."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from mmengine.logging import print_log
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..graph import Unit
 from ..quantizers import ActivationQuantizer
@@ -23,10 +23,11 @@ from .optimize import NonFinite
 from .unit import UnitData
 
 
-class _Seen(BaseException):
-    """A quantizer will get nothing more in this pass.
+class _LastCall(BaseException):
+    """Signal that a quantizer is called no more in this forward pass.
 
-    No error: code between the layers shall not catch it as one.
+    It is not an ``Exception``, so that code between the layers does not
+    catch it as an error.
     """
 
 
@@ -34,20 +35,21 @@ class _Seen(BaseException):
 def fit_scales(
     unit: Unit, data: UnitData, images: int, batch_size: int
 ) -> None:
-    """Choose the scales of all the unit's quantizers.
+    """Choose scales and zero points of all quantizers of a unit.
 
-    Activations are those that the quantized layers before them give.
+    The quantizers are fitted in the order of execution, each on activations
+    that come from the quantized layers before it.
 
     Args:
-        unit (Unit): The unit, its quantizers new.
+        unit (Unit): The unit. Its quantizers have no scales yet.
         data (UnitData): Its activations.
-        images (int): Images that activation scales are chosen on, those of
-            all processes together.
-        batch_size (int): Images at a time.
+        images (int): Number of images in all processes together that
+            activation scales are chosen on.
+        batch_size (int): Maximum number of images at a time.
 
     Raises:
-        NonFinite: If an activation is no finite number; all quantizers have
-            scales nonetheless.
+        NonFinite: If an activation is NaN or infinite. All quantizers have
+            scales nonetheless, chosen without these elements.
     """
     for layer in open_layers(unit.module):
         layer.weight_quantizer.fit(layer.stored_weight)
@@ -68,13 +70,13 @@ def fit_scales(
         if (values == values[0]).all():
             print_log(
                 f'{names[quantizer]}: the activation is '
-                f'{float(values[0]):g} everywhere, on all calibration '
-                'images that were looked at',
+                f'{float(values[0]):g} everywhere, in all calibration images '
+                'that scales are chosen on',
                 'current',
                 logging.WARNING,
             )
         quantizer.fit(values)
-        # Samples settle in the gaps that activations leave.
+        # Samples are allocated in the memory that activations freed.
         data.inputs.store.release_freed_memory()
     copy_from_first_process(unit.module.buffers())
     if sum_over_processes(torch.tensor(float(len(broken)))):
@@ -88,32 +90,36 @@ def _next_input(
     parts: Sequence[Tensor],
     quantizers: Sequence[ActivationQuantizer],
 ) -> Optional[tuple[ActivationQuantizer, Tensor]]:
-    """Return the first quantizer without a scale, and a sample of its input.
+    """Return the first quantizer without a scale and a sample of its input.
 
-    The least and the greatest value are among the sample, once each. The
-    first part of the images tells how often it is called, and the others
-    stop there.
+    The smallest and the largest element are in the sample. The first part of
+    the images shows how often the quantizer is called in a pass. Passes of
+    the other parts end with its last call.
     """
     waiting = [q for q in quantizers if not q.active]
+    if not waiting:
+        return None
     found: list[ActivationQuantizer] = []
     samples: list[Tensor] = []
-    ends: list[Tensor] = []
-    calls = begun = 0
+    extremes: list[Tensor] = []
+    calls = start = 0
 
-    def look(quantizer: Any, args: Any) -> None:
-        if quantizer in (found or [quantizer]):
-            found[:] = [quantizer]
-            ends.extend(args[0].aminmax())
-            samples.append(quantizer.sample(args[0], len(samples), len(parts)))
-            if len(samples) - begun == calls:
-                raise _Seen
+    def collect(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(quantizer, ActivationQuantizer)
+        if found and quantizer is not found[0]:
+            return
+        found[:] = [quantizer]
+        extremes.extend(args[0].aminmax())
+        samples.append(quantizer.sample(args[0], len(samples), len(parts)))
+        if len(samples) - start == calls:
+            raise _LastCall
 
-    hooks = [q.register_forward_pre_hook(look) for q in waiting]
+    hooks = [q.register_forward_pre_hook(collect) for q in waiting]
     try:
-        for index in parts if waiting else ():
+        for index in parts:
             args, kwargs = data.inputs.take(index)
-            begun = len(samples)
-            with suppress(_Seen):
+            start = len(samples)
+            with suppress(_LastCall):
                 unit.module(*args, **kwargs)
             calls = calls or len(samples)
     finally:
@@ -121,5 +127,5 @@ def _next_input(
             hook.remove()
     if not found:
         return None
-    extremes = torch.stack(torch.stack(ends).aminmax())
-    return found[0], torch.cat([*samples, extremes])
+    ends = torch.stack(torch.stack(extremes).aminmax())
+    return found[0], torch.cat([*samples, ends])

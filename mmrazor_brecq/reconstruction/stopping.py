@@ -1,4 +1,4 @@
-"""When a unit has learned enough."""
+"""Rules that end the learning of a unit early."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ from ..validation import Config, Count, Fraction
 
 @TASK_UTILS.register_module()
 class WhenSettled:
-    """Ends the learning of a unit that has come to rest.
+    """Rule that ends learning when rounding and error no longer change.
 
-    That is when hardly a weight rounds to another integer than a while ago,
-    and the held-out error is flat. The error takes a pass to find out, and
-    is asked for only once the rounding has settled.
+    It looks at the unit every few iterations. Learning ends if hardly any
+    weight rounds to another integer than at the last look, and the held-out
+    error no longer falls. The error takes a forward pass, so it is only
+    computed once the rounding has settled.
 
     Args:
-        share (float): Of the weights that may still change their integer
-            between two looks.
-        gain (float): By which share the held-out error has to fall from
-            one look to the next to go on.
-        every (int): Iterations between two looks.
+        share (float): Fraction of the weights that may round to another
+            integer between two looks, 0 to 1.
+        gain (float): Fraction by which the held-out error has to fall
+            between two looks to go on, 0 to 1.
+        every (int): Number of iterations between two looks, 1 or more.
 
     Raises:
-        ValueError: If ``every`` is below 1, or another number negative.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> reconstructor = dict(
+        ...     type='BlockReconstructor',
+        ...     stopping=dict(type='WhenSettled', share=0.01, every=20),
+        ... )
     """
 
     def __init__(
@@ -41,41 +48,41 @@ class WhenSettled:
         self.every = every
 
     def watch(
-        self, layers: Sequence[QuantLayer], judge: Callable[[], float]
+        self, layers: Sequence[QuantLayer], validate: Callable[[], float]
     ) -> Callable[[int], bool]:
         """Begin with a unit.
 
         Args:
-            layers (list[QuantLayer]): Those that learn how to round.
-            judge (callable): Gives the held-out error.
+            layers (list[QuantLayer]): The layers that learn how to round.
+            validate (callable): Computes the held-out error.
 
         Returns:
-            callable: Told the number of each iteration that is over,
-            whether it is to be the last.
+            callable: Takes the index of an iteration that is finished, and
+            returns whether learning ends.
         """
-        known = _integers(layers)
+        integers = _integers(layers)
         error = math.inf
 
         def settled(i: int) -> bool:
-            nonlocal known, error
+            nonlocal integers, error
             if (i + 1) % self.every:
                 return False
-            before, known = known, _integers(layers)
-            if (known != before).sum() > self.share * len(known):
+            before, integers = integers, _integers(layers)
+            if (integers != before).sum() > self.share * len(integers):
                 return False
-            last, error = error, judge()
+            last, error = error, validate()
             return error > (1 - self.gain) * last
 
         return settled
 
 
-#: How a parameter says that it takes one.
+#: Type of a parameter that takes the config of such a rule.
 StoppingConfig = Annotated[dict, Config(WhenSettled, TASK_UTILS)]
 
 
 @torch.no_grad()
 def _integers(layers: Sequence[QuantLayer]) -> Tensor:
-    """What the weights round to now, one after the other."""
+    """Return the integers of all weights now, concatenated."""
     found = [torch.empty(0, dtype=torch.int16)]
     for layer in layers:
         rounding = layer.weight_quantizer.rounding

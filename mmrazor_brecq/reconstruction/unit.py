@@ -1,9 +1,9 @@
-"""What a unit is reconstructed from, and what comes of it."""
+"""Activations around a unit, and the report of its reconstruction."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ class UnitData:
     """Activations of all calibration images around one unit.
 
     Attributes:
-        inputs (CachedBatches): Arguments that the quantized prefix gives.
+        inputs (CachedBatches): Arguments of the unit after the quantized
+            units before it.
         float_inputs (CachedBatches): Arguments in the float network.
-        targets (CachedBatches): The unit's output in the float network.
-        held_out (int): Images at the end that only judge.
+        targets (CachedBatches): Outputs of the unit in the float network.
+        held_out (int): Number of images, the last ones, that are held out
+            for validation.
     """
 
     inputs: CachedBatches
@@ -29,45 +31,56 @@ class UnitData:
 
     @property
     def trained(self) -> int:
-        """Number of images to learn from."""
+        """Return the number of images to learn from, the first ones."""
         return len(self.inputs) - self.held_out
 
     def parts(self, index: Tensor, size: int) -> tuple[Tensor, ...]:
-        """Cut images so that a part runs through the unit in little memory.
+        """Split indices of images so that each part needs little memory.
 
         Args:
-            index (Tensor): Numbers of images.
-            size (int): Images in a part, at the most.
+            index (Tensor): Indices of images, 1-dimensional.
+            size (int): Maximum number of images in a part, 1 or more.
+
+        Returns:
+            tuple[Tensor]: The parts of ``index`` in order.
         """
         elements = self.inputs.elements + self.targets.elements
         return index.split(images_per_pass(elements, max_images=size))
 
     def held_out_parts(self, size: int) -> tuple[Tensor, ...]:
-        """Return indices of held-out images, ``size`` or fewer at a time."""
+        """Return the indices of held-out images in parts.
+
+        Args:
+            size (int): Maximum number of images in a part, 1 or more.
+        """
         return self.parts(torch.arange(self.trained, len(self.inputs)), size)
+
+
+#: A value of a report: plain Python, as JSON has it.
+Plain = Union[str, int, float, None, list, dict]
 
 
 @dataclass
 class UnitReport:
-    """How the reconstruction of one unit went.
+    """Report of the reconstruction of one unit.
 
     Attributes:
-        name (str): The unit.
-        layers (list[str]): Its layers.
-        bits (dict): Bits of weight and input of each layer.
-        before (float): Error on held-out images with nearest rounding, as
-            the objective has it: its scale is the unit's own, and units do
-            not compare.
-        after (float): Error on them with the learned rounding.
+        name (str): Name of the unit.
+        layers (list[str]): Names of its layers.
+        bits (dict): Bits of weight and input of each layer, by name.
+        before (float): Error of nearest rounding on held-out images, as
+            defined by the objective. Its scale differs from unit to unit, so
+            units cannot be compared.
+        after (float): Error of the learned rounding on held-out images.
         accepted (bool): Whether the learned rounding was kept.
-        iterations (int): Steps of the optimiser.
-        autocast (str, optional): The short type of numbers in which it
-            learned, if any.
-        objective (str): What the error is, and what the network's outputs
-            were taken for.
-        seconds (float): Time spent.
-        note (str): What went wrong, if anything did.
-        losses (list): Pairs of iteration and training loss.
+        iterations (int): Number of optimizer steps.
+        autocast (str, optional): Name of the low-precision type that it
+            learned in, if any.
+        objective (str): Name of the objective, and the likelihood of the
+            network's outputs.
+        seconds (float): Duration.
+        note (str): Why nearest rounding was kept, if it was.
+        losses (list): Pairs of iteration and training error.
     """
 
     name: str
@@ -83,8 +96,8 @@ class UnitReport:
     note: str = ''
     losses: list[tuple[int, float]] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python, without the loss curve."""
+    def to_dict(self) -> dict[str, Plain]:
+        """Return the report in plain Python, without the losses."""
         plain = asdict(self)
         del plain['losses']
         return plain

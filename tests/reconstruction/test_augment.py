@@ -14,7 +14,7 @@ def images(generator):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_some_images_change_and_all_keep_their_form(kind, images, generator):
+def test_some_images_change_and_all_keep_their_shape(kind, images, generator):
     before = images.clone()
     out = kind()(images, generator)
 
@@ -25,7 +25,7 @@ def test_some_images_change_and_all_keep_their_form(kind, images, generator):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_the_generator_alone_decides(kind, images):
+def test_only_the_generator_is_random(kind, images):
     first, second, third = (
         kind()(images, torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
@@ -40,8 +40,8 @@ def test_a_flipped_image_is_its_mirror(images, generator):
     assert torch.equal(out, images.flip(-1))
 
 
-def test_a_shifted_image_is_a_part_of_the_wider_one(images, generator):
-    """Each row of pixels is one of the image, moved by 2 at the most."""
+def test_a_shifted_image_is_a_part_of_the_padded_one(images, generator):
+    """Each row of pixels comes from the image, moved by at most 2."""
     images = torch.arange(32.0).view(1, 1, 32, 1).expand(64, 1, 32, 24)
     out = Shift(share=1 / 16)(images, generator)
 
@@ -66,14 +66,14 @@ def test_a_cut_image_has_one_rectangle_of_another(generator):
     assert changed > 55
 
 
-def test_a_mixed_image_has_a_part_of_another_everywhere(generator):
-    """Each image has a channel of its own, which tells its share."""
+def test_a_blended_image_has_the_same_weight_of_another_everywhere(generator):
+    """Each image has a channel of its own, which shows its weight."""
     ones = torch.eye(64).view(64, 64, 1, 1).expand(64, 64, 4, 4)
     out = MixUp(prob=1.0, most=0.3)(ones, generator)
 
     assert torch.equal(out, out[..., :1, :1].expand_as(out))
-    shares = out[..., 0, 0]
-    torch.testing.assert_close(shares.sum(1), torch.ones(64))
-    assert (shares.diagonal() >= 0.7).all()
-    others = shares - shares.diagonal().diag()
+    weights = out[..., 0, 0]
+    torch.testing.assert_close(weights.sum(1), torch.ones(64))
+    assert (weights.diagonal() >= 0.7).all()
+    others = weights - weights.diagonal().diag()
     assert ((others > 0).sum(1) <= 1).all() and (others > 0).sum() > 55

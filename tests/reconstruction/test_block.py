@@ -48,7 +48,7 @@ def same_state(a, b):
 
 
 def first_block(model, teacher, batches):
-    """The unit after the stem and what is captured around it."""
+    """Return the unit after the stem and the activations around it."""
     name = model.units[1].name
     module = teacher.get_submodule(name)
     calls = []
@@ -61,21 +61,21 @@ def first_block(model, teacher, batches):
         hook.remove()
         targets = [module(*args, **kwargs) for args, kwargs in calls]
     sizes = [len(batch) for batch in batches]
-    rows = [CachedBatches(x, sizes) for x in (calls, calls, targets)]
-    return model.units[1], UnitData(*rows, held_out=2)
+    caches = [CachedBatches(x, sizes) for x in (calls, calls, targets)]
+    return model.units[1], UnitData(*caches, held_out=2)
 
 
 class Spy(MSE):
-    """Notes which images were learned from and which judged."""
+    """Objective that notes the images of learning and of validation."""
 
     def __init__(self):
-        self.learned, self.judged, self.begun = [], [], []
+        self.learned, self.validated, self.begun = [], [], []
 
     def begin(self, unit, outputs, targets):
         self.begun.append((unit.name, list(outputs)))
 
     def loss(self, unit, output, target, index):
-        seen = self.learned if torch.is_grad_enabled() else self.judged
+        seen = self.learned if torch.is_grad_enabled() else self.validated
         seen.append((unit.name, index.tolist()))
         return super().loss(unit, output, target, index)
 
@@ -85,7 +85,7 @@ class Spy(MSE):
     [NearestRounding(), learner(3)],
     ids=lambda r: type(r).__name__,
 )
-def test_every_unit_ends_in_integers(
+def test_every_unit_becomes_integers(
     reconstructor, each_toy, quantize, batches
 ):
     model, teacher = quantize(each_toy)
@@ -123,7 +123,7 @@ def test_eight_bits_are_close_to_float(each_toy, quantize, batches):
     assert (found - expected).norm() / expected.norm() < 0.05
 
 
-def test_nearest_rounding_takes_the_nearest_and_reports_its_error(
+def test_nearest_rounding_rounds_to_nearest_and_learns_nothing(
     toy, quantize, batches
 ):
     model, teacher = quantize('residual', (3, 3))
@@ -141,7 +141,7 @@ def test_nearest_rounding_takes_the_nearest_and_reports_its_error(
         assert report.after == report.before and not report.accepted
 
 
-def test_the_error_is_that_on_the_held_out_images(quantize, batches):
+def test_the_reported_error_is_that_of_held_out_images(quantize, batches):
     model, teacher = quantize('residual', (3, 3))
     unit, data = first_block(model, teacher, batches)
     report = NearestRounding(batch_size=1)(unit, data, torch.Generator())
@@ -153,10 +153,10 @@ def test_the_error_is_that_on_the_held_out_images(quantize, batches):
     assert report.before == pytest.approx(float(error), rel=1e-4)
 
 
-def test_steps_are_chosen_on_what_the_quantized_layers_before_give(
+def test_scales_are_chosen_on_outputs_of_the_quantized_layers_before(
     quantize, batches
 ):
-    """Not on the float network's: the error before is part of the data."""
+    """Not on those of the float network."""
     model, teacher = quantize('inverted', (2, 2))
     unit, data = first_block(model, teacher, batches)
     seen = []
@@ -173,16 +173,16 @@ def test_steps_are_chosen_on_what_the_quantized_layers_before_give(
 
 
 @pytest.mark.parametrize(('name', 'ends'), [('inverted', 8), ('shared', 32)])
-def test_a_quantizer_is_shown_as_much_in_parts_and_no_more_runs(
+def test_a_quantizer_is_fitted_alike_in_parts_and_passes_end_early(
     name, ends, quantize, batches, monkeypatch
 ):
-    """One that is called twice, too: it ends the unit's second call."""
+    """Also for a quantizer that is called twice in a pass."""
     monkeypatch.setattr(
         ActivationQuantizer, 'sample', lambda q, x, *_: x.flatten()
     )
 
     def shown(size):
-        """What each quantizer is shown, and how often the last layer ran."""
+        """Return what quantizers are fitted on, and runs of the last layer."""
         model, _ = quantize(
             name, (4, 4), partition=dict(type='NetworkPartition')
         )
@@ -197,8 +197,8 @@ def test_a_quantizer_is_shown_as_much_in_parts_and_no_more_runs(
         )
         (unit,) = model.units
         calls = [((batch,), {}) for batch in batches]
-        rows = CachedBatches(calls, [len(x) for x in batches])
-        data = UnitData(rows, rows, rows, held_out=1)
+        cached = CachedBatches(calls, [len(x) for x in batches])
+        data = UnitData(cached, cached, cached, held_out=1)
         fit_scales(unit, data, images=256, batch_size=size)
         monkeypatch.setattr(ActivationQuantizer, 'fit', fit)
         return values, len(runs)
@@ -210,17 +210,19 @@ def test_a_quantizer_is_shown_as_much_in_parts_and_no_more_runs(
     assert found == ends
 
 
-def test_a_batch_in_parts_learns_what_it_learns_as_a_whole(
+def test_a_batch_in_parts_learns_the_same_as_a_whole_batch(
     quantize, batches, monkeypatch
 ):
-    """Images too large to run together: the gradients of all add up."""
+    """The gradients of images too large to run together are summed."""
     found = []
-    for room in 2**21, 1:
-        monkeypatch.setattr(images_per_pass, '__defaults__', (room,))
+    for max_elements in 2**21, 1:
+        monkeypatch.setattr(images_per_pass, '__defaults__', (max_elements,))
         model, teacher = quantize('residual', (3, 3))
         unit, data = first_block(model, teacher, batches)
-        assert len(data.parts(torch.arange(4), 4)) == (4 if room == 1 else 1)
-        # Without QDrop, which draws anew for every part.
+        assert len(data.parts(torch.arange(4), 4)) == (
+            4 if max_elements == 1 else 1
+        )
+        # Without QDrop, which draws a mask for each part.
         for quantizer in activation_quantizers(unit.module):
             quantizer.drop_prob = 0.0
         generator = torch.Generator().manual_seed(0)
@@ -235,9 +237,7 @@ def test_a_batch_in_parts_learns_what_it_learns_as_a_whole(
             torch.testing.assert_close(one[key], other[key], rtol=1e-2, atol=0)
 
 
-def test_the_penalty_counts_once_the_warmup_is_over(
-    quantize, batches, monkeypatch
-):
+def test_the_penalty_counts_after_the_warmup(quantize, batches, monkeypatch):
     model, teacher = quantize('residual', (3, 3))
     unit, data = first_block(model, teacher, batches)
     seen = []
@@ -277,7 +277,7 @@ def test_the_penalty_is_the_mean_over_the_weights_of_a_unit(quantize, batches):
     assert found == pytest.approx(0.7 * mean, rel=1e-4)
 
 
-def test_learning_makes_the_error_smaller(quantize, batches):
+def test_learning_reduces_the_error(quantize, batches):
     nearest, teacher = quantize('residual', (2, 8))
     learned = copy.deepcopy(nearest)
     run(nearest, teacher, batches, NearestRounding())
@@ -295,7 +295,7 @@ def test_learning_makes_the_error_smaller(quantize, batches):
     assert errors[0] < 0.8 * errors[1]
 
 
-def test_the_loss_is_noted_as_it_falls(quantize, batches):
+def test_the_report_has_a_falling_loss(quantize, batches):
     model, teacher = quantize('residual', (2, 8))
     reports = run(model, teacher, batches, learner(30))
 
@@ -306,7 +306,7 @@ def test_the_loss_is_noted_as_it_falls(quantize, batches):
 
 
 @pytest.mark.parametrize('name', ['residual', 'nested', 'shared'])
-def test_a_unit_learns_longer_the_more_layers_it_has(
+def test_a_unit_with_more_layers_learns_longer(
     name, quantize, batches, monkeypatch
 ):
     taken = []
@@ -342,8 +342,8 @@ def test_a_rejected_unit_keeps_nearest_rounding_bit_for_bit(
     assert same_state(ruined, nearest)
 
 
-def test_a_negligible_error_is_left_as_it_is(quantize, batches):
-    """Its share of the output's energy is what counts."""
+def test_with_a_negligible_error_nothing_is_learned(quantize, batches):
+    """It is relative to the energy of the output."""
     models = {}
     for negligible in 0.0, 1.0:
         model, teacher = quantize('residual', (8, 8))
@@ -358,7 +358,7 @@ def test_a_negligible_error_is_left_as_it_is(quantize, batches):
     assert same_state(model, nearest)
 
 
-def test_nothing_learned_is_no_reason_to_change(quantize, batches):
+def test_without_iterations_nearest_rounding_is_kept(quantize, batches):
     nearest, teacher = quantize('residual')
     idle = copy.deepcopy(nearest)
     run(nearest, teacher, batches, NearestRounding())
@@ -371,8 +371,10 @@ def test_nothing_learned_is_no_reason_to_change(quantize, batches):
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-@pytest.mark.parametrize('when', ['learning', 'judging'])
-def test_what_is_not_finite_ends_the_unit(when, value, quantize, batches):
+@pytest.mark.parametrize('when', ['learning', 'validation'])
+def test_an_error_that_is_not_finite_ends_the_unit(
+    when, value, quantize, batches
+):
     """Its nearest rounding is kept, and the report says why."""
 
     class Breaks(MSE):
@@ -405,8 +407,8 @@ def test_what_is_not_finite_ends_the_unit(when, value, quantize, batches):
     assert same_state(model.units[1].module, nearest.units[1].module)
 
 
-def test_an_error_below_nought_is_refused(quantize, batches):
-    """Nothing could be learned relative to it."""
+def test_a_negative_error_is_refused(quantize, batches):
+    """It cannot be minimized to zero."""
 
     class Likeness(MSE):
         def error(self, unit, i, output, target, index):
@@ -419,8 +421,8 @@ def test_an_error_below_nought_is_refused(quantize, batches):
         run(model, teacher, batches, reconstructor)
 
 
-def test_the_type_is_noted_whatever_becomes_of_a_unit(quantize, batches):
-    """A run that goes on follows it, though all units so far had failed."""
+def test_the_report_of_a_failed_unit_has_its_type(quantize, batches):
+    """A resumed run uses this type, even if all units before failed."""
     model, teacher = quantize('residual')
     model.architecture.blocks[1].conv1.bias[3] = float('nan')
     reports = run(model, teacher, batches, learner(autocast='bfloat16'))
@@ -428,7 +430,7 @@ def test_the_type_is_noted_whatever_becomes_of_a_unit(quantize, batches):
     assert {report.autocast for report in reports} == {'bfloat16'}
 
 
-def test_an_activation_that_is_not_finite_is_named_and_the_run_goes_on(
+def test_an_activation_that_is_not_finite_is_named_and_the_run_continues(
     quantize, batches
 ):
     model, teacher = quantize('residual')
@@ -470,31 +472,35 @@ def test_held_out_images_are_never_learned_from(quantize, batches):
         learned = [
             i for n, part in spy.learned for i in part if n == unit.name
         ]
-        judged = [i for n, part in spy.judged for i in part if n == unit.name]
+        validated = [
+            i for n, part in spy.validated for i in part if n == unit.name
+        ]
         assert len(learned) == 20 * unit.depth * 4
         assert set(learned) == set(range(9))
-        assert set(judged) == {9, 10, 11}
-        assert len({judged.count(i) for i in judged}) == 1
+        assert set(validated) == {9, 10, 11}
+        assert len({validated.count(i) for i in validated}) == 1
 
 
 @pytest.mark.parametrize(
-    ('share', 'judges'), [(0.01, 1), (0.25, 3), (0.5, 6), (0.99, 11)]
+    ('fraction', 'count'), [(0.01, 1), (0.25, 3), (0.5, 6), (0.99, 11)]
 )
-def test_one_image_at_least_judges_and_one_at_least_is_learned_from(
-    share, judges, quantize, batches
+def test_at_least_one_image_is_held_out_and_one_is_learned_from(
+    fraction, count, quantize, batches
 ):
-    model, teacher = quantize('uncalled', held_out=share)
+    model, teacher = quantize('uncalled', held_out=fraction)
     spy = Spy()
     reconstructor = learner(2)
     reconstructor.objective = spy
     run(model, teacher, batches, reconstructor)
 
-    judged = {i for _, part in spy.judged for i in part}
-    assert judged == set(range(12 - judges, 12))
+    validated = {i for _, part in spy.validated for i in part}
+    assert validated == set(range(12 - count, 12))
 
 
-def test_an_objective_sees_the_unit_under_nearest_rounding(quantize, batches):
-    """Before it learns; what was rejected is what it gives again."""
+def test_an_objective_begins_with_the_outputs_of_nearest_rounding(
+    quantize, batches
+):
+    """The rejected unit returns the same outputs again."""
     model, teacher = quantize('residual', (3, 3))
     spy = Spy()
     reconstructor = learner(**RUIN)
@@ -519,7 +525,7 @@ def test_an_objective_sees_the_unit_under_nearest_rounding(quantize, batches):
     ],
     ids=lambda cfg: '-'.join(map(str, cfg.values())),
 )
-def test_every_objective_drives_a_run(name, objective, quantize, batches):
+def test_a_run_works_with_every_objective(name, objective, quantize, batches):
     model, teacher = quantize(name, (3, 8))
     reports = run(model, teacher, batches, learner(objective=objective))
 
@@ -540,7 +546,7 @@ def test_the_same_seed_gives_the_same_bits(quantize, batches):
 
 @pytest.mark.parametrize('objective', ['MSE', 'FisherLowRank'])
 @pytest.mark.parametrize('finished', [1, 2, 4])
-def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     finished, objective, quantize, batches
 ):
     learns = learner(objective=dict(type=objective))
@@ -564,9 +570,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     assert same_state(resumed, whole)
 
 
-def test_the_memory_format_of_the_images_changes_nothing_much(
-    quantize, batches
-):
+def test_the_memory_format_of_the_images_hardly_matters(quantize, batches):
     outs = []
     for order in torch.contiguous_format, torch.channels_last:
         model, teacher = quantize('residual', (8, 8))
@@ -579,7 +583,7 @@ def test_the_memory_format_of_the_images_changes_nothing_much(
 
 
 class Preactivated(nn.Module):
-    """Writes to its argument, or not, and gives the same."""
+    """Block that may write to its argument; the output is the same."""
 
     def __init__(self, inplace):
         super().__init__()
@@ -595,7 +599,7 @@ class Preactivated(nn.Module):
 @pytest.mark.parametrize(
     'objective', [dict(type='MSE'), dict(type='OfficialFisher')]
 )
-def test_a_unit_that_writes_to_its_argument_is_captured_before(
+def test_the_input_of_a_unit_that_writes_to_it_is_cached_before(
     objective, quantize, batches
 ):
     models = []
@@ -615,7 +619,7 @@ def test_a_unit_that_writes_to_its_argument_is_captured_before(
 
 
 class Twice(nn.Module):
-    """Two blocks that hold one layer together."""
+    """Two blocks that share a layer."""
 
     def __init__(self):
         super().__init__()
@@ -627,7 +631,7 @@ class Twice(nn.Module):
         return self.blocks(self.stem(x)).mean((2, 3))
 
 
-def test_a_layer_of_two_blocks_is_frozen_with_the_first(quantize, batches):
+def test_a_shared_layer_is_frozen_with_the_first_block(quantize, batches):
     model, teacher = quantize(Twice().eval(), (3, 4))
     shared = model.architecture.blocks[0].a
     states = []
@@ -642,9 +646,11 @@ def test_a_layer_of_two_blocks_is_frozen_with_the_first(quantize, batches):
         assert model(batches[0]).isfinite().all()
 
 
-@pytest.mark.parametrize(('drop', 'share'), [(0.0, 0), (0.5, 0.5), (1.0, 1)])
+@pytest.mark.parametrize(
+    ('drop', 'fraction'), [(0.0, 0), (0.5, 0.5), (1.0, 1)]
+)
 def test_inputs_are_mixed_with_those_of_the_float_network(
-    drop, share, quantize, batches
+    drop, fraction, quantize, batches
 ):
     model, teacher = quantize(
         'residual',
@@ -666,7 +672,7 @@ def test_inputs_are_mixed_with_those_of_the_float_network(
 
     seen = torch.cat(seen)
     assert len(seen) == 5 * 2 * 4
-    assert ((seen > 900).float().mean() - share).abs() < 0.05
+    assert ((seen > 900).float().mean() - fraction).abs() < 0.05
 
 
 def test_a_run_without_activation_quantizers(each_toy, quantize, batches):
@@ -678,7 +684,7 @@ def test_a_run_without_activation_quantizers(each_toy, quantize, batches):
     assert (found - expected).norm() / expected.norm() < 0.03
 
 
-def test_the_teacher_is_left_as_it_was(quantize, batches):
+def test_the_teacher_is_not_changed(quantize, batches):
     model, teacher = quantize('residual')
     before = copy.deepcopy(teacher)
     run(model, teacher, batches, learner(objective=None))
@@ -696,10 +702,9 @@ def test_a_report_is_plain_python():
     assert plain['accepted'] is True and plain['after'] == 0.25
 
 
-def test_a_parked_unit_can_be_run_and_read_as_if_it_stood_there(
+def test_a_network_can_be_run_and_read_while_its_passes_wait(
     quantize, batches
 ):
-    """While the passes wait: for its state, or for another forward pass."""
     model, teacher = quantize('residual')
     expected = teacher(batches[0])
     holder = nn.ModuleDict(dict(teacher=teacher))
@@ -739,7 +744,7 @@ def test_a_unit_with_nothing_to_learn_keeps_nearest():
 
 
 class Types(nn.Identity):
-    """Notes the type of what passes, and whether a gradient will."""
+    """Identity that notes types and whether gradients are enabled."""
 
     def __init__(self):
         super().__init__()
@@ -751,7 +756,7 @@ class Types(nn.Identity):
 
 
 @pytest.mark.parametrize('name', ['bfloat16', None])
-def test_a_unit_learns_in_the_type_that_was_chosen(name, quantize, batches):
+def test_a_unit_learns_in_the_chosen_type(name, quantize, batches):
     model, teacher = quantize('residual')
     block = model.units[1].module
     block.relu = Types()
@@ -769,7 +774,7 @@ def test_a_unit_learns_in_the_type_that_was_chosen(name, quantize, batches):
 
 
 class Huber(MSE):
-    """Whose backward pass, unlike most, cannot take two types."""
+    """Objective whose backward pass cannot take two types."""
 
     def error(self, unit, i, output, target, index):
         assert output.dtype == target.dtype == torch.float32
@@ -777,7 +782,7 @@ class Huber(MSE):
 
 
 class Whole(MSE):
-    """A loss over all outputs of a unit, for one that takes short numbers."""
+    """Objective with a loss over all outputs, in full precision."""
 
     def loss(self, unit, output, target, index):
         for x in tree_leaves((output, target)):
@@ -787,7 +792,7 @@ class Whole(MSE):
 
 @pytest.mark.parametrize('objective', [Huber, Whole])
 @pytest.mark.parametrize('name', ['residual', 'nested'])
-def test_an_objective_sees_the_type_of_the_target(
+def test_an_objective_gets_outputs_in_the_type_of_the_target(
     objective, name, quantize, batches
 ):
     model, teacher = quantize(name, (3, 8))
@@ -798,8 +803,8 @@ def test_an_objective_sees_the_type_of_the_target(
     assert all(report.losses for report in reports)
 
 
-class Short(MSE):
-    """Notes the types that it is given."""
+class LowPrecision(MSE):
+    """Objective that accepts low precision, and notes the types."""
 
     seen: set
 
@@ -809,20 +814,18 @@ class Short(MSE):
         return super().error(unit, i, output, target, index)
 
 
-def test_an_objective_that_takes_low_precision_numbers_gets_them(
-    quantize, batches
-):
+def test_an_objective_that_accepts_low_precision_gets_it(quantize, batches):
     model, teacher = quantize('residual', (3, 8))
     reconstructor = learner(autocast='bfloat16')
-    reconstructor.objective = short = Short()
-    short.seen = set()
+    reconstructor.objective = objective = LowPrecision()
+    objective.seen = set()
     run(model, teacher, batches, reconstructor)
 
-    assert torch.bfloat16 in short.seen
+    assert torch.bfloat16 in objective.seen
 
 
-def test_learning_in_bfloat16_is_close_to_the_exact(quantize, generator):
-    # Of twelve images a single one would judge, and that is chance.
+def test_learning_in_bfloat16_is_close_to_full_precision(quantize, generator):
+    # Of twelve images one would be held out, which is too few.
     batches = torch.randn(96, 3, 8, 8, generator=generator).split(32)
     after = {}
     for name in None, 'bfloat16':

@@ -22,7 +22,7 @@ def refiner(iterations=40, **kwargs):
 
 @pytest.fixture
 def rounded(quantize, batches):
-    """A network of integers, its teacher and the images."""
+    """A quantized network, its teacher and the images."""
     model, teacher = quantize('residual', (2, 4))
     list(model.reconstruct(teacher, batches, 0, NearestRounding()))
     images = CachedBatches(batches, [len(batch) for batch in batches])
@@ -38,7 +38,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize('likelihood', ['Categorical', 'Gaussian'])
-def test_the_output_comes_nearer_to_the_float_networks(likelihood, rounded):
+def test_the_divergence_from_the_float_network_falls(likelihood, rounded):
     model, teacher, images = rounded
     report = refiner(likelihood=dict(type=likelihood))(
         model.architecture, teacher, images, 3, seed=0
@@ -49,7 +49,7 @@ def test_the_output_comes_nearer_to_the_float_networks(likelihood, rounded):
     assert report.layers == list(quant_layers(model.architecture))
 
 
-def test_all_weights_are_integers_again(rounded):
+def test_all_weights_are_integers_afterwards(rounded):
     model, teacher, images = rounded
     before = states(model)
     refiner()(model.architecture, teacher, images, 3, seed=0)
@@ -73,7 +73,7 @@ def test_all_weights_are_integers_again(rounded):
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_activation_steps_learn_but_for_those_of_8_bits(rounded):
+def test_activation_scales_learn_except_those_of_8_bits(rounded):
     model, teacher, images = rounded
     quantizers = activation_quantizers(model.architecture)
     before = [float(quantizer.scale) for quantizer in quantizers]
@@ -86,7 +86,7 @@ def test_activation_steps_learn_but_for_those_of_8_bits(rounded):
 
 
 @pytest.mark.parametrize('iteration', [0, 20])
-def test_a_pass_that_is_not_finite_is_left_and_undone(
+def test_a_pass_that_is_not_finite_ends_and_is_undone(
     iteration, rounded, monkeypatch
 ):
     model, teacher, images = rounded
@@ -111,8 +111,7 @@ def test_a_pass_that_is_not_finite_is_left_and_undone(
     assert sum(calls) <= iteration + 10
 
 
-def test_nothing_is_lost_by_thawing(rounded):
-    """Without a step the network is what it was, to the bit."""
+def test_thawing_and_freezing_changes_no_bit(rounded):
     model, teacher, images = rounded
     before = states(model)
     for name, layer in quant_layers(model.architecture).items():
@@ -125,7 +124,7 @@ def test_nothing_is_lost_by_thawing(rounded):
     assert equal(states(model), before)
 
 
-def test_what_does_not_help_is_undone(rounded):
+def test_a_pass_that_does_not_help_is_undone(rounded):
     model, teacher, images = rounded
     before = states(model)
     report = refiner(rounding_lr=1e3, bias_lr=1e3)(
@@ -136,8 +135,8 @@ def test_what_does_not_help_is_undone(rounded):
     assert equal(states(model), before)
 
 
-class Mark:
-    """Adds something to all images, and counts them."""
+class Counter:
+    """Augmentation that counts the images."""
 
     def __init__(self):
         self.images = 0
@@ -147,19 +146,19 @@ class Mark:
         return images + torch.rand(1, generator=generator)
 
 
-def test_the_judge_sees_the_same_variations_each_time(rounded):
+def test_validation_has_the_same_variations_each_time(rounded):
     model, teacher, images = rounded
     refine = refiner(draws=5)
     refine.iterations = 0
-    mark = Mark()
-    refine.augment = [mark]
+    counter = Counter()
+    refine.augment = [counter]
     report = refine(model.architecture, teacher, images, 3, seed=0)
 
-    assert mark.images == 3 * 5 * 3  # the teacher's, before, after
+    assert counter.images == 3 * 5 * 3  # the teacher's, before, after
     assert report.after == report.before and not report.accepted
 
 
-def test_images_that_do_not_vary_are_judged_once(rounded):
+def test_images_that_are_not_varied_are_validated_once(rounded):
     model, teacher, images = rounded
     refine = refiner(draws=5)
     refine.iterations = 0
@@ -180,7 +179,7 @@ def test_the_same_seed_gives_the_same_bits(rounded):
     assert equal(states(model), states(other))
 
 
-def test_it_follows_the_units_and_is_resumed_like_one(quantize, batches):
+def test_the_pass_follows_the_units_and_is_resumed_like_one(quantize, batches):
     def learner():
         return BlockReconstructor(
             4, batch_size=4, refiner=dict(type='NetworkRefiner', iterations=5)

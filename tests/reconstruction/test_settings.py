@@ -40,7 +40,7 @@ AMOUNTS = [
 
 @pytest.mark.parametrize('value', [0, -5, 2.5, '2', None])
 @pytest.mark.parametrize(('owner', 'name'), COUNTS)
-def test_a_count_is_whole_and_one_at_least(owner, name, value):
+def test_a_count_is_an_integer_of_1_or_more(owner, name, value):
     with pytest.raises(
         ValueError,
         match=f'^{name}={value!r}, expected.*`{name}` of {owner.__name__}$',
