@@ -272,7 +272,7 @@ def test_the_penalty_is_the_mean_over_the_weights_of_a_unit(quantize, batches):
     ]
 
     assert reconstructor._penalty(layers, 0.39) == 0
-    found = float(reconstructor._penalty(layers, 1.0))
+    found = float(reconstructor._penalty(layers, 1.0).detach())
     mean = float(torch.cat([x.flatten() for x in undecided]).mean())
     assert found == pytest.approx(0.7 * mean, rel=1e-4)
 
