@@ -22,6 +22,7 @@ from ..validation import Amount, Count, Exponent
 from .base import takes_low_precision
 from .fisher import Fisher
 from .gradients import OutputKey
+from .gram import explained_fraction, largest_eigenvectors
 from .likelihood import LikelihoodConfig
 
 
@@ -186,7 +187,7 @@ class FisherLowRank(Fisher):
             return  # Without finite gradients the objective is plain MSE.
         gram /= len(gram)
         rank = max(1, min(self.rank, self.max_elements // cached.elements))
-        self.explained[key] = _explained(gram, rank)
+        self.explained[key] = explained_fraction(gram, rank)
         mix = self._mix(gram, rank).to(diagonal)
         directions = torch.empty(len(mix), cached.elements).to(diagonal)
         for part, gradients in self._pieces(cached):
@@ -207,7 +208,7 @@ class FisherLowRank(Fisher):
             Tensor: R x N. Its product with ``G`` has the rows
             ``sqrt(lambda_r) q_r``, where the ``lambda_r`` sum to 1.
         """
-        values, vectors = _largest(gram, rank)
+        values, vectors = largest_eigenvectors(gram, rank)
         tempered = values.pow(self.temper)
         tempered /= tempered.sum()
         return (vectors * (tempered / (values * len(gram))).sqrt()).T
@@ -314,45 +315,3 @@ class FisherLowRank(Fisher):
         if cast is None or cast.dtype != dtype:
             cast = self.cast_directions[key] = directions.to(dtype)
         return cast
-
-
-def _largest(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues and eigenvectors of a Gram matrix.
-
-    Args:
-        gram (Tensor): N x N.
-        rank (int): Maximum number R of them. Those below 1e-6 of the largest
-            are left out, because they are rounding errors.
-
-    Returns:
-        tuple[Tensor, Tensor]: R eigenvalues in ascending order, and N x R.
-    """
-    values, vectors = torch.linalg.eigh(gram)
-    largest = (values > values[-1] * 1e-6).nonzero()[:, 0][-rank:]
-    return values[largest], vectors[:, largest]
-
-
-def _explained(gram: Tensor, rank: int, folds: int = 4) -> float:
-    """Return the fraction of gradients that other images explain.
-
-    The images are cut into folds. The gradients of each fold are projected
-    on the leading eigenvectors of all other images.
-
-    Args:
-        gram (Tensor): Inner products of the images' gradients, N x N.
-        rank (int): Maximum number of eigenvectors.
-        folds (int): Number of folds.
-
-    Returns:
-        float: Squared length of the projections over that of the gradients,
-        0 to 1, and 0 for a single image.
-    """
-    if len(gram) == 1:
-        return 0.0
-    projected, fold = 0.0, torch.arange(len(gram)) % folds
-    for part in fold.unique():
-        others = fold != part
-        values, vectors = _largest(gram[others][:, others], rank)
-        along = gram[~others][:, others] @ (vectors / values.sqrt())
-        projected += float(along.square().sum())
-    return projected / float(gram.trace())

@@ -23,7 +23,7 @@ from mmrazor_brecq.objectives import (
     FisherLowRank,
     OfficialFisher,
 )
-from mmrazor_brecq.objectives.fisher_low_rank import _explained
+from mmrazor_brecq.objectives.gram import explained_fraction
 from mmrazor_brecq.objectives.likelihood import (
     Categorical,
     CategoricalSketch,
@@ -386,7 +386,7 @@ def test_with_low_rank_the_largest_eigenvectors_remain(rank, toy, batches):
 
 def explained(gradients, rank):
     """Return the fraction that other images explain of N gradients."""
-    return _explained(gradients.double() @ gradients.double().T, rank)
+    return explained_fraction(gradients.double() @ gradients.double().T, rank)
 
 
 def test_common_directions_are_explained_and_noise_is_not(generator):
