@@ -21,9 +21,11 @@ FORMATS = (
 )
 #: Bytes that a file may have.
 MOST_BYTES = 2**30
-#: Pixels that an image may claim to have, and the variable, known from
-#: OpenCV, that allows more. A bomb would fill gigabytes from a few bytes.
-MOST_PIXELS, ALLOWS_MORE = 2**27, 'OPENCV_IO_MAX_IMAGE_PIXELS'
+#: Pixels that an image may claim to have, at the most, whatever its file, and
+#: for each byte of it. A bomb would fill gigabytes from a few bytes.
+MOST_PIXELS, FEW_PIXELS, DENSEST = 2**27, 2**24, 1040
+#: The variable, known from OpenCV, that says how many in place of these.
+ALLOWS_MORE = 'OPENCV_IO_MAX_IMAGE_PIXELS'
 #: A short edge to which a pipeline may enlarge an image.
 SHORT_EDGE = 512
 #: What whole files end with, or nearly so. Decoders fill up others in gray.
@@ -75,10 +77,10 @@ def _what_is_wrong(file: BinaryIO, size: int) -> Optional[str]:
         image = _opened(file)
     except UnidentifiedImageError:
         # One whose kind of pixels pillow does not know.
-        if problem := _claims(*_tiff_size(file)):
+        if problem := _claims(*_tiff_size(file), size):
             return problem
         return None
-    if problem := _claims(image.width, image.height):
+    if problem := _claims(image.width, image.height, size):
         return problem
     if ENDS.get(image.format or '', b'') not in end:
         image.load()  # It refuses what is cut short.
@@ -96,23 +98,24 @@ def _opened(file: BinaryIO) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _claims(width: int, height: int) -> Optional[str]:
-    """What is wrong with a size."""
-    most = int(os.environ.get(ALLOWS_MORE) or MOST_PIXELS)
+def _claims(width: int, height: int, size: int) -> Optional[str]:
+    """What is wrong with width and height, in a file of ``size`` bytes."""
+    most = min(MOST_PIXELS, max(FEW_PIXELS, DENSEST * size))
+    most = int(os.environ.get(ALLOWS_MORE) or most)
     short, long = sorted((width, height))
     if short < 1:
         return f'{width} x {height} pixels'
     enlarged = long * SHORT_EDGE // short
     if width * height > most:
         claim = ''
-    elif enlarged * SHORT_EDGE > most:
+    elif enlarged * SHORT_EDGE > max(most, MOST_PIXELS):
         claim = f', which a short edge of {SHORT_EDGE} would make {enlarged:,}'
         claim += f' x {SHORT_EDGE}'
     else:
         return None
     return (
-        f'it claims {width:,} x {height:,} pixels{claim}: {ALLOWS_MORE} '
-        f'allows {most:,}'
+        f'it claims {width:,} x {height:,} pixels in {size:,} bytes{claim}; '
+        f'{ALLOWS_MORE} would allow more'
     )
 
 

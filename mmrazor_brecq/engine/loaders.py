@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional, Union
 
+from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
@@ -148,7 +149,9 @@ class ReadableBatches:
             )
 
     def tell(self) -> None:
-        """Name what could not be read."""
+        """Name what could not be read, in all processes."""
+        for found in all_gather_object(self.unreadable):
+            self.unreadable.update(found)
         count = len(self.unreadable)
         if count:
             print_log(

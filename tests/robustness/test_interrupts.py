@@ -71,18 +71,11 @@ class Run:
     def end(self):
         """Status and errors, once it has ended."""
         try:
-            self.out, error = self.process.communicate(timeout=120)
+            self.out, error = self.process.communicate(timeout=400)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
         return self.process.returncode, error
-
-    def until(self, there, seconds=120):
-        end = time.monotonic() + seconds
-        while not there():
-            assert self.process.poll() is None, self.end()
-            assert time.monotonic() < end
-            time.sleep(0.01)
 
 
 def is_told(status, error):
