@@ -18,7 +18,7 @@ from .safe import check_regular
 BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
 #: Data sets that read existing files, and download nothing.
 LOCAL_DATASETS = (
-    *('UnlabelledImages', 'IDXDataset', 'ImageNet', 'ImageNet21k'),
+    *('UnlabeledImages', 'IDXDataset', 'ImageNet', 'ImageNet21k'),
     *('CustomDataset', 'CocoDataset'),
 )
 #: Keys that options may add: the runner or a tool takes them.

@@ -183,9 +183,7 @@ def _unlabeled(path: str, pipeline: list[dict]) -> PlainConfig:
         if osp.isdir(path)
         else dict(data_root=osp.dirname(path), ann_file=osp.basename(path))
     )
-    return dict(
-        type=f'{SCOPE}.UnlabelledImages', pipeline=transforms, **source
-    )
+    return dict(type=f'{SCOPE}.UnlabeledImages', pipeline=transforms, **source)
 
 
 def _type_name(transform: dict) -> str:

@@ -1,10 +1,10 @@
 from .idx import IDXDataset
-from .images import UnlabelledImages
+from .images import UnlabeledImages
 from .watched import Unreadable, WatchedImages, watched
 
 __all__ = [
     'IDXDataset',
-    'UnlabelledImages',
+    'UnlabeledImages',
     'Unreadable',
     'WatchedImages',
     'watched',

@@ -13,9 +13,10 @@ from mmengine.dataset import BaseDataset
 
 from ..registry import DATASETS
 
-#: Bytes that the array of a file may have, and how much smaller its file is
-#: at the most.
-MOST_BYTES, SMALLER = 2**32, 1040
+#: Largest array of a file, in bytes.
+MAX_BYTES = 2**32
+#: Largest ratio of an array's size to the size of its compressed file.
+MAX_COMPRESSION = 1040
 
 
 def read_idx(path: str) -> np.ndarray:
@@ -29,16 +30,16 @@ def read_idx(path: str) -> np.ndarray:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is no idx file of bytes, or is cut short.
+        ValueError: If the file is no idx file of bytes, or is truncated.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(
             f'No idx file at {path!r}: set `data_root` of the dataset to '
             'the folder that holds it'
         )
-    packed = path.endswith('.gz')
-    opened: Any = gzip.open if packed else open
-    most = osp.getsize(path) * (SMALLER if packed else 1)
+    compressed = path.endswith('.gz')
+    opened: Any = gzip.open if compressed else open
+    limit = osp.getsize(path) * (MAX_COMPRESSION if compressed else 1)
     try:
         with opened(path, 'rb') as file:
             kind = file.read(4)
@@ -46,17 +47,17 @@ def read_idx(path: str) -> np.ndarray:
                 raise ValueError('not an idx file of unsigned bytes')
             shape = np.frombuffer(file.read(4 * kind[3]), '>u4').tolist()
             size = math.prod(shape)
-            if len(shape) < kind[3] or size > min(most, MOST_BYTES):
+            if len(shape) < kind[3] or size > min(limit, MAX_BYTES):
                 raise ValueError(f'not whole: its shape would be {shape}')
-            # No more than it promises: little can unpack to a lot.
+            # No more than it claims: few bytes can decompress to many.
             data = file.read(size + 1)
             if len(data) != size:
+                found = 'more' if len(data) > size else len(data)
                 raise ValueError(
-                    f'not whole: it promises {size} bytes, and holds '
-                    f'{"more" if len(data) > size else len(data)}'
+                    f'not whole: it claims {size} bytes, and has {found}'
                 )
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f'{path!r} is {error}: get it anew') from error
+        raise ValueError(f'{path!r} is {error}: download it again') from error
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -64,7 +65,7 @@ def read_idx(path: str) -> np.ndarray:
 class IDXDataset(BaseDataset):
     """A classification data set in two idx files.
 
-    Every sample has ``img`` (H x W x 3, ``uint8``, the grey value in all
+    Every sample has ``img`` (H x W x 3, ``uint8``, the gray value in all
     three channels) and ``gt_label``.
 
     Args:
@@ -72,6 +73,14 @@ class IDXDataset(BaseDataset):
         labels (str): File of labels, relative to ``data_root``.
         **kwargs: As for :class:`mmengine.dataset.BaseDataset`, such as
             ``data_root``, ``metainfo=dict(classes=...)`` and ``indices``.
+
+    Example:
+        >>> dataset = dict(
+        ...     type='mmrazor_brecq.IDXDataset',
+        ...     data_root='fashion-mnist',
+        ...     images='t10k-images-idx3-ubyte.gz',
+        ...     labels='t10k-labels-idx1-ubyte.gz',
+        ... )
     """
 
     def __init__(self, images: str, labels: str, **kwargs: Any) -> None:
@@ -91,7 +100,7 @@ class IDXDataset(BaseDataset):
         )
         if len(images) != len(labels):
             raise ValueError(
-                f'{self.images!r} holds {len(images)} images, '
+                f'{self.images!r} has {len(images)} images, '
                 f'{self.labels!r} {len(labels)} labels'
             )
         return [

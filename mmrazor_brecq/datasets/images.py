@@ -1,4 +1,4 @@
-"""Images that nobody has labelled."""
+"""Images without labels."""
 
 from __future__ import annotations
 
@@ -18,23 +18,31 @@ from ..registry import DATASETS
 from .readable import EXTENSIONS
 
 
-@DATASETS.register_module()
-class UnlabelledImages(BaseDataset):
-    """All images below a folder, in the order of their names, or of a list.
+# Configs of earlier versions have the second name.
+@DATASETS.register_module(name=['UnlabeledImages', 'UnlabelledImages'])
+class UnlabeledImages(BaseDataset):
+    """All images below a folder, sorted by name, or the images of a list.
 
-    Enough to calibrate on. Every sample has ``img_path``; the pipeline, that
-    of the test images, reads it.
+    They are enough for calibration. Each sample has ``img_path``, which the
+    pipeline reads; use the pipeline of the test images.
 
     Args:
         data_root (str): The folder.
-        ann_file (str): A list of images in place of the whole folder: a
-            text file with a path on each line (a label may follow it), or a
-            COCO JSON. Paths start at the list's folder, or at the folder
-            beside the list that has its name.
-        extensions (list[str]): What names of images end with, in small
-            letters; those in capitals are taken, too.
+        ann_file (str): A list of images instead of the whole folder: a text
+            file with a path on each line, optionally followed by a label,
+            or a COCO JSON. Paths are relative to the list's folder, or to
+            the folder beside the list that has its name.
+        extensions (list[str]): File name extensions of images, in lower
+            case; upper case is accepted too.
         **kwargs: As for :class:`mmengine.dataset.BaseDataset`, such as
             ``pipeline`` and ``indices``.
+
+    Example:
+        >>> dataset = dict(
+        ...     type='mmrazor_brecq.UnlabeledImages',
+        ...     data_root='photos',
+        ...     pipeline=test_pipeline,
+        ... )
     """
 
     def __init__(
@@ -47,7 +55,7 @@ class UnlabelledImages(BaseDataset):
         super().__init__(data_root=data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Look for them; what their files hold shows when they are loaded.
+        """List the images without opening them.
 
         Raises:
             FileNotFoundError: If there are none.
@@ -57,21 +65,20 @@ class UnlabelledImages(BaseDataset):
         paths = self._found()
         if not paths:
             folder = Path(self.data_root).absolute()
+            reason = '' if folder.is_dir() else ', which is no folder'
             raise FileNotFoundError(
-                f'No image below {str(folder)!r}'
-                + (not folder.is_dir()) * ', which is no folder'
-                + ', expected files that end '
-                f'with {", ".join(self.extensions)}: set `data_root` of the '
-                'dataset to their folder'
+                f'No image below {str(folder)!r}{reason}, expected files that '
+                f'end with {", ".join(self.extensions)}: set `data_root` of '
+                'the dataset to their folder'
             )
         return [dict(img_path=str(path)) for path in paths]
 
     def _found(self) -> list[Path]:
-        """Return what has the name of an image below the folder."""
+        """Return the paths below the folder that have the name of an image."""
         closed: list[OSError] = []
         paths = sorted(
-            Path(place, name)
-            for place, folders, files in os.walk(
+            Path(parent, name)
+            for parent, folders, files in os.walk(
                 self.data_root, onerror=closed.append
             )
             for name in (*folders, *files)
@@ -79,8 +86,8 @@ class UnlabelledImages(BaseDataset):
         )
         for error in closed if paths else ():
             print_log(
-                f'The folder {error.filename!r} cannot be looked into '
-                f'({error.strerror}): calibrates without what lies in it',
+                f'The folder {error.filename!r} cannot be read '
+                f'({error.strerror}): calibrates without its images',
                 'current',
                 logging.WARNING,
             )
@@ -90,8 +97,8 @@ class UnlabelledImages(BaseDataset):
         """Return the paths that the list names.
 
         Raises:
-            FileNotFoundError: If none of them is there.
-            ValueError: If the list names none, or is none.
+            FileNotFoundError: If none of the files exists.
+            ValueError: If the list is empty or no list.
         """
         file = Path(self.ann_file)
         names = _names_of(file)
@@ -108,10 +115,10 @@ class UnlabelledImages(BaseDataset):
 
 
 def _names_of(file: Path) -> list[str]:
-    """Read the names that a list holds.
+    """Return the names in a list of images.
 
     Raises:
-        ValueError: If it is neither a text nor a COCO JSON.
+        ValueError: If it is neither a text file nor a COCO JSON.
     """
     check_regular(str(file), 'a list of images')
     try:

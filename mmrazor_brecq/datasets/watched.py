@@ -1,4 +1,4 @@
-"""A data set that tells images that cannot be read from its own mistakes."""
+"""A data set that replaces unreadable images by the reason."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .readable import why_unreadable
 
 
 class Unreadable(NamedTuple):
-    """What stands in the place of an image that cannot be read.
+    """The sample of an image that cannot be read.
 
     Attributes:
         path (str): Its file.
-        why (str): What is wrong with it.
+        why (str): The reason.
     """
 
     path: str
@@ -27,13 +27,13 @@ class Unreadable(NamedTuple):
 
 
 class WatchedImages(Dataset):
-    """Gives an :class:`Unreadable` in the place of what cannot be read.
+    """A data set that returns :class:`Unreadable` for unreadable images.
 
-    In all else it is the data set that it watches.
+    All other attributes are those of the wrapped data set.
 
     Args:
-        dataset (Dataset): One that tells the ``img_path`` of its samples, as
-            those of OpenMMLab do.
+        dataset (Dataset): A data set whose ``get_data_info`` has
+            ``img_path``, as those of OpenMMLab have.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -56,17 +56,17 @@ class WatchedImages(Dataset):
             try:
                 return self.dataset[idx]
             except Exception as error:
-                why = _of_reader(error)
+                why = _reason_of_reader(error)
                 if why is None:  # The file is not at fault.
                     raise
         return Unreadable(path, why)
 
 
 def watched(dataset: Any) -> Any:
-    """Watch a data set, if it tells the files of its images.
+    """Wrap a data set in :class:`WatchedImages`, if it names its files.
 
     Args:
-        dataset (Dataset | dict): It, or its config.
+        dataset (Dataset | dict): The data set, or its config.
     """
     if isinstance(dataset, dict):
         dataset = DATASETS.build(dataset)
@@ -75,23 +75,26 @@ def watched(dataset: Any) -> Any:
     return dataset
 
 
-def _of_reader(error: BaseException) -> Optional[str]:
-    """Return what an error says, if a transform raised it that loads images.
+def _reason_of_reader(error: BaseException) -> Optional[str]:
+    """Return the message of an error that a loading transform raised.
 
-    Such as ``LoadImageFromFile``: their names begin that way in all of
-    OpenMMLab.
+    In OpenMMLab the names of these begin with ``Load``, such as
+    ``LoadImageFromFile``.
 
     Args:
-        error (BaseException): That of a pipeline.
+        error (BaseException): Error of a pipeline.
+
+    Returns:
+        str, optional: None if another transform raised it.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         kind = type(frame.f_locals.get('self')).__name__
         if kind.startswith('Load') and 'Annotation' not in kind:
-            return _said(error)
+            return _message(error)
     return None
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, AssertionError):  # mmcv's, which repeats the path.

@@ -111,7 +111,7 @@ def test_wrapped_data_sets_get_the_test_pipeline(cfg):
 def test_a_folder_of_images_calibrates(cfg, tmp_path):
     recipe = Recipe('w4a4', calibration=str(tmp_path))
     dataset = compose(cfg, recipe).test_cfg.calibration.dataloader.dataset
-    assert dataset.type == 'mmrazor_brecq.UnlabelledImages'
+    assert dataset.type == 'mmrazor_brecq.UnlabeledImages'
     assert dataset.data_root == str(tmp_path)
     assert dataset.pipeline == TEST_PIPELINE
 

@@ -27,7 +27,7 @@ def test_cut_short(tmp_path):
     path = tmp_path / 'images'
     write(path, np.zeros((5, 4), np.uint8))
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ValueError, match='promises 20 bytes, and holds 17'):
+    with pytest.raises(ValueError, match='claims 20 bytes, and has 17'):
         read_idx(str(path))
 
 

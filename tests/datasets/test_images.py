@@ -5,7 +5,7 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
-from mmrazor_brecq.datasets import UnlabelledImages
+from mmrazor_brecq.datasets import UnlabeledImages
 from mmrazor_brecq.registry import DATASETS
 
 
@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 def test_all_images_below_a_folder(folder):
-    images = UnlabelledImages(str(folder))
+    images = UnlabeledImages(str(folder))
     found = [images.get_data_info(i)['img_path'] for i in range(len(images))]
     assert found == [
         str(folder / name) for name in ('a.JPG', 'b.png', 'deep/er/c.jpeg')
@@ -30,7 +30,7 @@ def test_all_images_below_a_folder(folder):
 def test_a_pipeline_reads_them(folder):
     images = DATASETS.build(
         dict(
-            type='mmrazor_brecq.UnlabelledImages',
+            type='mmrazor_brecq.UnlabeledImages',
             data_root=str(folder),
             pipeline=[LoadImageFromFile()],
         )
@@ -39,14 +39,14 @@ def test_a_pipeline_reads_them(folder):
 
 
 def test_other_names_can_be_asked_for(folder):
-    assert len(UnlabelledImages(str(folder), extensions=['.png'])) == 1
+    assert len(UnlabeledImages(str(folder), extensions=['.png'])) == 1
 
 
 def test_a_folder_without_images(tmp_path):
     with pytest.raises(FileNotFoundError, match='data_root'):
-        UnlabelledImages(str(tmp_path))
+        UnlabeledImages(str(tmp_path))
     with pytest.raises(FileNotFoundError, match='none.*which is no folder'):
-        UnlabelledImages(str(tmp_path / 'none'))
+        UnlabeledImages(str(tmp_path / 'none'))
 
 
 @pytest.mark.parametrize('below', ['', 'some'])
@@ -67,7 +67,7 @@ def test_takes_the_images_of_a_list(tmp_path, below, name, text):
     for image in 'abc':
         Image.new('RGB', (4, 4)).save(folder / f'{image}.png')
     (tmp_path / name).write_text(text)
-    dataset = UnlabelledImages(str(tmp_path), ann_file=name)
+    dataset = UnlabeledImages(str(tmp_path), ann_file=name)
     paths = [dataset[i]['img_path'] for i in range(len(dataset))]
     assert paths == [str(folder / 'b.png'), str(folder / 'a.png')]
 
@@ -75,10 +75,10 @@ def test_takes_the_images_of_a_list(tmp_path, below, name, text):
 def test_says_where_it_looked_for_what_a_list_names(tmp_path):
     (tmp_path / 'some.txt').write_text('b.png 3\n')
     with pytest.raises(FileNotFoundError, match='b.png.*some.txt'):
-        UnlabelledImages(str(tmp_path), ann_file='some.txt')
+        UnlabeledImages(str(tmp_path), ann_file='some.txt')
 
 
 def test_says_that_a_list_is_empty(tmp_path):
     (tmp_path / 'some.txt').write_text('\n')
     with pytest.raises(ValueError, match='names no image'):
-        UnlabelledImages(str(tmp_path), ann_file='some.txt')
+        UnlabeledImages(str(tmp_path), ann_file='some.txt')

@@ -24,7 +24,7 @@ from torch import nn
 
 from mmrazor_brecq.activations import Store
 from mmrazor_brecq.config.load import check_data
-from mmrazor_brecq.datasets import UnlabelledImages
+from mmrazor_brecq.datasets import UnlabeledImages
 from mmrazor_brecq.datasets.readable import EXTENSIONS, why_unreadable
 from mmrazor_brecq.engine.calibration import ImageSet, collect_images
 from mmrazor_brecq.engine.loaders import MAX_UNREADABLE, build_dataloader
@@ -168,7 +168,7 @@ of_a_folder = pytest.mark.parametrize('source', SOURCES[:1], indirect=True)
 def source(request, tmp_path):
     """The config of a data set of all files below a folder."""
     in_mmcls()
-    ours = 'mmrazor_brecq.UnlabelledImages'
+    ours = 'mmrazor_brecq.UnlabeledImages'
     root = dict(data_root=str(tmp_path), pipeline=list(PIPELINE))
 
     def found():
@@ -334,7 +334,7 @@ def test_names_that_no_list_can_hold(tmp_path, warnings_log):
     (tmp_path / 'bad\n\udcfe.png').write_bytes(b'')
     in_mmcls()
     dataset = dict(
-        type='mmrazor_brecq.UnlabelledImages',
+        type='mmrazor_brecq.UnlabeledImages',
         data_root=str(tmp_path),
         pipeline=PIPELINE,
     )
@@ -498,13 +498,13 @@ def test_a_list_that_is_none(tmp_path, content):
     fill(tmp_path, 2)
     (tmp_path / 'list.json').write_bytes(content)
     with pytest.raises(ValueError, match='list.json.*expected a text'):
-        UnlabelledImages(str(tmp_path), ann_file='list.json')
+        UnlabeledImages(str(tmp_path), ann_file='list.json')
 
 
 def test_a_list_that_is_a_pipe(tmp_path):
     os.mkfifo(tmp_path / 'list.txt')
     with pytest.raises(ValueError, match='list.txt.*no regular file'):
-        UnlabelledImages(str(tmp_path), ann_file='list.txt')
+        UnlabeledImages(str(tmp_path), ann_file='list.txt')
     config = Config.fromfile(CONFIG)
     config.test_cfg.calibration.dataloader.dataset = dict(
         type='CustomDataset', data_root=str(tmp_path), ann_file='list.txt'
@@ -527,8 +527,8 @@ def test_a_folder_that_may_not_be_looked_into(
         return scan(path)
 
     monkeypatch.setattr(os, 'scandir', refuses)
-    assert len(UnlabelledImages(str(tmp_path))) == 3
-    assert "closed' cannot be looked into (Permission" in warnings_log[0]
+    assert len(UnlabeledImages(str(tmp_path))) == 3
+    assert "closed' cannot be read (Permission" in warnings_log[0]
 
 
 @of_a_folder
@@ -573,7 +573,7 @@ def test_no_memory_goes_to_what_files_claim(tmp_path):
         'from test_images import PIPELINE, collect, in_mmcls\n'
         'in_mmcls()\n'
         'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
-        'before, kind = peak(), "mmrazor_brecq.UnlabelledImages"\n'
+        'before, kind = peak(), "mmrazor_brecq.UnlabeledImages"\n'
         'dataset = dict(type=kind, data_root=sys.argv[1])\n'
         'dataset["pipeline"] = PIPELINE\n'
         'found, images = collect(dataset, 999, 1.0)\n'
