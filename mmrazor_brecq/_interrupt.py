@@ -1,4 +1,4 @@
-"""Ctrl-C in a tool: one line that says how to go on, at any moment."""
+"""Answer Ctrl-C in a tool, at any moment, with one line on how to continue."""
 
 from __future__ import annotations
 
@@ -12,27 +12,45 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Optional
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 PACKAGE = Path(__file__).resolve().parent
-#: The exit status after Ctrl-C, as shells have it.
+#: Exit status of a process after Ctrl-C, as shells use it.
 STATUS = 130
-#: Seconds in which a second Ctrl-C is one with the first, after which one
-#: that came at a bad moment is repeated, and for which it is.
-TWICE, AGAIN, PATIENCE = 1.0, 0.02, 2.0
+#: Seconds in which a second Ctrl-C counts as one with the first.
+REPEAT_SECONDS = 1.0
+#: Seconds after which a signal that came at a bad moment is sent again.
+RETRY_SECONDS = 0.02
+#: Largest number of seconds to wait for the end of an import.
+IMPORT_SECONDS = 2.0
 
 
 class _State:
-    """What the handler knows of the process."""
+    """State of the process that the signal handler uses.
 
-    hint = later = 'give the same command again'
-    working = told = False
-    begun, last, waits = 0.0, -TWICE, 0.0
+    Attributes:
+        hint (str): How to continue, as it is printed.
+        resume_hint (str): How to continue once the run can be resumed.
+        working (bool): Whether the work has begun and not ended.
+        printed (bool): Whether the hint is printed.
+        begun (float): Time at which the work began, in seconds.
+        last (float): Time of the last Ctrl-C that stopped the work.
+        import_met (float): Time at which a signal first came during the
+            present import, 0 if there is none.
+        owner (int): Identifier of the process that answers Ctrl-C.
+    """
+
+    hint = resume_hint = 'give the same command again'
+    working = printed = False
+    begun, last, import_met = 0.0, -REPEAT_SECONDS, 0.0
     owner = os.getpid()
 
 
 def is_tool() -> bool:
-    """Whether this process runs one of the tools."""
+    """Return whether this process runs one of the tools."""
     script = Path(sys.argv[0] if sys.argv else '')
     folders = PACKAGE / '.mim' / 'tools', PACKAGE.parent / 'tools'
     return script.stem == 'mmrazor-brecq' or (
@@ -42,10 +60,11 @@ def is_tool() -> bool:
 
 
 def install() -> None:
-    """Answer Ctrl-C from now on; a process that is no tool stays as it is.
+    """Install the signal handler, if this process runs a tool.
 
-    Before the work and after it there is nothing to clean, and the process
-    ends at once. Processes that this one starts leave the answer to it.
+    Before and after the work there is nothing to clean up, and the handler
+    ends the process at once. Processes that the tool starts ignore Ctrl-C:
+    the tool answers it.
     """
     if not is_tool():
         return
@@ -58,33 +77,40 @@ def install() -> None:
     ):
         signal.signal(signal.SIGINT, _answer)
         signal.signal(signal.SIGALRM, _answer)
-        # Called after all others, when there is nothing left to interrupt:
-        # Python would die of the signal, whatever its status was to be.
+        # This runs after all other exit functions, when nothing is left to
+        # interrupt. Otherwise the signal would change the exit status.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def _answer(number: int, frame: Optional[FrameType]) -> None:
+    """Handle the signal: end the process, or raise KeyboardInterrupt.
+
+    An import could swallow the exception. So the handler waits for its end,
+    but not longer than :data:`IMPORT_SECONDS`.
+    """
     if os.getpid() != _State.owner:
         return
     now = time.monotonic()
-    imports = _imports(frame)
-    _State.waits = (_State.waits or now) if imports else 0.0
-    if not _State.working or imports and now - _State.waits > PATIENCE:
-        tell()
+    importing = _is_importing(frame)
+    _State.import_met = (_State.import_met or now) if importing else 0.0
+    stuck = importing and now - _State.import_met > IMPORT_SECONDS
+    if not _State.working or stuck:
+        print_hint()
         os._exit(STATUS)
-    if imports:  # Such code may swallow what is raised in it.
-        _repeat()
-    elif now - _State.last >= TWICE:
+    if importing:
+        _retry_soon()
+    elif now - _State.last >= REPEAT_SECONDS:
         _State.last = now
         raise KeyboardInterrupt
 
 
-def _repeat() -> None:
-    """Come back to a Ctrl-C in a moment."""
-    signal.setitimer(signal.ITIMER_REAL, AGAIN)
+def _retry_soon() -> None:
+    """Let the handler be called again in a moment."""
+    signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
 
 
-def _imports(frame: Any) -> bool:
+def _is_importing(frame: Optional[FrameType]) -> bool:
+    """Return whether a frame is inside an import."""
     while frame is not None:
         if frame.f_code.co_filename.startswith('<frozen importlib'):
             return True
@@ -92,39 +118,44 @@ def _imports(frame: Any) -> bool:
     return False
 
 
-def happened() -> bool:
-    """Whether work was interrupted, whatever the error became on its way."""
+def was_interrupted() -> bool:
+    """Return whether the work was interrupted.
+
+    That holds even if another exception has replaced KeyboardInterrupt.
+    """
     return _State.last > _State.begun
 
 
-def tell() -> None:
-    """Say how to go on, once, in the first of several processes."""
-    told, _State.told = _State.told, True
-    if not told and os.environ.get('RANK', '0') == '0':
+def print_hint() -> None:
+    """Print how to continue, once, in the first of several processes."""
+    printed, _State.printed = _State.printed, True
+    if not printed and os.environ.get('RANK', '0') == '0':
         # A progress bar may have hidden the cursor.
-        shown = '\x1b[?25h' if os.isatty(2) else ''
-        # Past Python's own buffer, which may be what was interrupted.
+        show_cursor = '\x1b[?25h' if os.isatty(2) else ''
+        # Not through `sys.stderr`, whose buffer may be locked by the code
+        # that was interrupted.
         with suppress(OSError):
-            os.write(2, f'{shown}\nInterrupted: {_State.hint}\n'.encode())
+            os.write(
+                2, f'{show_cursor}\nInterrupted: {_State.hint}\n'.encode()
+            )
 
 
 @contextmanager
 def working(hint: str) -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C, so that work can clean up.
+    """Raise KeyboardInterrupt on Ctrl-C, so that the work can clean up.
 
-    An exception in a place where Python drops exceptions, such as a
-    finalizer, is raised again where it does not.
+    If Python drops the exception, as it does in finalizers, it is raised
+    again a moment later.
 
     Args:
-        hint (str): How to go on once there is something to go on with, as
-            :func:`resumable` says, told by :func:`tell`.
+        hint (str): How to continue after :func:`set_resumable` was called.
     """
-    _State.later = hint or _State.hint
-    _State.working, _State.told = True, False
+    _State.resume_hint = hint or _State.hint
+    _State.working, _State.printed = True, False
     _State.begun = time.monotonic()
     hook = sys.unraisablehook
     if signal.getsignal(signal.SIGINT) is _answer:
-        sys.unraisablehook = partial(_raised_in_vain, hook)
+        sys.unraisablehook = partial(_retry_dropped, hook)
     try:
         yield
     finally:
@@ -132,15 +163,18 @@ def working(hint: str) -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-def resumable() -> None:
-    """From now on there is something to go on with."""
-    _State.hint = _State.later
+def set_resumable() -> None:
+    """Note that the run has saved something and can be resumed from now on."""
+    _State.hint = _State.resume_hint
 
 
-def _raised_in_vain(hook: Callable[[Any], Any], unraisable: Any) -> None:
-    """Repeat a Ctrl-C that a finalizer swallowed, when it is over."""
+def _retry_dropped(
+    hook: Callable[[UnraisableHookArgs], object],
+    unraisable: UnraisableHookArgs,
+) -> None:
+    """Handle Ctrl-C again if a finalizer dropped its exception."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        _State.last = -TWICE
-        _repeat()
+        _State.last = -REPEAT_SECONDS
+        _retry_soon()
     else:
         hook(unraisable)

@@ -48,7 +48,8 @@ class ToolHelp(argparse.RawDescriptionHelpFormatter):
         if (
             not action.option_strings
             or 'default' in text
-            or default in (argparse.SUPPRESS, [], None, False)
+            or default in (argparse.SUPPRESS, [], None)
+            or default is False  # Not 0, which equals it.
         ):
             return text
         return f'{text} (default: %(default)s)'.lstrip()
@@ -316,11 +317,11 @@ def run_tool(
         with _interrupt.working(after_interrupt):
             action()
     except KeyboardInterrupt:
-        _interrupt.tell()
+        _interrupt.print_hint()
         return _interrupt.STATUS
     except Exception as error:
-        if _interrupt.happened():
-            _interrupt.tell()
+        if _interrupt.was_interrupted():
+            _interrupt.print_hint()
             return _interrupt.STATUS
         if not isinstance(error, OSError) and not is_user_error(
             error, '__main__'

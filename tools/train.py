@@ -15,7 +15,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmrazor_brecq._interrupt import resumable
+from mmrazor_brecq._interrupt import set_resumable
 from mmrazor_brecq.cli import run_tool, tool_parser
 from mmrazor_brecq.config.load import check_data, check_writable
 from mmrazor_brecq.config.read import read_file
@@ -83,7 +83,7 @@ def train(cfg: Config) -> None:
     register_wrapper()
     runner = WatchingRunner.from_cfg(cfg)
     runner.register_hook(PlainCheckpoint())
-    resumable()
+    set_resumable()
     runner.model.to(memory_format=torch.channels_last)
     model = runner.train()
     path = osp.join(runner.work_dir, 'float.pth')

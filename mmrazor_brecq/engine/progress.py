@@ -15,7 +15,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .._interrupt import resumable
+from .._interrupt import set_resumable
 from ..checkpoint import (
     check_state,
     checksum_of,
@@ -78,7 +78,7 @@ class Progress:
             return self.content
 
         self.content = in_first(find)
-        resumable()
+        set_resumable()
 
     def _read(self) -> None:
         identity, path = self.content['identity'], self._path('run.json')

@@ -270,7 +270,7 @@ def test_what_a_finalizer_swallows_is_raised_again():
         '        del held\n'
         '        time.sleep(9)\n'
         'except KeyboardInterrupt:\n'
-        '    _interrupt.tell()\n'
+        '    _interrupt.print_hint()\n'
         '    sys.exit(130)\n'
     )
     result = subprocess.run(

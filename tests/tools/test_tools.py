@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mmrazor_brecq import _interrupt
 from mmrazor_brecq.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -50,14 +51,15 @@ def test_errors_are_one_line(monkeypatch, capsys, tmp_path, tool):
     assert 'No config at' in error and 'Traceback' not in error
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capfd, tmp_path):
     def interrupted(*args):
+        _interrupt.set_resumable()
         raise KeyboardInterrupt
 
     monkeypatch.setattr('mmrazor_brecq.engine.launch.ptq', interrupted)
     args = (CONFIG, FLOAT, '--work-dir', tmp_path)
     assert call(monkeypatch, 'ptq.py', *args) == 130
-    assert '--resume' in capsys.readouterr().err
+    assert '--resume' in capfd.readouterr().err
 
 
 def test_a_search_without_a_budget_says_so(monkeypatch, capsys, tmp_path):
