@@ -99,7 +99,7 @@ def quantize(
             machine.
         memory (str | float, optional): Memory for the activations of all
             images: a size such as ``'1GiB'``, a fraction of the free memory,
-            ``'auto'`` for half of it but at most 2 GiB, or None for no
+            ``'auto'`` for half of it but at most 1.5 GiB, or None for no
             limit. Activations beyond it are cached in temporary files.
         symmetric (bool, optional): Whether the zero points of weights and
             activations are 0, as TensorRT requires; by default only those

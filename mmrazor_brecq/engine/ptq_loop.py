@@ -77,7 +77,7 @@ class PTQLoop(TestLoop):
         calibration (dict): ``dataloader`` of the calibration images,
             ``num_images`` to take from it, and ``memory``: how much the
             activations may take, a size such as ``'1GiB'`` or a share of
-            what is free (by default half of it, but 2 GiB at the most);
+            what is free (by default half of it, but 1.5 GiB at the most);
             beyond it they lie in files in the run's folder. Up to a share
             ``max_unreadable`` (by default 0.01) images that cannot be read
             are named and left out.

@@ -65,7 +65,7 @@ def test_a_share_is_of_what_is_free():
 
 
 def test_by_default_a_server_gives_no_more_than_a_laptop(monkeypatch):
-    for free, budget in (3 * 2**30, 3 * 2**29), (2**40, 2**31):
+    for free, budget in (2**31, 2**30), (2**40, 3 * 2**29):
         memory = SimpleNamespace(available=free)
         monkeypatch.setattr(psutil, 'virtual_memory', lambda m=memory: m)
         assert memory_budget('auto', CPU) == budget
