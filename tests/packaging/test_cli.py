@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import pytest
@@ -110,6 +111,21 @@ def test_options_of_another_form_are_named(given, capsys):
 
 def fails(error):
     raise error
+
+
+@pytest.mark.parametrize(('own', 'found'), [(None, '1'), ('0', '0')])
+def test_large_pages_are_asked_for_unless_somebody_says_otherwise(
+    own, found, monkeypatch
+):
+    """While a tool works, which imports torch only then."""
+    name, seen = 'THP_MEM_ALLOC_ENABLE', []
+    monkeypatch.setenv(name, own or '')
+    if own is None:
+        monkeypatch.delenv(name)
+    args = cli.tool_parser(None, 'a config').parse_args(['config.py'])
+
+    assert cli.run_tool(args, lambda: seen.append(os.environ[name])) == 0
+    assert seen == [found]
 
 
 @pytest.mark.parametrize('error', [ValueError('odd'), KeyError('odd')])
