@@ -1,4 +1,4 @@
-"""Calibration images: from a data loader, checked before work starts."""
+"""Collect calibration images from a data loader, and check them."""
 
 from __future__ import annotations
 
@@ -43,32 +43,32 @@ UNITS = {
     **{f'{c}B': 1000**i for i, c in enumerate('KMGT', 1)},
     **{f'{c}IB': 1024**i for i, c in enumerate('KMGT', 1)},
 }
-#: The budget where none is given: half of what is free, and no more bytes
-#: than a laptop can spare. With this many a run of a small network at 224
+#: The default budget: half of the free memory, but at most as many bytes as
+#: a laptop can spare. With it, a run of a small network on images of 224
 #: pixels takes less than 3 GB in all.
-DEFAULT_MEMORY, MOST_BY_DEFAULT = 'auto', 3 * 2**29
-#: Bytes of a budget that are not for activations which wait.
-AT_WORK = 256 * 2**20
+DEFAULT_MEMORY, MAX_DEFAULT_BYTES = 'auto', 3 * 2**29
+#: Bytes of a budget that are reserved for activations in use.
+RESERVED_BYTES = 256 * 2**20
 
 
 class ImageSet:
-    """Remembers images by their content, as the pipeline gives them.
+    """Set of images, by their content after the pipeline.
 
     Attributes:
-        names (list): The file of each image, None where it is not known.
-        left_out (list[dict]): What :func:`leave_out` says of them.
-        unreadable (dict[str, str]): Files that could not be read, and why.
+        names (list): The file of each image, None if it is not known.
+        left_out (list[dict]): The report of :func:`leave_out`.
+        unreadable (dict[str, str]): Reasons of files that cannot be read.
     """
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
         self.names: list[Optional[str]] = []
-        self.left_out: list[dict[str, Any]] = []
+        self.left_out: list[dict[str, object]] = []
         self.unreadable: dict[str, str] = {}
 
     @staticmethod
     def keys(data: dict) -> list[bytes]:
-        """A digest of each image of a batch."""
+        """Return a digest of each image of a batch."""
         return [
             hashlib.blake2b(
                 image.contiguous().cpu().numpy().tobytes(), digest_size=16
@@ -77,40 +77,40 @@ class ImageSet:
         ]
 
     def gather(self) -> None:
-        """Remember what the other processes remember, too."""
+        """Add the images of all other processes."""
         self.seen.update(*all_gather_object(self.seen))
 
     def add(self, data: dict) -> None:
-        """Remember the images of a batch."""
+        """Add the images of a batch."""
         self.seen.update(self.keys(data))
         samples = data.get('data_samples') or [None] * len(data['inputs'])
         self.names += [getattr(x, 'img_path', None) for x in samples]
 
     def count(self, data: dict) -> int:
-        """How many images of a batch are among the remembered ones."""
+        """Return how many images of a batch are in the set."""
         return sum(key in self.seen for key in self.keys(data))
 
 
 def memory_budget(
     memory: Union[str, float, None], device: torch.device
-) -> Union[int, None]:
-    """Bytes of activations that may be held on a device.
+) -> Optional[int]:
+    """Return how many bytes of activations may be cached on a device.
 
     Args:
         memory (str | float, optional): A size such as ``'1GiB'``, or a
-            share of what is free, up to 1; ``'auto'`` for half of it, but
-            1.5 GiB at the most; None for no limit.
-        device (torch.device): Where the model is.
+            fraction of the free memory, up to 1. ``'auto'`` is half of the
+            free memory, but at most 1.5 GiB. None is no limit.
+        device (torch.device): The device of the model.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If ``memory`` is none of these.
     """
-    place = KeyPath('test_cfg.calibration.memory', 'the calibration')
-    validate(memory, Memory, place)
+    key = KeyPath('test_cfg.calibration.memory', 'the calibration')
+    validate(memory, Memory, key)
     if memory is None:
         return None
     if memory == DEFAULT_MEMORY:
-        return min(MOST_BY_DEFAULT, memory_budget(0.5, device) or 0)
+        return min(MAX_DEFAULT_BYTES, memory_budget(0.5, device) or 0)
     if isinstance(memory, str):
         return _size(memory)
     if device.type == 'cpu':
@@ -120,7 +120,7 @@ def memory_budget(
 
 
 def _size(text: str) -> int:
-    """The bytes of a size, 0 of what is none."""
+    """Return the bytes of a size such as ``'1GiB'``, 0 if it is none."""
     match = re.fullmatch(r'(\d+\.?\d*) *([KMGT]?I?B)', text.upper())
     if not match or match[2] not in UNITS:
         return 0
@@ -128,6 +128,7 @@ def _size(text: str) -> int:
 
 
 def _known(memory: Union[str, float, None]) -> Union[str, float, None]:
+    """Return a budget unchanged, if it is one."""
     if isinstance(memory, str):
         fits = memory == DEFAULT_MEMORY or _size(memory) > 0
     else:
@@ -138,11 +139,11 @@ def _known(memory: Union[str, float, None]) -> Union[str, float, None]:
 
 
 MEMORY = (
-    "a size such as '1GiB' or '500MB', a share of what is free (above 0, up "
-    "to 1), 'auto' for half of it but 1.5 GiB at the most, or None for no "
+    "a size such as '1GiB' or '500MB', a fraction of the free memory (above "
+    "0, up to 1), 'auto' for half of it but at most 1.5 GiB, or None for no "
     'limit'
 )
-#: What the activations of all images may take.
+#: Memory for the activations of all images.
 Memory = Annotated[
     Union[str, float, None],
     AfterValidator(_known),
@@ -153,20 +154,21 @@ Memory = Annotated[
 def activation_store(
     memory: Union[str, float, None], device: torch.device, folder: str
 ) -> Store:
-    """Where the activations of all images are held.
+    """Return a store for the activations of all images.
 
     Args:
-        memory (str | float, optional): As for :func:`memory_budget`. It
-            holds what waits, and :data:`AT_WORK` of what is worked on.
-        device (torch.device): Where the model is.
-        folder (str): Where the files lie that memory has no room for.
+        memory (str | float, optional): As for :func:`memory_budget`.
+            :data:`RESERVED_BYTES` of it are for activations in use.
+        device (torch.device): The device of the model.
+        folder (str): Folder of the files with the activations that exceed
+            the budget.
     """
-    return Store(memory_budget(memory, device), folder, AT_WORK)
+    return Store(memory_budget(memory, device), folder, RESERVED_BYTES)
 
 
 @dataclass
 class Loader:
-    """What mmengine and torch take for a data loader."""
+    """Arguments of a data loader, of mmengine and of torch."""
 
     dataset: Any
     batch_size: Count = 1
@@ -190,14 +192,21 @@ class Loader:
 
 @dataclass
 class Calibration:
-    """Which images to calibrate on, and what they may take.
+    """Config of the calibration images.
 
     Args:
-        num_images (int): How many.
-        dataloader (dict): Where they come from.
+        num_images (int): Number of images, of all processes together.
+        dataloader (dict): Config of the data loader of the images.
         memory (str | float, optional): As for :func:`memory_budget`.
-        max_unreadable (float): Fraction of the images that may be unreadable,
-            and are left out.
+        max_unreadable (float): Fraction of the images, from 0 to 1, that may
+            be unreadable. They are left out.
+
+    Example:
+        >>> calibration = dict(
+        ...     num_images=1024,
+        ...     dataloader=dict(batch_size=32, dataset=train_dataset),
+        ...     memory='1GiB',
+        ... )
     """
 
     num_images: ImageCount
@@ -206,7 +215,7 @@ class Calibration:
     max_unreadable: Fraction = MAX_UNREADABLE
 
 
-#: How a parameter says that it takes the keys of a calibration.
+#: Type of a parameter that is a config of calibration images.
 CalibrationConfig = Annotated[dict, Config(Calibration)]
 
 
@@ -214,24 +223,24 @@ def check_count(count: int, batch: int, given: str) -> None:
     """Refuse too few calibration images, and warn of few.
 
     Args:
-        count (int): Images, those of all processes together.
-        batch (int): Images of them that are learned from at a time.
-        given (str): What the user gave.
+        count (int): Number of images, of all processes together.
+        batch (int): Images of a batch of the reconstruction.
+        given (str): What the user gave, for the message.
 
     Raises:
-        ValueError: If there is not one to learn from and one to judge by.
+        ValueError: If a process has fewer than one image to learn from and
+            one for held-out validation.
     """
     least = 2 * get_world_size()
     if count < least:
         raise ValueError(
             f'{given}, expected {least} or more: one to learn from and one '
-            'to judge by in each process'
+            'for held-out validation in each process'
         )
     if count < batch:
         print_log(
-            f'{given}, not even a batch of {batch}: what is learned from so '
-            'few can be worse than nearest rounding. Give more, some hundred '
-            'if there are',
+            f'{given}, not even a batch of {batch}: the result can be worse '
+            'than nearest rounding. Give more, a few hundred if there are',
             'current',
             logging.WARNING,
         )
@@ -244,18 +253,20 @@ def cache_images(
     folder: str,
     images: ImageSet,
 ) -> CachedBatches:
-    """The calibration images that a config names, held as it says.
+    """Return the calibration images of a config, in a store.
 
     Args:
-        model (BRECQ): With its preprocessor.
-        loader (DataLoader): Of the images.
-        calibration (dict): ``num_images``, and, if they are given,
-            ``memory`` for :func:`activation_store` and ``max_unreadable``.
-        folder (str): Where the files lie that memory has no room for.
-        images (ImageSet): Remembers them.
+        model (BRECQ): The model. Its preprocessor is applied.
+        loader (DataLoader): The loader of the images.
+        calibration (dict): Config as of :class:`Calibration`.
+        folder (str): Folder of the files of the store.
+        images (ImageSet): The images are added to it.
+
+    Returns:
+        CachedBatches: Batches of N x C x H x W.
 
     Raises:
-        ValueError: If a key is missing, or taken by nothing.
+        ValueError: As for :func:`collect_images`.
     """
     device = next(model.parameters()).device
     memory = calibration.get('memory', DEFAULT_MEMORY)
@@ -278,23 +289,23 @@ def collect_images(
     store: Store,
     max_unreadable: float = MAX_UNREADABLE,
 ) -> CachedBatches:
-    """The first images of a loader, preprocessed.
+    """Return the first images of a loader, preprocessed and cached.
 
     Args:
-        model (BRECQ): Its preprocessor is applied.
-        loader (DataLoader): Where they come from: the share of this
-            process, as mmengine's samplers give it.
-        num_images (int): How many at most, in all processes together.
-        images (ImageSet): Remembers them.
-        store (Store): Where they are held.
+        model (BRECQ): The model. Its preprocessor is applied.
+        loader (DataLoader): The loader of the images of this process, with
+            a sampler of mmengine if there are several processes.
+        num_images (int): Most images, of all processes together.
+        images (ImageSet): The images are added to it.
+        store (Store): The store that caches them.
         max_unreadable (float): Fraction of them that may be unreadable.
 
     Returns:
-        Rows: Batches N x C x H x W.
+        CachedBatches: Batches of N x C x H x W.
 
     Raises:
-        ValueError: If there are too few, too many that cannot be read, or
-            one that is not finite.
+        ValueError: If there are too few images, if too many cannot be read,
+            if one is not finite, or if their sizes differ.
     """
     given = f'test_cfg.calibration.num_images={num_images}'
     available = _available(loader)
@@ -308,7 +319,7 @@ def collect_images(
     check_count(num_images, model.reconstructor.batch_size, given)
     if few:
         print_log(
-            f'{given} images: all of them are taken',
+            f'{given} images: all of them are used',
             'current',
             logging.WARNING,
         )
@@ -317,25 +328,34 @@ def collect_images(
     batches = _batches(model, readable, count, images)
     first = next(batches)
     whole = min(loader.batch_size or len(first), count)
-    # What waits between two units is that of one part of a batch.
+    # Large images are cached in parts of a batch, which limits the memory
+    # that one part needs between two units.
     size = images_per_pass(
         first[0].numel(), max_images=whole, max_elements=MAX_ELEMENTS_FORWARD
     )
     sizes = [
-        min(size, stop - i)
+        part
         for start in range(0, count, whole)
-        for stop in [min(start + whole, count)]
-        for i in range(start, stop, size)
+        for part in _split(min(whole, count - start), size)
     ]
-    rows = CachedBatches(_cut(chain([first], batches), sizes), sizes, store)
-    readable.tell()
+    cached = CachedBatches(
+        _resize(chain([first], batches), sizes), sizes, store
+    )
+    readable.log_unreadable()
     images.unreadable = readable.unreadable
-    images.left_out = leave_out(rows, images.names)
-    return rows
+    images.left_out = leave_out(cached, images.names)
+    return cached
 
 
-def _cut(batches: Iterator[Tensor], sizes: Sequence[int]) -> Iterator[Tensor]:
-    """Cut batches, and join what is left of them, to parts of given sizes."""
+def _split(count: int, size: int) -> list[int]:
+    """Return the sizes of parts of a batch, the last of which is the rest."""
+    return [min(size, count - i) for i in range(0, count, size)]
+
+
+def _resize(
+    batches: Iterator[Tensor], sizes: Sequence[int]
+) -> Iterator[Tensor]:
+    """Yield the images of batches in batches of other sizes."""
     left = next(batches)
     for size in sizes:
         while len(left) < size:
@@ -345,39 +365,39 @@ def _cut(batches: Iterator[Tensor], sizes: Sequence[int]) -> Iterator[Tensor]:
 
 
 def _available(loader: DataLoader) -> Optional[int]:
-    """How many images the loaders of all processes give; None if unknown."""
+    """Return how many images all processes have, None if unknown."""
     dataset: Any = loader.dataset
     sampler: Any = loader.sampler
     try:
-        whole, mine = len(dataset), len(sampler)
-    except TypeError:  # A stream.
+        total, local = len(dataset), len(sampler)
+    except TypeError:  # An iterable data set has no length.
         return None
     if loader.drop_last and loader.batch_size:
-        mine -= mine % loader.batch_size
-    # Samplers repeat some images, so that all processes have as many.
-    return min(whole, sum(all_gather_object(mine)))
+        local -= local % loader.batch_size
+    # Samplers repeat some images, so that all processes have equally many.
+    return min(total, sum(all_gather_object(local)))
 
 
 def _batches(
     model: BRECQ, loader: ReadableBatches, num_images: int, images: ImageSet
 ) -> Iterator[Tensor]:
+    """Yield checked and preprocessed batches of N x C x H x W."""
     count, shapes = 0, set()
     for data in loader:
         if 'inputs' not in data:
             raise ValueError(
                 'The pipeline of `test_cfg.calibration.dataloader.dataset` '
                 f'gives {", ".join(map(repr, data))}, expected `inputs`: '
-                "where images are files, `dict(type='LoadImageFromFile')` "
-                'comes first, and one that packs, such as `PackClsInputs`, '
-                'last'
+                "for image files, begin with `dict(type='LoadImageFromFile')` "
+                'and end with a step that packs, such as `PackClsInputs`'
             )
         images.add(data)
         batch = _preprocess(model, data)[: num_images - count]
         bad = (~batch.flatten(1).isfinite().all(1)).nonzero().flatten()
         if len(bad):
             raise ValueError(
-                f'Calibration image {count + int(bad[0])} holds NaN or '
-                'infinity: mend it, or change '
+                f'Calibration image {count + int(bad[0])} contains NaN or '
+                'infinity: repair it, or change '
                 '`test_cfg.calibration.dataloader`'
             )
         shapes.add(tuple(batch.shape[1:]))
@@ -400,13 +420,14 @@ def _batches(
 
 
 def _preprocess(model: BRECQ, data: dict) -> Tensor:
+    """Return the preprocessed images of a batch, on the model's device."""
     with torch.no_grad():
-        inputs: Any = model.data_preprocessor(data, False)['inputs']
+        inputs: Tensor = model.data_preprocessor(data, False)['inputs']
     return inputs.to(next(model.parameters()).device)
 
 
 def fingerprint_images(images: CachedBatches) -> str:
-    """Hash of all images in all processes, as hexadecimal digits."""
+    """Return the SHA-256 of the images of each process, in hexadecimal."""
     digest = hashlib.sha256()
     for batch in images.split():
         digest.update(batch.cpu().contiguous().numpy().tobytes())
@@ -414,13 +435,17 @@ def fingerprint_images(images: CachedBatches) -> str:
 
 
 def warn_of_overlap(count: int, total: int) -> None:
-    """Say so if calibration images are test images."""
+    """Warn if calibration images are test images, too.
+
+    Args:
+        count (int): Calibration images that are test images.
+        total (int): All calibration images.
+    """
     if count:
         print_log(
             f'{count} of the {total} calibration images are test images too: '
-            'the accuracy of the quantized model will look better than it '
-            'is. Point `test_cfg.calibration.dataloader.dataset` to training '
-            'images',
+            'the measured accuracy of the quantized model is too high. Point '
+            '`test_cfg.calibration.dataloader.dataset` to training images',
             'current',
             logging.WARNING,
         )

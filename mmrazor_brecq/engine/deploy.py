@@ -1,4 +1,4 @@
-"""From a config and a quantized checkpoint to a file that is proven."""
+"""Export quantized checkpoints to files of ONNX, and prove the files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
@@ -30,27 +30,34 @@ from ..validation import Batch, Count, Fraction, validated
 from .launch import build_model
 from .loaders import MAX_UNREADABLE, ReadableBatches, build_dataloader
 
-#: What the export cannot do without.
+#: Packages that the export needs.
 PACKAGES = ('onnx', 'onnxscript', 'onnx_ir', 'onnxruntime')
 
 
 @validated
 @dataclass
 class Request:
-    """What a user asks for.
+    """Options of an export.
 
     Args:
-        target (str): Name of a target.
-        pack (bool): Whether weights of four bits and fewer are packed.
+        target (str): Name of a target, such as ``'onnxruntime'``.
+        pack (bool): Whether weights of at most 4 bits are packed.
         batch (str | int): ``'dynamic'``, or the number of images.
-        output (str, optional): The file; by default beside the checkpoint.
-        force (bool): Whether to overwrite it.
-        preprocess (bool): Whether the file normalises the images itself.
-        verify (bool): Whether to prove it.
-        images (int): How many to prove it on.
-        least_agreement (float): Least share of images of the same class.
-        least_exact (float): Least share of equal integers in every layer.
-        least_within (float): Least share of those within one step.
+        output (str, optional): The file; by default that of the checkpoint
+            with the ending ``.onnx``.
+        force (bool): Whether to overwrite the file.
+        preprocess (bool): Whether the file normalizes the images itself.
+        verify (bool): Whether to compare the file with the network in torch.
+        images (int): Number of images to compare on.
+        least_agreement (float): Least fraction of images with the same
+            class, from 0 to 1.
+        least_exact (float): Least fraction of equal integers in each layer,
+            from 0 to 1.
+        least_within (float): Least fraction of integers in each layer that
+            differ by at most 1, from 0 to 1.
+
+    Example:
+        >>> request = Request(target='openvino', batch=1, images=256)
     """
 
     target: str = 'onnxruntime'
@@ -70,24 +77,24 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
     """Write the quantized network of a run as a file of ONNX.
 
     Args:
-        cfg (Config): That of the run, from :func:`load_config`.
-        checkpoint (str): What it wrote.
-        request (Request): What is wanted.
+        cfg (Config): The config of the run, from :func:`load_config`.
+        checkpoint (str): The quantized checkpoint of the run.
+        request (Request): Options of the export.
 
     Returns:
-        dict: What is known of the file; empty if nothing was proven.
+        dict: The report of the proof; empty without a proof.
 
     Raises:
-        FileExistsError: If the file is there, and not to be overwritten.
+        FileExistsError: If the file exists, without ``force``.
         ImportError: If a package is missing.
-        ValueError: If the checkpoint is none of this config, the target
-            cannot have it, or the file is not what it was made from; then
-            nothing is written.
+        ValueError: If the checkpoint is of another config, the target does
+            not support the network, or the file differs from the network.
+            Then nothing is written.
     """
     path = request.output or osp.splitext(checkpoint)[0] + '.onnx'
     request = replace(request, output=path)
     _check(request)
-    loader, most = _calibration(cfg)
+    loader, max_unreadable = _calibration(cfg)
     model = build_model(cfg)
     meta = load_quantized(model, checkpoint)
     about = dict(
@@ -95,11 +102,11 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
         resize=resizing(cfg),
         identity=meta.get('identity'),
     )
-    calibrated = build_target(request.target).quantized_outputs
+    count = 256 if build_target(request.target).quantized_outputs else 1
     calibration = [
         inputs
         for _, inputs, _ in load_images(
-            model, loader, 256 if calibrated else 1, request, most
+            model, loader, count, request, max_unreadable
         )
     ]
     proof: list[tuple[Tensor, Tensor]] = []
@@ -122,20 +129,21 @@ def write(
     request: Request,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Build a file, prove it, and write it if it is proven.
+    """Build a file, prove it, and write it if the proof succeeds.
 
     Args:
-        model (BRECQ): Quantized, in evaluation mode.
-        calibration (list[Tensor]): Batches of images as the file takes
-            them.
-        proof (list[tuple]): Batches of other images, as the network takes
-            them and as the file does.
-        labels (numpy.ndarray, optional): Their classes.
-        request (Request): What is wanted, with ``output``.
-        about (dict): More for the file's metadata.
+        model (BRECQ): A quantized model in evaluation mode.
+        calibration (list[Tensor]): Batches of calibration images, as inputs
+            of the file.
+        proof (list[tuple]): Batches of other images, as inputs of the
+            network and as inputs of the file.
+        labels (numpy.ndarray, optional): The classes of these images, of
+            shape N.
+        request (Request): Options of the export, with ``output``.
+        about (dict): Additional metadata of the file.
 
     Returns:
-        dict: What is known of the file; empty if nothing was proven.
+        dict: The report of the proof; empty without a proof.
 
     Raises:
         FileExistsError, ImportError, ValueError: As :func:`export`.
@@ -170,10 +178,10 @@ def write(
         )
         if problem:
             raise ValueError(f'The file is not the network: {problem}')
-        for said in found.others(target.runtime, request.least_agreement):
-            print_log(said, 'current', logging.WARNING)
+        for warning in found.others(target.runtime, request.least_agreement):
+            print_log(warning, 'current', logging.WARNING)
     content = to_bytes(built)
-    if report:  # First, for where the file is, all is done.
+    if report:  # Before the file, so that an existing file has its report.
         save_json(report, f'{path}.json')
     write_whole(path, content)
     print_log(f'{path}: {len(content):,} bytes', 'current')
@@ -181,7 +189,7 @@ def write(
 
 
 def _check(request: Request) -> None:
-    """What would only show after minutes of work."""
+    """Refuse before any work what would fail only after it."""
     check_output(str(request.output), request.force)
     build_target(request.target)
     for package in PACKAGES:
@@ -189,11 +197,15 @@ def _check(request: Request) -> None:
 
 
 def check_output(path: str, force: bool) -> None:
-    """See that nothing of the user's is overwritten.
+    """Check that a file can be written without overwriting another.
+
+    Args:
+        path (str): The file.
+        force (bool): Whether to overwrite it.
 
     Raises:
-        FileExistsError: If there is something, without ``force``.
-        ValueError: If the name is no file's of ONNX.
+        FileExistsError: If the file exists, without ``force``.
+        ValueError: If the name does not end in ``.onnx``.
     """
     if not path.endswith('.onnx'):
         raise ValueError(f'output={path!r}, expected a name with .onnx')
@@ -204,39 +216,40 @@ def check_output(path: str, force: bool) -> None:
         )
 
 
-def _calibration(cfg: Config) -> tuple[Any, float]:
-    """Return the loader's config, and what of it may be unreadable."""
+def _calibration(cfg: Config) -> tuple[dict, float]:
+    """Return the config of the loader, and how much may be unreadable."""
     calibration = (cfg.get('test_cfg') or {}).get('calibration') or {}
     loader = calibration.get('dataloader')
     if loader is None:
         raise ValueError(
             'test_cfg.calibration.dataloader is missing: the export '
-            'calibrates the steps that the target needs beside those of the '
-            'checkpoint; use the config of the run'
+            'calibrates the scales that the target needs in addition to '
+            'those of the checkpoint; use the config of the run'
         )
     return loader, calibration.get('max_unreadable', MAX_UNREADABLE)
 
 
 def load_images(
     model: BRECQ,
-    loader: Any,
+    loader: Mapping[str, Any],
     count: int,
     request: Request,
     max_unreadable: Optional[float] = None,
 ) -> Iterator[tuple[Tensor, Tensor, Optional[list[int]]]]:
-    """Images as the network takes them and as the file does.
+    """Yield images as inputs of the network and as inputs of the file.
 
     Args:
-        model (BRECQ): Its preprocessor is applied.
+        model (BRECQ): The model. Its preprocessor is applied.
         loader (dict): Config of a data loader.
-        count (int): How many images.
-        request (Request): What the file is to be.
-        max_unreadable (float, optional): Fraction of the images that may be
-            unreadable, and are left out; without it all are wanted.
+        count (int): Number of images.
+        request (Request): Options of the export.
+        max_unreadable (float, optional): Fraction of the images, from 0 to
+            1, that may be unreadable and are left out. Without it an
+            unreadable image is an error.
 
     Yields:
-        tuple: N x C x H x W, the same images as the file takes them, and
-        their classes where they are known.
+        tuple: Images N x C x H x W as the network takes them, the same as
+        the file takes them, and their classes, None if they are unknown.
     """
     loader = dict(loader)
     if request.batch != 'dynamic':
@@ -250,7 +263,7 @@ def load_images(
         with torch.no_grad():
             images = model.data_preprocessor(data, False)['inputs'].cpu()
         if request.batch not in ('dynamic', len(images)):
-            continue  # Some of it could not be read.
+            continue  # Some of its images cannot be read.
         inputs = images
         if request.preprocess:
             raw = torch.stack(list(data['inputs'])).to(torch.uint8)
@@ -269,14 +282,14 @@ def load_images(
 
 
 def resizing(cfg: Config) -> Optional[dict[str, Any]]:
-    """How test images come to their size, as plain numbers.
+    """Return how the test pipeline of a config resizes images.
 
     Args:
-        cfg (Config): Its test pipeline is read.
+        cfg (Config): The config.
 
     Returns:
-        dict: ``size`` (height and width), or ``edge`` and ``crop``; None
-        where the pipeline does something else.
+        dict: ``size`` (height and width) in pixels, or ``edge`` and
+        ``crop``; None if the pipeline does something else.
     """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     known: dict[str, Any] = {}
@@ -285,7 +298,7 @@ def resizing(cfg: Config) -> Optional[dict[str, Any]]:
         if kind == 'Resize':
             scale = step['scale']
             pair = [scale, scale] if isinstance(scale, int) else list(scale)
-            known['size'] = pair[::-1]  # a config has width first
+            known['size'] = pair[::-1]  # A config has the width first.
         elif kind == 'ResizeEdge':
             known['edge'] = step['scale']
         elif kind == 'CenterCrop':

@@ -1,4 +1,7 @@
-"""A table of latencies for the layers of a config."""
+"""Write a config's latency table; mixed_precision.latency measures it.
+
+This module finds the shapes of the layers in the config's model.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +31,19 @@ def write_latency_table(
 ) -> None:
     """Measure the layers of a config on this machine, in ONNX Runtime.
 
-    The widths are those that a search may choose, the config's own ones
-    (of the first and the last layer, say), and float.
+    Layers are measured at the bits that a search may choose, at the bits in
+    the config (such as those of the first and the last layer), and in float.
 
     Args:
         cfg (Config): From :func:`load_config`.
-        path (str): Where the table goes, CSV or JSON by its ending.
+        path (str): File of the table, in CSV or JSON by its ending.
         repeats (int): Runs of each layer.
         threads (int): Threads of the runtime.
-        measure (bool): If not, the times are left empty, to be filled in
-            where the device is.
+        measure (bool): Whether to measure. If not, the times are left
+            empty, to be filled in on the device.
 
     Raises:
-        ValueError: If the ending is another one.
+        ValueError: If the path has another ending.
     """
     ending = osp.splitext(path)[1]
     format_rows([], ending)
@@ -58,15 +61,13 @@ def write_latency_table(
         for layer in model_shape(model.architecture, example[:1]).layers
         for call in layer.calls
     ]
-    own = [
-        {*settings.bits, *(bits[place] for bits in model.bits.values())}
-        for place in (0, 1)
-    ]
-    widths = [sorted(own[0]), [*sorted(own[1]), FLOAT]]
+    weights, activations = zip(*model.bits.values())
+    weight_bits = sorted({*settings.bits, *weights})
+    activation_bits = [*sorted({*settings.bits, *activations}), FLOAT]
     if measure:
         rows: list[Row] = []
         for row in measure_latency(
-            shapes, widths[0], widths[1], repeats, threads
+            shapes, weight_bits, activation_bits, repeats, threads
         ):
             if not rows or rows[-1]['shape'] != row['shape']:
                 runner.logger.info(
@@ -77,8 +78,8 @@ def write_latency_table(
         rows = [
             dict(zip(LatencyTable.COLUMNS, (key, weight, activation, '')))
             for key in dict.fromkeys(shape.key for shape in shapes)
-            for weight in widths[0]
-            for activation in widths[1]
+            for weight in weight_bits
+            for activation in activation_bits
         ]
     device = dict(
         machine=platform.machine(),
@@ -89,4 +90,4 @@ def write_latency_table(
     )
     keep_older(path)
     write_whole(path, format_rows(rows, ending, device))
-    runner.logger.info(f'The latency table lies in {path}')
+    runner.logger.info(f'The latency table is in {path}')

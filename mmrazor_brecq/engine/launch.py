@@ -1,8 +1,8 @@
-"""From a config file and a checkpoint to a runner that is ready."""
+"""Build models and runners from configs, quantize, and evaluate."""
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from mmengine.config import Config
@@ -11,7 +11,7 @@ from mmengine.dist import is_distributed
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from ..activations import CachedBatches
 from ..algorithms import BRECQ
@@ -38,16 +38,21 @@ __all__ = [
 def ptq(
     cfg: Config, checkpoint: str, resume: bool = False, trust: bool = False
 ) -> dict[str, float]:
-    """Quantize as the config says.
+    """Quantize the model of a config, and evaluate it.
 
     Args:
         cfg (Config): From :func:`load_config`.
         checkpoint (str): The float checkpoint.
-        resume (bool): Go on with an unfinished run in the same folder.
-        trust (bool): Whether the checkpoint may run code.
+        resume (bool): Whether to continue an unfinished run in the folder.
+        trust (bool): Whether loading the checkpoint may run code.
 
     Returns:
         dict: Metrics of the quantized model.
+
+    Raises:
+        ValueError: If the config or the checkpoint is not valid, or another
+            run uses the folder.
+        OSError: If a file cannot be read or written.
     """
     loop = cfg.get('test_cfg') or {}
     if not str(loop.get('type')).endswith('PTQLoop'):
@@ -57,7 +62,7 @@ def ptq(
             '`test_cfg` as docs/tutorials/classifier.md has it'
         )
     check_settings(cfg)
-    # It is of this call, and no part of the config that stays.
+    # This call decides it, so the saved config does not contain it.
     cfg.test_cfg.pop('resume', None)
     with one_run(
         cfg,
@@ -76,10 +81,10 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
 
     Args:
         cfg (Config): From :func:`load_config`.
-        checkpoint (str): What :func:`ptq` wrote.
+        checkpoint (str): A quantized checkpoint of :func:`ptq`.
 
     Returns:
-        dict: Its metrics.
+        dict: Metrics of the quantized model.
     """
     cfg.test_cfg = dict()
     runner = build_runner(cfg)
@@ -91,57 +96,62 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
 
 
 def build_model(cfg: Config) -> BRECQ:
-    """The model of a config, without a runner and without weights."""
+    """Build the model of a config, without a runner and without weights."""
     check_settings(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = dict(cfg.model)
     if cfg.get('data_preprocessor') is not None:
-        # As the runner does it.
+        # As mmengine's runner does.
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    # So the architecture is looked for in the default scope, as there.
+    # Like the runner, look for the architecture in the default scope.
     with construction(cfg):
         return MMENGINE_MODELS.build(model).eval()
 
 
 def build_runner(cfg: Config, kind: type[RunOwner] = RunVisitor) -> RunOwner:
-    """A runner as the config says.
+    """Build the runner of a config.
+
+    Hooks that replace the weights of a model by averages while it is tested,
+    such as mmengine's EMAHook, are left out, since they would replace
+    integers by float weights.
 
     Args:
         cfg (Config): From :func:`load_config`.
-        kind (type): Whether the folder becomes its own (:class:`RunOwner`),
-            or is that of a run it looks at.
+        kind (type): :class:`RunOwner` for a runner that writes into the
+            folder of the run, else :class:`RunVisitor`.
 
-    Hooks that put averaged weights in the place of a model's while it is
-    tested, such as mmengine's EMAHook, are of training, and left out: they
-    would put float weights in the place of integers.
+    Returns:
+        RunOwner: The runner.
 
     Raises:
-        ValueError: If the config has a key that nothing takes.
+        ValueError: If the config has an unknown key.
     """
     check_settings(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
-        # mmengine's own launcher takes an accelerator for granted.
+        # mmengine's own launcher requires an accelerator.
         if not is_distributed():
             torch.distributed.init_process_group('gloo')
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel', device_ids=None
         )
     cfg.custom_hooks = [
-        hook for hook in cfg.get('custom_hooks') or [] if not _averages(hook)
+        hook
+        for hook in cfg.get('custom_hooks') or []
+        if not _averages_weights(hook)
     ]
     with construction(cfg):
         return kind.from_cfg(cfg)
 
 
-def _loop(runner: Runner) -> Any:
-    """The loop of a runner, which builds its data sets."""
+def _loop(runner: Runner) -> BaseLoop:
+    """Return the test loop of a runner, which builds its data sets."""
     with construction(runner.cfg):
         return runner.test_loop
 
 
-def _averages(hook: Any) -> bool:
-    """Whether a hook swaps weights for their averages."""
+def _averages_weights(hook: object) -> bool:
+    """Return whether a hook replaces weights by their averages."""
     kind = hook.get('type') if isinstance(hook, dict) else type(hook)
     if isinstance(kind, str):
         kind = HOOKS.get(kind)
@@ -149,19 +159,23 @@ def _averages(hook: Any) -> bool:
 
 
 def bare_model(runner: Runner) -> BRECQ:
-    """The runner's model without a wrapper."""
+    """Return the model of a runner, without a wrapper."""
     return getattr(runner.model, 'module', runner.model)
 
 
 def calibration_images(
     runner: Runner, model: BRECQ, num_images: Optional[int] = None
 ) -> CachedBatches:
-    """The calibration images that a config names.
+    """Return the calibration images of a config.
 
     Args:
-        runner (Runner): Of the config.
-        model (BRECQ): With its preprocessor.
-        num_images (int, optional): In place of those of the config.
+        runner (Runner): The runner of the config.
+        model (BRECQ): The model. Its preprocessor is applied.
+        num_images (int, optional): Number of images, in place of that of
+            the config.
+
+    Returns:
+        CachedBatches: Batches of N x C x H x W.
     """
     calibration = dict(runner.cfg.test_cfg.calibration)
     if num_images is not None:

@@ -1,4 +1,4 @@
-"""Data loaders that name the images that cannot be read."""
+"""Build data loaders that name the images that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,47 +13,56 @@ from torch.utils.data import DataLoader
 
 from ..datasets import Unreadable, watched
 
-#: The share of calibration images that may be unreadable, by default.
+#: A collated batch of a data loader, with the key ``inputs``.
+Batch = dict[str, Any]
+#: A batch of the images that can be read, None if there are none, and the
+#: images that cannot be read.
+ReadableBatch = tuple[Optional[Batch], list[Unreadable]]
+
+#: Fraction of calibration images that may be unreadable, by default.
 MAX_UNREADABLE = 0.01
-#: Files that a message names.
-NAMED = 5
+#: Number of files that a message names.
+MAX_NAMED = 5
 
 
 class WatchingLoader(DataLoader):
-    """Gives batches of images that can be read.
+    """Data loader that knows which images cannot be read.
 
-    Whoever iterates over it as over any other counts on all of them, such
-    as an evaluation, and is told of the first that cannot be read.
+    Iteration needs all images, as an evaluation does: the first that cannot
+    be read is an error. :meth:`with_unreadable` returns them instead.
     """
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for data, bad in self.apart():
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for data, bad in self.with_unreadable():
             if bad:
                 raise ValueError(
-                    f'The image {bad[0]} cannot be read: mend it, or take it '
-                    'out of the data set'
+                    f'The image {bad[0]} cannot be read: repair it, or '
+                    'remove it from the data set'
                 )
-            yield data
+            if data is not None:
+                yield data
 
-    def apart(self) -> Iterator[tuple[Any, list[Unreadable]]]:
-        """Yield batches, and what cannot be read of each.
+    def with_unreadable(
+        self,
+    ) -> Iterator[ReadableBatch]:
+        """Yield each batch, and its images that cannot be read.
 
-        A batch of which nothing can be read is None.
+        The batch is None if none of its images can be read.
         """
         yield from super().__iter__()
 
 
-class _Apart:
-    """Collates what can be read of a batch.
+class _CollateReadable:
+    """Function that collates the images of a batch that can be read.
 
     Args:
-        collate (callable): That of the loader.
+        collate (callable): The collate function of the loader.
     """
 
-    def __init__(self, collate: Callable[[list], Any]) -> None:
+    def __init__(self, collate: Callable[[list], Batch]) -> None:
         self.collate = collate
 
-    def __call__(self, items: Sequence) -> tuple[Any, list[Unreadable]]:
+    def __call__(self, items: Sequence) -> ReadableBatch:
         bad = [item for item in items if isinstance(item, Unreadable)]
         good = [item for item in items if not isinstance(item, Unreadable)]
         return (self.collate(good) if good else None), bad
@@ -64,13 +73,13 @@ def build_dataloader(
     seed: Optional[int] = None,
     diff_rank_seed: bool = False,
 ) -> DataLoader:
-    """Build a data loader as mmengine does, of images that are watched.
+    """Build a data loader as mmengine does, which watches its images.
 
     Args:
-        dataloader (DataLoader | dict): As for mmengine's ``Runner``; what is
-            a loader already stays as it is.
-        seed (int, optional): Likewise.
-        diff_rank_seed (bool): Likewise.
+        dataloader (DataLoader | dict): A config as for mmengine's
+            ``Runner``, or a data loader, which is returned unchanged.
+        seed (int, optional): As for mmengine's ``Runner``.
+        diff_rank_seed (bool): As for mmengine's ``Runner``.
     """
     if isinstance(dataloader, DataLoader):
         return dataloader
@@ -82,36 +91,40 @@ def build_dataloader(
         seed,
         diff_rank_seed,
     )
-    if loader.batch_sampler is not None:  # Else it collates nothing.
-        loader.collate_fn = _Apart(loader.collate_fn)
+    if loader.batch_sampler is not None:  # Else it does not collate.
+        loader.collate_fn = _CollateReadable(loader.collate_fn)
         loader.__class__ = WatchingLoader
     return loader
 
 
 class ReadableBatches:
-    """Batches of a loader, with other images for those that cannot be read.
+    """Batches of a loader, which replaces images that cannot be read.
 
-    They are named, and refused where they are too many. Where the loader
-    has no other images left, its first ones come again.
+    The following images of the loader replace them. If it has no more
+    images, its first ones are used again.
 
     Args:
-        loader (DataLoader): Of calibration images.
-        count (int): How many are asked for.
-        most (float): Fraction of them that may be unreadable. One always may,
-            unless this is 0.
+        loader (DataLoader): The loader of calibration images.
+        count (int): Number of images that are needed.
+        max_unreadable (float): Fraction of them, from 0 to 1, that may be
+            unreadable. One always may be, unless this is 0.
 
     Attributes:
-        unreadable (dict[str, str]): What is wrong, by file.
+        unreadable (dict[str, str]): The problem of each unreadable file.
     """
 
     def __init__(
-        self, loader: DataLoader, count: int, most: float = MAX_UNREADABLE
+        self,
+        loader: DataLoader,
+        count: int,
+        max_unreadable: float = MAX_UNREADABLE,
     ) -> None:
-        self.loader, self.count, self.most = loader, count, most
+        self.loader, self.count = loader, count
+        self.max_unreadable = max_unreadable
         self.unreadable: dict[str, str] = {}
 
-    def __iter__(self) -> Iterator[Any]:
-        """Yield batches, as long as they are asked for.
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches for as long as the caller asks for more.
 
         Raises:
             ValueError: If too many images cannot be read.
@@ -120,55 +133,60 @@ class ReadableBatches:
         more = True
         while more:
             more = False
-            for data, bad in self._drawn():
+            for data, bad in self._batches():
                 self.unreadable.update(bad)
                 drawn += len(bad) + (0 if data is None else _size(data))
                 if drawn >= self.count:
-                    self._judge(drawn)
+                    self._check(drawn)
                 if data is not None:
                     yield data
                     more = bool(self.unreadable)
-            self._judge(drawn)
+            self._check(drawn)
 
-    def _drawn(self) -> Iterator[tuple[Any, list[Unreadable]]]:
+    def _batches(self) -> Iterator[ReadableBatch]:
+        """Yield each batch once, and its images that cannot be read."""
         if isinstance(self.loader, WatchingLoader):
-            yield from self.loader.apart()
+            yield from self.loader.with_unreadable()
         else:
             yield from ((data, []) for data in self.loader)
 
-    def _judge(self, drawn: int) -> None:
+    def _check(self, drawn: int) -> None:
         """Refuse the images if too many of ``drawn`` ones are unreadable."""
         bad = len(self.unreadable)
-        allowed = max(int(self.most * self.count), int(self.most > 0))
+        allowed = int(self.max_unreadable * self.count)
+        if self.max_unreadable > 0:
+            allowed = max(allowed, 1)
         if bad > allowed or bad and bad == drawn:
             raise ValueError(
                 f'{bad} of {drawn} calibration images cannot be read, and '
-                f'test_cfg.calibration.max_unreadable={self.most} allows '
-                f'{allowed}: {self._named()}. Mend or remove them, or raise '
-                '`max_unreadable`'
+                f'test_cfg.calibration.max_unreadable={self.max_unreadable} '
+                f'allows {allowed}: {self._names()}. Repair or remove them, '
+                'or raise `max_unreadable`'
             )
 
-    def tell(self) -> None:
-        """Name what could not be read, in all processes."""
-        for found in all_gather_object(self.unreadable):
-            self.unreadable.update(found)
+    def log_unreadable(self) -> None:
+        """Warn of the images that could not be read, in all processes."""
+        for unreadable in all_gather_object(self.unreadable):
+            self.unreadable.update(unreadable)
         count = len(self.unreadable)
         if count:
+            images = 'image' if count == 1 else 'images'
             print_log(
-                f'{count} calibration image{"s" * (count > 1)} cannot be '
-                'read, and others stand in: ' + self._named(),
+                f'{count} calibration {images} cannot be read, and others '
+                f'replace them: {self._names()}',
                 'current',
                 logging.WARNING,
             )
 
-    def _named(self) -> str:
+    def _names(self) -> str:
+        """Return the names and the problems of the first files."""
         files = [Unreadable(*pair) for pair in self.unreadable.items()]
-        more = len(files) - NAMED
-        return ', '.join(map(str, files[:NAMED])) + (
+        more = len(files) - MAX_NAMED
+        return ', '.join(map(str, files[:MAX_NAMED])) + (
             f' and {more} more' if more > 0 else ''
         )
 
 
-def _size(data: Any) -> int:
-    """Images of a batch."""
+def _size(data: Batch) -> int:
+    """Return the number of images of a batch."""
     return len(data['inputs']) if 'inputs' in data else 0

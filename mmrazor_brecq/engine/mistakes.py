@@ -1,4 +1,4 @@
-"""What constructors of other packages refuse, as mistakes of a config."""
+"""Explain errors of constructors as mistakes in a config."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
 from mmengine.config import Config
+from mmengine.registry import Registry
 
 from ..config.load import find_key
 from ..validation import did_you_mean
@@ -22,18 +23,18 @@ UNKNOWN_TYPE = re.compile(r'(\S+) is not in the \S+ registry')
 
 @contextmanager
 def construction(cfg: Config) -> Iterator[None]:
-    """Makes unknown types, and keys too many or too few, errors of a config.
+    """Return a context in which mistakes in a config name the key.
 
-    So it does a file that is not there. Any other error is a constructor's
-    own.
+    These are unknown types, unknown or missing keys, and missing files. Any
+    other error is raised unchanged.
 
     Args:
-        cfg (Config): What is built.
+        cfg (Config): The config from which objects are built.
 
     Raises:
-        FileNotFoundError: If a file is not there, with the path of the key
-            that asks for it.
-        ValueError: In place of the others, with the path of the key.
+        FileNotFoundError: If a file is missing, with the key that names it.
+        ValueError: If a type or a key is unknown, or a key is missing, with
+            the key from the outermost one down.
     """
     try:
         yield
@@ -44,58 +45,56 @@ def construction(cfg: Config) -> Iterator[None]:
             raise
         raise FileNotFoundError(
             f'{error.strerror}: {path!r} (in {os.getcwd()}), which {key} '
-            'asks for: put it there, or name its place in the config'
+            'asks for: put it there, or correct the path in the config'
         ) from error
     except (TypeError, KeyError) as error:
-        message = _as_mistake(cfg.to_dict(), error)
+        message = _explain(cfg.to_dict(), error)
         if message is None:
             raise
         raise ValueError(message) from error
 
 
-def _as_mistake(cfg: dict[str, Any], error: Exception) -> Any:
-    """What was wrong in the config, None if nothing was."""
-    said = str(error.args[0]) if error.args else ''
-    if found := UNKNOWN_TYPE.search(said):
+def _explain(cfg: Mapping[str, Any], error: Exception) -> Optional[str]:
+    """Return the mistake in the config, None if the error is another one."""
+    text = str(error.args[0]) if error.args else ''
+    if found := UNKNOWN_TYPE.search(text):
         name = found[1].strip('\'"')
         path = next(_paths(cfg, 'type', name), 'type')
-        types = _known_types(_last(error, 'registry'))
-        return (
-            f'{path}={name!r} is registered nowhere{did_you_mean(name, types)}'
-        )
-    if found := UNKNOWN_KEY.search(said):
+        types = _known_types(_local_of_builder(error, 'registry'))
+        return f'{path}={name!r} is not registered{did_you_mean(name, types)}'
+    if found := UNKNOWN_KEY.search(text):
         path = next(_paths(cfg, found[1]), found[1])
-        known = _known_keys(_last(error, 'obj_cls'))
+        known = _known_keys(_local_of_builder(error, 'obj_cls'))
         return (
-            f'The config has a key too many, {path}'
-            f'{did_you_mean(found[1], known)} ({said})'
+            f'The config has an unknown key, {path}'
+            f'{did_you_mean(found[1], known)} ({text})'
         )
-    if MISSING_KEY.search(said):
-        return f'The config lacks a key: {said}'
+    if MISSING_KEY.search(text):
+        return f'The config lacks a key: {text}'
     return None
 
 
 def _paths(
-    content: Any, key: str, value: Any = None, path: str = ''
+    content: object, key: str, value: object = None, path: str = ''
 ) -> Iterator[str]:
-    """The places of a key, of any value or of one."""
-    pairs: Any = ()
+    """Yield the paths of all keys of a name, with a value if it is given."""
+    pairs: Iterable[tuple[object, object]] = ()
     if isinstance(content, Mapping):
         pairs = content.items()
     elif isinstance(content, (list, tuple)):
         pairs = enumerate(content)
-    for name, inside in pairs:
-        place = f'{path}.{name}' if path else str(name)
-        if name == key and value in (None, inside):
-            yield place
-        yield from _paths(inside, key, value, place)
+    for name, item in pairs:
+        inner = f'{path}.{name}' if path else str(name)
+        if name == key and value in (None, item):
+            yield inner
+        yield from _paths(item, key, value, inner)
 
 
-def _last(error: BaseException, name: str) -> Any:
-    """What the innermost function with a variable of a name had in it."""
+def _local_of_builder(error: BaseException, name: str) -> Any:
+    """Return a local variable of the builder that raised an error, if any."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
-        # mmengine's builder is the only one to ask.
+        # mmengine's message lacks the registry and the class.
         if frame.f_code.co_name == 'build_from_cfg' and (
             name in frame.f_locals
         ):
@@ -103,22 +102,22 @@ def _last(error: BaseException, name: str) -> Any:
     return None
 
 
-def _known_types(registry: Any) -> dict[str, str]:
-    """The names of all parts, and how a config has to write them."""
-    own, root = {}, registry
+def _known_types(registry: Optional[Registry]) -> dict[str, str]:
+    """Return how a config writes each registered name."""
+    bare, root = {}, registry
     while registry is not None:
-        own.update({name: name for name in registry.module_dict})
+        bare.update({name: name for name in registry.module_dict})
         root, registry = registry, registry.parent
     others = {
         name: f'{scope}.{name}'
         for scope, child in (root.children if root else {}).items()
         for name in child.module_dict
     }
-    return {**others, **own}
+    return {**others, **bare}
 
 
-def _known_keys(part: Any) -> list[str]:
-    """What the constructors of a class and of its bases take."""
+def _known_keys(part: object) -> list[str]:
+    """Return the arguments of a class and of its base classes."""
     classes = inspect.getmro(part) if isinstance(part, type) else ()
     return [
         name

@@ -1,7 +1,7 @@
-"""Calibration images that are far out of line with all the others.
+"""Find calibration images whose values are far larger than all others.
 
-A single image that nobody normalized stretches every range, and the error of
-all others no longer counts beside its own.
+A single image that was not normalized widens the range of every quantizer,
+and its error outweighs the error of all other images.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 from mmengine.dist import all_gather_object
@@ -19,25 +19,26 @@ from torch import Tensor
 from ..activations import CachedBatches
 from ..graph import LARGEST
 
-#: How many times the largest value of all others that of an image is at the
-#: least: photographs are within a factor of 2 or 3 of each other.
-TIMES = 5.0
-#: How many spreads (a robust standard deviation) its logarithm has to be
-#: above the median, where images vary widely by nature.
-SPREADS = 6.0
-#: What is more frequent belongs to the data.
-MOST = 0.1
-#: Of fewer images nobody can tell which are in line.
-FEWEST = 4
+#: The largest value of an outlier is at least so many times that of all other
+#: images. Photographs are within a factor of 2 or 3 of each other.
+MIN_RATIO = 5.0
+#: Its logarithm is at least so many robust standard deviations above the
+#: median, for images that naturally vary widely.
+MIN_DEVIATIONS = 6.0
+#: If a larger fraction of the images is as large, it belongs to the data.
+MAX_FRACTION = 0.1
+#: With fewer images there are no outliers.
+MIN_IMAGES = 4
 
 
 class Outlier(NamedTuple):
-    """An image that is out of line.
+    """Image whose values are far larger than those of all others.
 
     Attributes:
-        image (int): Its place among the images of this process, from 0.
+        image (int): Its index among the images of this process, from 0.
         largest (float): Its largest absolute value.
-        times (float): How many times that of all images in line.
+        times (float): Ratio of that to the largest value of all images that
+            are no outliers.
     """
 
     image: int
@@ -46,24 +47,25 @@ class Outlier(NamedTuple):
 
 
 def leave_out(
-    images: CachedBatches, names: Sequence[Any] = ()
-) -> list[dict[str, Any]]:
-    """Put images in line in the place of those that are not, and say so.
+    images: CachedBatches, names: Sequence[Optional[str]] = ()
+) -> list[dict[str, object]]:
+    """Replace outliers by other images, and warn of each.
 
-    Nothing is changed where all are in line.
+    Nothing is changed if there are no outliers.
 
     Args:
         images (CachedBatches): Calibration images, N x C x H x W, finite.
-        names (list, optional): Where each image comes from, if known.
+            They are changed in place.
+        names (list, optional): The file of each image, if known.
 
     Returns:
-        list[dict]: Of each that was left out its number ``image``, its
-        ``name`` if known, its ``largest`` absolute value, and how many
-        ``times`` the largest of all others that is.
+        list[dict]: Of each outlier its index ``image``, its ``name`` if
+        known, its ``largest`` absolute value, and how many ``times`` the
+        largest value of all others that is.
 
     Raises:
-        ValueError: If one is too large to compute with, and so few or so many
-            are that none of them is out of line.
+        ValueError: If the values of an image that is no outlier are too
+            large to compute with.
     """
     if not images.batch(0).is_floating_point():
         return []
@@ -74,74 +76,80 @@ def leave_out(
     for i in good:
         if largest[i] > LARGEST:
             raise ValueError(
-                f'Calibration image {i} holds {float(largest[i]):.3g}, '
-                f'expected {LARGEST:g} at the most, the square of which is '
-                'still a number: mend it, or leave it out'
+                f'Calibration image {i} contains {float(largest[i]):.3g}, '
+                f'expected at most {LARGEST:g}, whose square is still '
+                'finite: repair it, or leave it out'
             )
-    (column,) = images.leaves
+    (tensor,) = images.leaves
     report = []
     for outlier in found:
-        # The next one in line counts twice: batches keep their sizes.
+        # The next good image is used twice, so that batches keep their sizes.
         other = next((i for i in good if i > outlier.image), good[0])
-        column.write(outlier.image, column.take(torch.tensor([other])))
+        tensor.write(outlier.image, tensor.take(torch.tensor([other])))
         name = names[outlier.image] if outlier.image < len(names) else None
-        report.append(
-            dict(
-                outlier._asdict(),
-                **({} if name is None else dict(name=str(name))),
-            )
-        )
-        print_log(
-            f'Calibration image {outlier.image}'
-            + ('' if name is None else f' ({name})')
-            + f' is out of line: its largest value is {outlier.largest:.4g}, '
-            f'{outlier.times:.3g} times that of all others. It is left out, '
-            f'and image {other} counts twice: see whether it was normalized '
-            'like the others',
-            'current',
-            logging.WARNING,
-        )
+        entry: dict[str, object] = outlier._asdict()
+        if name is not None:
+            entry['name'] = str(name)
+        report.append(entry)
+        _warn(outlier, name, other)
     return report
 
 
-def find_outliers(largest: Tensor, flat: Tensor) -> list[Outlier]:
-    """Return the images whose values are set off from those of all others.
+def _warn(outlier: Outlier, name: Optional[str], other: int) -> None:
+    """Warn of an outlier that another image replaces."""
+    named = '' if name is None else f' ({name})'
+    print_log(
+        f'Calibration image {outlier.image}{named} is an outlier: its largest '
+        f'value is {outlier.largest:.4g}, {outlier.times:.3g} times that of '
+        f'all others. It is left out, and image {other} is used twice: check '
+        'whether it was normalized like the others',
+        'current',
+        logging.WARNING,
+    )
 
-    Few images (a tenth at the most), whose largest value is far above those
-    of the rest, with nothing in between, and far out for how the rest are
-    spread. Images without content say nothing of how others should be, and
-    dark ones are never out of line.
+
+def find_outliers(largest: Tensor, flat: Tensor) -> list[Outlier]:
+    """Return the images whose values are far larger than all others.
+
+    Outliers are at most a tenth of the images. The largest value of each is
+    far above those of all other images, with none in between, also in
+    relation to how these vary. Images of one color do not count as other
+    images, and dark images are never outliers.
 
     Args:
         largest (Tensor): The largest absolute value of each image of this
-            process; those of all processes are compared.
-        flat (Tensor): Which images are of one color.
+            process, of shape N. The images of all processes are compared.
+        flat (Tensor): Whether each image is of one color, of shape N.
     """
     bright = largest > 0
     gathered = all_gather_object((largest[bright].double(), flat[bright]))
-    every, plain = map(torch.cat, zip(*gathered))
-    known, order = every.log().sort()
-    count, full = len(known), ~plain[order]
-    enough = int(full.sum()) >= FEWEST
-    most = math.ceil(MOST * int(full.sum())) if enough else 0
+    all_largest, all_flat = map(torch.cat, zip(*gathered))
+    logs, order = all_largest.log().sort()
+    count, varied = len(logs), ~all_flat[order]
+    enough = int(varied.sum()) >= MIN_IMAGES
+    most = math.ceil(MAX_FRACTION * int(varied.sum())) if enough else 0
     for first in range(count - most, count):
-        line = known[:first][full[:first]]
-        if not len(line):
+        others = logs[:first][varied[:first]]
+        if not len(others):
             continue
-        median = line.median()
-        spread = 1.4826 * (line - median).abs().median()
-        far = max(line[-1] + math.log(TIMES), median + SPREADS * spread)
-        if known[first] >= far:
-            times = largest.double() / line[-1].exp()
+        median = others.median()
+        # The factor makes it the standard deviation of normal values.
+        deviation = 1.4826 * (others - median).abs().median()
+        limit = max(
+            others[-1] + math.log(MIN_RATIO),
+            median + MIN_DEVIATIONS * deviation,
+        )
+        if logs[first] >= limit:
+            times = largest.double() / others[-1].exp()
             return [
                 Outlier(int(i), float(largest[i]), float(times[i]))
-                for i in (times.log() + line[-1] >= far).nonzero()[:, 0]
+                for i in (times.log() + others[-1] >= limit).nonzero()[:, 0]
             ]
     return []
 
 
 def _extent(batch: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each image the largest absolute value, and whether it is flat."""
+    """Return of each image the largest absolute value, and if it is flat."""
     channels = batch.shape[1] if batch.dim() > 2 else 1
     low, high = batch.reshape(len(batch), channels, -1).aminmax(dim=2)
     largest = torch.maximum(high, -low).amax(1)

@@ -1,4 +1,4 @@
-"""What a run has finished, kept on disk so that it can go on."""
+"""Save the finished units of a run, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import os
 import os.path as osp
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
@@ -31,27 +31,31 @@ from ..config.safe import check_regular
 from ..functional import pack_extra
 from ..reconstruction import UnitReport
 
+T = TypeVar('T')
+
 
 class Progress:
-    """Frozen units and metrics of an unfinished run.
+    """Frozen units and metrics of an unfinished run, in a folder.
 
-    In several processes the first one reads and writes, and tells the
-    others what it found. Each unit's file has its hash in ``run.json``,
-    which has one of itself: from a unit on that is damaged or missing the
-    run is done anew.
+    With several processes the first one reads and writes, and sends the
+    others what it read. ``run.json`` has a checksum of itself and the hash
+    of each unit's file. If the file of a unit is damaged or missing, this
+    unit and all after it are reconstructed again.
 
     Args:
-        folder (str): Where they lie.
-        identity (dict): What makes the run what it is: a run with another
-            identity is another run.
-        resume (bool): Go on with what lies there.
+        folder (str): The folder of the files.
+        identity (dict): Hashes of the config, the checkpoint and the
+            calibration images. A run with other hashes is another run.
+        resume (bool): Whether to continue the run in the folder. If not,
+            the folder is renamed and kept.
 
     Raises:
-        ValueError: If what lies there is of another run, or damaged.
+        ValueError: If the run in the folder is another one, or its
+            ``run.json`` is damaged.
     """
 
     def __init__(
-        self, folder: str, identity: dict[str, Any], resume: bool
+        self, folder: str, identity: dict[str, str], resume: bool
     ) -> None:
         self.folder = folder
         self.content: dict[str, Any] = dict(
@@ -60,7 +64,7 @@ class Progress:
         self._open(resume)
 
     def _open(self, resume: bool) -> None:
-        """Find what lies there, and tell all processes."""
+        """Read the folder in the first process, and send it to the others."""
 
         def find() -> dict[str, Any]:
             if not resume:
@@ -69,8 +73,8 @@ class Progress:
                 self._read()
             else:
                 print_log(
-                    f'Nothing to resume in {self.folder}: starts from the '
-                    'beginning',
+                    f'Nothing to resume in {self.folder}: the run starts from '
+                    'the beginning',
                     'current',
                     logging.WARNING,
                 )
@@ -81,6 +85,7 @@ class Progress:
         set_resumable()
 
     def _read(self) -> None:
+        """Read and check ``run.json``."""
         identity, path = self.content['identity'], self._path('run.json')
         try:
             check_regular(path, 'a JSON')
@@ -93,7 +98,7 @@ class Progress:
             if not unchecked and content.pop('checksum') != checksum_of(
                 content
             ):
-                raise ValueError('its checksum is another one')
+                raise ValueError('its content does not match its checksum')
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(
                 f'{path} is broken ({error}): {self._cure}'
@@ -103,7 +108,7 @@ class Progress:
         if unchecked:
             print_log(
                 f'{path} is of an earlier version and has no checksums: '
-                'damage to it would go unnoticed',
+                'damage to it cannot be noticed',
                 'current',
                 logging.WARNING,
             )
@@ -116,7 +121,7 @@ class Progress:
         )
 
     def _drop_damaged(self, unchecked: bool) -> None:
-        """Forget the units from the first one on whose file is not whole."""
+        """Drop the first unit whose file is damaged, and all after it."""
         units, hashes = self.content['units'], self.content['hashes']
         for i in range(len(units)):
             path = self._path(_name(i))
@@ -133,7 +138,7 @@ class Progress:
                 print_log(
                     f'{path} {problem}: the unit '
                     f'{units[i]["name"] or "network"!r} and the '
-                    f'{len(units) - i - 1} after it are done anew',
+                    f'{len(units) - i - 1} after it are reconstructed again',
                     'current',
                     logging.WARNING,
                 )
@@ -142,7 +147,8 @@ class Progress:
             if unchecked:
                 hashes.append(found)
 
-    def _check(self, identity: dict[str, Any]) -> None:
+    def _check(self, identity: dict[str, str]) -> None:
+        """Refuse to resume a run of another identity."""
         before = self.content['identity']
         other = [key for key in identity if identity[key] != before.get(key)]
         if other:
@@ -154,12 +160,12 @@ class Progress:
 
     @property
     def _cure(self) -> str:
-        """What to do with what is no use; not every tool has a --resume."""
+        """What to do about a damaged file; not every tool has --resume."""
         return f'remove {self.folder!r} to start from the beginning'
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Metrics known so far, by model."""
+        """Metrics measured so far, by the name of the model."""
         return self.content['metrics']
 
     @property
@@ -169,32 +175,33 @@ class Progress:
 
     @property
     def types(self) -> list[Optional[str]]:
-        """Types of numbers in which the finished units learned."""
+        """Low-precision type of each finished unit, None if it had none."""
         return [report.autocast for report in self.reports]
 
     def units(
         self, part: Callable[[str], nn.Module]
     ) -> dict[str, dict[str, Tensor]]:
-        """Frozen state of the finished units, by name.
+        """Return the frozen states of the finished units, by name.
 
         Args:
-            part (callable): Gives a unit's module by its name.
+            part (callable): Returns the module of a unit by its name.
 
         Raises:
-            ValueError: If a file does not belong to its module.
+            ValueError: If a file does not fit its module.
         """
-        numbers = range(len(self.content['units']))
-        return in_first(lambda: dict(self._unit(i, part) for i in numbers))
+        indices = range(len(self.content['units']))
+        return in_first(lambda: dict(self._unit(i, part) for i in indices))
 
     def _unit(
-        self, number: int, part: Callable[[str], nn.Module]
+        self, index: int, part: Callable[[str], nn.Module]
     ) -> tuple[str, dict[str, Tensor]]:
-        name, path = self.content['units'][number]['name'], _name(number)
-        path = self._path(path)
+        """Return the name and the checked state of a finished unit."""
+        name = self.content['units'][index]['name']
+        path = self._path(_name(index))
         try:
             state = load_tensors(path)
             check_state(part(name), state)
-        except Exception as error:  # pickle raises whatever bytes make of it
+        except Exception as error:  # Damaged pickles raise any exception.
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f'{path} is no unit of this network ({first[:300]}): '
@@ -203,12 +210,12 @@ class Progress:
         return name, state
 
     def add_metrics(self, name: str, metrics: dict[str, float]) -> None:
-        """Remember the metrics of one model."""
+        """Save the metrics of a model."""
         self.metrics[name] = metrics
         self._save()
 
     def add_unit(self, report: UnitReport, module: nn.Module) -> None:
-        """Remember a frozen unit: first its state, then that it is there."""
+        """Save a frozen unit: first its state, then its entry in run.json."""
         if is_main_process():
             self._check_there()
             content = tensor_bytes(pack_extra(module.state_dict()))
@@ -219,6 +226,7 @@ class Progress:
         self._save()
 
     def _save(self) -> None:
+        """Write ``run.json`` with its checksum."""
         if is_main_process():
             self._check_there()
             checksum = checksum_of(self.content)
@@ -227,74 +235,75 @@ class Progress:
             )
 
     def _check_there(self) -> None:
-        """Not to make a folder anew that lacks what was in it."""
+        """Refuse to create a removed folder again, without its old files."""
         if not osp.isdir(self.folder):
             raise FileNotFoundError(
-                errno.ENOENT, 'The folder is gone', self.folder
+                errno.ENOENT, 'The folder was removed', self.folder
             )
 
     def remove(self) -> None:
-        """The run is over."""
+        """Remove the folder, once the run is finished."""
         remove_folder(self.folder)
 
     def _path(self, name: str) -> str:
         return osp.join(self.folder, name)
 
 
-def in_first(find: Callable[[], Any]) -> Any:
-    """Do something in the first process, and tell the others.
+def in_first(function: Callable[[], T]) -> T:
+    """Call a function in the first process, and send its result to all.
 
     Args:
-        find (callable): Without arguments.
+        function (callable): A function without arguments.
 
     Returns:
-        Any: What it gave.
+        object: Its result, in every process.
 
     Raises:
-        ValueError, OSError: What it raised, in all processes.
+        ValueError, OSError: The error that it raised, in every process.
     """
-    found: list[Any] = [None]
+    result: list[Any] = [None]
     if is_main_process():
         try:
-            found = [find()]
+            result = [function()]
         except (ValueError, OSError) as error:
-            found = [error]
-    broadcast_object_list(found)
-    if isinstance(found[0], (ValueError, OSError)):
-        raise found[0]
-    return found[0]
+            result = [error]
+    broadcast_object_list(result)
+    if isinstance(result[0], (ValueError, OSError)):
+        raise result[0]
+    return result[0]
 
 
-def _name(number: int) -> str:
-    return f'{number:04d}.pth'
+def _name(index: int) -> str:
+    """Return the file name of a unit."""
+    return f'{index:04d}.pth'
 
 
-def _check_content(content: Any) -> None:
-    """Refuse what no run has written."""
+def _check_content(content: object) -> None:
+    """Check that the content of ``run.json`` has the form that runs write."""
     if not isinstance(content, dict):
-        raise ValueError(f'it holds {type(content).__name__}, expected a dict')
-    for key, kind in dict(identity=dict, metrics=dict, units=list).items():
+        raise ValueError(
+            f'it contains a {type(content).__name__}, expected a dict'
+        )
+    required = dict(identity=dict, metrics=dict, units=list)
+    for key, kind in required.items():
         if not isinstance(content.get(key), kind):
             raise ValueError(f'its {key!r} is no {kind.__name__}')
-    known = {
-        **dict(identity=dict, metrics=dict, units=list),
-        **dict(hashes=list, checksum=str),
-    }
+    known = dict(required, hashes=list, checksum=str)
     for key, value in content.items():
         if not isinstance(value, known.get(key, ())):
-            raise ValueError(f'its {key!r:.80} is not known')
+            raise ValueError(f'its {key!r:.80} is unknown')
     for metrics in content['metrics'].values():
         if not isinstance(metrics, dict) or not all(
             isinstance(value, (int, float)) for value in metrics.values()
         ):
-            raise ValueError('its metrics are no numbers')
+            raise ValueError('its metrics are not all numbers')
     names = [_check_report(unit) for unit in content['units']]
     if len(set(names)) < len(names):
         raise ValueError('it has a unit twice')
 
 
-def _check_report(unit: Any) -> str:
-    """Refuse what is no report; give its unit's name."""
+def _check_report(unit: dict[str, Any]) -> str:
+    """Check the report of a unit, and return the name of the unit."""
     report = UnitReport(**unit)  # A TypeError if it has other keys.
     for value, kind in (
         (report.name, str),

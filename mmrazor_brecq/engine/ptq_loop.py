@@ -1,4 +1,4 @@
-"""The loop that quantizes: a test loop with a reconstruction before it."""
+"""Test loop of mmengine that quantizes the model before it evaluates."""
 
 from __future__ import annotations
 
@@ -65,26 +65,34 @@ from .runners import begin, starting
 
 @LOOPS.register_module()
 class PTQLoop(TestLoop):
-    """Calibrates, reconstructs, evaluates, and writes what came of it.
+    """Test loop that calibrates, reconstructs and evaluates a model.
 
-    Leaves ``quantized.pth``, packed to its bits, and ``report.json`` in the
-    run's folder. While it works, ``progress/`` there keeps what is finished.
+    It writes ``quantized.pth``, packed to its bits, and ``report.json`` into
+    the folder of the run. During the run, ``progress/`` in this folder has
+    the finished units.
 
     Args:
-        runner (Runner): Its model is a :class:`BRECQ` with float weights.
-        dataloader (DataLoader | dict): Test images.
+        runner (Runner): The runner. Its model is a :class:`BRECQ` with
+            float weights.
+        dataloader (DataLoader | dict): Data loader of the test images.
         evaluator (Evaluator | dict | list): Metrics.
-        calibration (dict): ``dataloader`` of the calibration images,
-            ``num_images`` to take from it, and ``memory``: how much the
-            activations may take, a size such as ``'1GiB'`` or a share of
-            what is free (by default half of it, but 1.5 GiB at the most);
-            beyond it they lie in files in the run's folder. Up to a share
-            ``max_unreadable`` (by default 0.01) images that cannot be read
-            are named and left out.
-        resume (bool): Go on with an unfinished run.
-        checkpoint (str): Name of the quantized checkpoint; one that ends in
-            ``.safetensors`` is written as such.
-        fp16 (bool): Evaluate in half precision.
+        calibration (dict): ``dataloader`` of the calibration images, and
+            ``num_images``, the number of images to take from it. Optional
+            keys are ``memory``, the most memory for activations, such as
+            ``'1GiB'``, or a fraction of the free memory (by default half of
+            it, but at most 1.5 GiB; the rest is cached in files), and
+            ``max_unreadable``, the fraction of images that may be
+            unreadable and are left out (by default 0.01).
+        resume (bool): Whether to continue an unfinished run.
+        checkpoint (str): Name of the quantized checkpoint. If it ends in
+            ``.safetensors``, the file has that format.
+        fp16 (bool): Whether to evaluate in half precision.
+
+    Example:
+        >>> test_cfg = dict(
+        ...     type='mmrazor_brecq.PTQLoop',
+        ...     calibration=dict(num_images=1024, dataloader=calibration),
+        ... )
     """
 
     def __init__(
@@ -105,7 +113,7 @@ class PTQLoop(TestLoop):
             calibration['dataloader'], seed=runner.seed
         )
         self.calibration_set = ImageSet()
-        #: Test images that are among the calibration images.
+        #: Number of test images that are calibration images, too.
         self.overlap = torch.zeros(())
         self.row = ''
         self.resume = resume
@@ -118,7 +126,7 @@ class PTQLoop(TestLoop):
 
     @in_grad_mode
     def run(self) -> dict[str, float]:
-        """Quantize.
+        """Quantize the model, and evaluate it.
 
         Returns:
             dict: Metrics of the quantized model.
@@ -150,20 +158,7 @@ class PTQLoop(TestLoop):
         with clock('evaluate'):
             self._evaluate(original, 'float', progress)
         del original
-        with clock('nearest'):
-            nearest = copy.deepcopy(model)
-            if 'nearest' not in progress.metrics:
-                for _ in nearest.reconstruct(
-                    teacher, images, self.runner.seed, NearestRounding()
-                ):
-                    pass
-                progress.add_metrics(
-                    'divergence',
-                    dict(nearest=divergence(nearest, teacher, images)),
-                )
-        with clock('evaluate'):
-            self._evaluate(nearest, 'nearest', progress)
-        del nearest
+        self._round_to_nearest(teacher, images, progress, clock)
         with clock('reconstruct'):
             self._reconstruct(teacher, images, progress)
         with clock('evaluate'):
@@ -178,6 +173,28 @@ class PTQLoop(TestLoop):
             progress.remove()
         barrier()
         return metrics
+
+    def _round_to_nearest(
+        self,
+        teacher: nn.Module,
+        images: CachedBatches,
+        progress: Progress,
+        clock: Clock,
+    ) -> None:
+        """Evaluate the baseline: the model with nearest rounding."""
+        with clock('nearest'):
+            nearest = copy.deepcopy(self.model)
+            if 'nearest' not in progress.metrics:
+                for _ in nearest.reconstruct(
+                    teacher, images, self.runner.seed, NearestRounding()
+                ):
+                    pass
+                progress.add_metrics(
+                    'divergence',
+                    dict(nearest=divergence(nearest, teacher, images)),
+                )
+        with clock('evaluate'):
+            self._evaluate(nearest, 'nearest', progress)
 
     def _reconstruct(
         self, teacher: nn.Module, images: CachedBatches, progress: Progress
@@ -199,11 +216,11 @@ class PTQLoop(TestLoop):
                 show(report)
 
     def _path(self, name: str) -> str:
-        """Of a file in the run's folder."""
+        """Return the path of a file in the folder of the run."""
         return osp.join(self.runner.work_dir, name)
 
     def _finished(self, identity: dict[str, str]) -> Optional[dict]:
-        """Metrics of the run, if it was killed after all of its work."""
+        """Return the metrics of a run that was killed after all its work."""
         paths = self._path(self.checkpoint), self._path('report.json')
         done = self.resume and in_first(
             lambda: finished_metrics(*paths, identity)
@@ -212,7 +229,7 @@ class PTQLoop(TestLoop):
             return None
         self.runner.logger.info(
             f'The run in {self.runner.work_dir} is done: the quantized model '
-            f'lies in {paths[0]}, the report in {paths[1]}'
+            f'is in {paths[0]}, the report in {paths[1]}'
         )
         if is_main_process():
             remove_folder(self._path('progress'))
@@ -224,16 +241,16 @@ class PTQLoop(TestLoop):
     ) -> dict[str, float]:
         """Return the metrics of a model, measured unless they are known.
 
-        All rows of the report come from mmengine's own test loop, so that
-        ``fp16``, hooks and wrappers count for each of them alike.
+        mmengine's test loop evaluates all models of the report, so ``fp16``,
+        hooks and wrappers apply to each of them.
 
         Args:
-            model (nn.Module): Float, rounded to nearest, or quantized.
+            model (nn.Module): The float, nearest or quantized model.
             row (str): Its name in the report.
-            progress (Progress): Has the rows of an earlier run.
+            progress (Progress): Saved metrics of the run.
         """
         if row not in progress.metrics:
-            self.runner.logger.info(f'{row}: evaluates')
+            self.runner.logger.info(f'Evaluates the {row} model')
             quantized, self.runner.model = self.runner.model, model
             self.row = row
             try:
@@ -254,18 +271,19 @@ class PTQLoop(TestLoop):
 
     def run_iter(self, idx: int, data_batch: dict) -> None:
         """Evaluate a batch, and count its calibration images."""
-        if self.row == 'float':  # All rows are of the same images.
+        if self.row == 'float':  # All models see the same images.
             self.overlap += self.calibration_set.count(data_batch)
         super().run_iter(idx, data_batch)
 
     def _plot(self, report: UnitReport) -> None:
+        """Plot the loss of a unit while it learned."""
         for step, loss in report.losses:
             self.runner.visualizer.add_scalar(
                 f'loss/{report.name}', loss, step
             )
 
     def _identity(self, images: CachedBatches) -> dict[str, str]:
-        """What has to be the same for a run to go on."""
+        """Return hashes of all that must be equal to resume a run."""
         cfg = self.runner.cfg
         parts = ('model', 'test_dataloader', 'test_evaluator')
         source = cfg.test_cfg.calibration.to_dict()
@@ -289,6 +307,7 @@ class PTQLoop(TestLoop):
         identity: dict[str, str],
         store: Store,
     ) -> None:
+        """Write the quantized checkpoint and the report, and log them."""
         report = dict(
             **progress.metrics,
             seconds=clock.seconds,
@@ -311,7 +330,7 @@ class PTQLoop(TestLoop):
         )
         checkpoint, table = map(self._path, (self.checkpoint, 'report.json'))
         for path in (checkpoint, table):
-            # A run that goes on may have been killed after it had written.
+            # A resumed run may have written them before it was killed.
             if not self.resume or not made_by(path, identity):
                 keep_older(path)
         earlier = earlier_reports(self.runner.work_dir)
@@ -327,12 +346,12 @@ class PTQLoop(TestLoop):
             if worse:
                 self.runner.logger.warning(worse)
         self.runner.logger.info(
-            f'The quantized model lies in {checkpoint}, the report in {table}'
+            f'The quantized model is in {checkpoint}, the report in {table}'
         )
 
 
 class Clock:
-    """Adds up the seconds of the parts of a run."""
+    """Clock that adds up the seconds of each part of a run."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -340,6 +359,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
+        """Return a context whose seconds are added to a part."""
         start = time.perf_counter()
         yield
         spent = time.perf_counter() - start
@@ -364,9 +384,10 @@ def divergence(
 
 
 def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, in MiB."""
+    """Return the largest resident size of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _mb(size: int) -> int:
+    """Return bytes in MiB, rounded."""
     return round(size / 2**20)

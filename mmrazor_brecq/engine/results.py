@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, and whether a run is done."""
+"""Manage the folder of a run: one run at a time, and its results."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from ..checkpoint import (
 from ..config.safe import check_regular
 from .runners import missing_folders, remove_empty
 
-#: Where launchers tell a process its number, before it has met the others.
+#: Environment variables in which launchers give a process its rank.
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 @contextmanager
 def one_run(cfg: Config, cure: str) -> Iterator[None]:
-    """Within it a run has its folder for itself.
+    """Return a context in which the folder of a run is locked.
 
-    What killed runs have left there half written is removed, and a full
-    disk, or a folder that is gone, is told in one message. Folders that
-    were not there before are gone again if nothing came to lie in them.
+    Temporary files of killed runs are removed first. Folders that were
+    created for the run are removed afterwards if they are empty.
 
     Args:
         cfg (Config): From :func:`load_config`.
-        cure (str): How to go on after such a message.
+        cure (str): How to continue after an error in writing.
 
     Raises:
-        OSError: With that message.
-        ValueError: If another run is at work in the folder.
+        OSError: If the disk is full, or the folder was removed or is no
+            longer writable, with the cure.
+        ValueError: If another run uses the folder.
     """
     folder = cfg.work_dir
     rank = int(os.environ.get(RANKS.get(cfg.launcher, ''), 0))
-    # A log that cannot be written is no reason to show a traceback: what
-    # matters is written elsewhere, and fails for itself.
-    loud, logging.raiseExceptions = logging.raiseExceptions, False
+    # A log that cannot be written prints no traceback: the results are
+    # written separately, and their errors are raised.
+    before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         with explain_write_errors(folder, cure), ExitStack() as stack:
             if rank == 0:
@@ -65,18 +65,18 @@ def one_run(cfg: Config, cure: str) -> Iterator[None]:
                 remove_leftovers(folder)
             yield
     finally:
-        logging.raiseExceptions = loud
+        logging.raiseExceptions = before
 
 
 def finished_metrics(
     checkpoint: str, report: str, identity: Mapping[str, str]
 ) -> Optional[dict[str, float]]:
-    """Metrics of a run that is done, if it is.
+    """Return the metrics of a run, None if it is not finished.
 
     Args:
-        checkpoint (str): Its quantized checkpoint.
-        report (str): Its report.
-        identity (dict): Of the run.
+        checkpoint (str): Path of its quantized checkpoint.
+        report (str): Path of its report.
+        identity (dict): Its identity, as in ``run.json``.
     """
     if all(made_by(path, identity) for path in (checkpoint, report)):
         return _read_report(report).get('quantized')
@@ -84,21 +84,20 @@ def finished_metrics(
 
 
 def earlier_reports(folder: str) -> dict[str, dict[str, Any]]:
-    """Return the reports of runs that have ended in a folder, by name."""
+    """Return the reports of the finished runs in a folder, by file name."""
     found = {}
     for path in sorted(glob(osp.join(glob_escape(folder), 'report*.json'))):
         try:
             found[osp.basename(path)] = _read_report(path)
         except (OSError, ValueError):
-            continue  # It tells nothing, and is left as it is.
+            continue  # It is damaged, and stays unchanged.
     return found
 
 
 def made_by(path: str, identity: Mapping[str, str]) -> bool:
-    """Whether a checkpoint or a report is whole, and of a certain run.
+    """Return whether a checkpoint or a report is of a certain run.
 
-    One that is there and not whole is told of: a run that goes on makes it
-    anew.
+    A damaged file is not. It is logged, and a resumed run writes a new one.
     """
     try:
         if path.endswith('report.json'):
@@ -109,7 +108,7 @@ def made_by(path: str, identity: Mapping[str, str]) -> bool:
         return False
     except (OSError, ValueError) as error:
         print_log(
-            f'--resume: {error}; the run makes it anew',
+            f'--resume: {error}; the run writes a new one',
             'current',
             logging.WARNING,
         )
@@ -118,16 +117,19 @@ def made_by(path: str, identity: Mapping[str, str]) -> bool:
 
 
 def _read_report(path: str) -> dict[str, Any]:
+    """Return the checked content of a report."""
     check_regular(path, 'a report')
     try:
         with open(path, 'rb') as file:
             content = json.loads(file.read(), object_pairs_hook=unique_keys)
         if not isinstance(content, dict):
-            raise ValueError(f'it holds {type(content).__name__}, no dict')
-        # Those of an earlier version have none.
+            raise ValueError(
+                f'it contains a {type(content).__name__}, expected a dict'
+            )
+        # Reports of an earlier version have no checksum.
         checksum = content.pop('checksum', None)
         if checksum not in (None, checksum_of(content)):
-            raise ValueError('its checksum is another one')
+            raise ValueError('its content does not match its checksum')
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path!r} is damaged ({error})') from error
     return content

@@ -1,4 +1,4 @@
-"""Runners that overwrite nothing, and leave nothing if they cannot start."""
+"""Runners that overwrite no file, and leave none if they cannot start."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pprint import pformat
-from typing import Any
+from typing import Any, Union
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
 from mmengine.runner import Runner
+from torch import nn
 
 from ..checkpoint import write_kept
 from .loaders import build_dataloader
 
 
 class RunOwner(Runner):
-    """Makes a folder its own: its config lies there once work begins.
+    """Runner that writes its config into the folder of the run.
 
-    One that is there and says something else is moved aside. Images that
-    cannot be read are named.
+    It writes the config when its work begins, and renames an older config
+    that differs. Its data loaders name images that cannot be read.
     """
 
     build_dataloader = staticmethod(build_dataloader)
 
-    def __init__(self, model: Any, work_dir: str, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Union[nn.Module, dict], work_dir: str, **kwargs: Any
+    ) -> None:
         self._missing = missing_folders(work_dir)
         with starting(self):
             super().__init__(model, work_dir, **kwargs)
 
     def dump_config(self) -> None:
-        """Write nothing yet: mmengine calls it before anything is checked."""
+        """Write nothing, since mmengine calls this before any check."""
 
     def leave_nothing(self) -> None:
-        """Remove the log, and the folders that were made for it."""
+        """Remove the log, and the folders that were created for it."""
         if not is_main_process():
             return
         if hasattr(self, '_log_dir'):
@@ -52,13 +55,13 @@ class RunOwner(Runner):
 
     @property
     def config_name(self) -> str:
-        """Name of the config's file."""
+        """File name of the config."""
         return osp.basename(self.cfg.filename or f'{self.timestamp}.py')
 
 
 @contextmanager
 def starting(runner: Runner) -> Iterator[None]:
-    """Leave no trace of a runner if what happens before its work fails."""
+    """Return a context that removes a runner's files if it fails."""
     try:
         yield
     except BaseException:
@@ -68,13 +71,13 @@ def starting(runner: Runner) -> Iterator[None]:
 
 
 def begin(runner: Runner) -> None:
-    """Write the config, where the runner has one to write: work begins."""
+    """Begin the work of a runner, which writes its config if it has one."""
     if isinstance(runner, RunOwner):
         runner.begin()
 
 
 def missing_folders(folder: str) -> list[str]:
-    """Return the folders that have to be made, the innermost first."""
+    """Return the folders that do not exist yet, the innermost first."""
     folder, missing = osp.abspath(folder), []
     while not osp.lexists(folder):
         missing.append(folder)
@@ -83,19 +86,20 @@ def missing_folders(folder: str) -> list[str]:
 
 
 def remove_empty(folders: list[str]) -> None:
-    """Remove folders, the innermost first, but those that hold something."""
+    """Remove the folders that are empty, in the given order."""
     for folder in folders:
         with suppress(OSError):
             os.rmdir(folder)
 
 
 def config_text(cfg: Config) -> str:
-    """What a config's file has to say, its keys in their order.
+    """Return the text of a config's file, with the keys in their order.
 
-    mmengine sorts them, and later entries of ``bit_overrides`` win.
+    mmengine sorts the keys, but the order of ``bit_overrides`` matters: later
+    entries override earlier ones.
 
     Args:
-        cfg (Config): Of plain values.
+        cfg (Config): A config of plain values.
     """
     if not (cfg.filename or '.py').endswith('.py'):
         return cfg.dump()
@@ -109,9 +113,9 @@ def config_text(cfg: Config) -> str:
 
 
 class RunVisitor(RunOwner):
-    """Looks at a run, as evaluation and searches do.
+    """Runner of an evaluation or a search in the folder of a run.
 
-    What it changed of the config goes beside its own log.
+    It writes its config beside its own log, and keeps that of the run.
     """
 
     @master_only

@@ -1,4 +1,8 @@
-"""From a config, a checkpoint and budgets to configs with widths."""
+"""Search the bits of a config's model; mixed_precision.search solves it.
+
+This module reads the config, the checkpoint and the budgets, and writes new
+configs, figures and ``search.json``.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from ..functional import in_grad_mode
 from ..mixed_precision import (
     BitSearch,
     Budget,
+    CostModel,
     ExactSearch,
     Pairwise,
     parse_budget,
@@ -38,8 +43,11 @@ from .sensitivity_run import (
     sensitivities,
 )
 
+#: A model with its bits, loss and costs, as an entry of ``search.json``.
+Result = dict[str, Any]
+
 #: Points of the Pareto front in the figure.
-FRONT = 10
+FRONT_POINTS = 10
 
 
 @in_grad_mode
@@ -54,59 +62,48 @@ def search_bits(
     changed: bool = False,
     trust: bool = False,
 ) -> list[str]:
-    """Search the widths of a model's layers.
+    """Search the bits of a model's layers for each budget.
 
-    Leaves in the run's folder one config for each budget, ``search.json``,
-    and figures. Sensitivities are measured if they are not known.
+    Writes one config for each budget, ``search.json`` and figures into the
+    folder of the run. Sensitivities that are not in their file are measured.
 
     Args:
         cfg (Config): From :func:`load_config`.
-        source (str): The config file that the new ones inherit.
+        source (str): The config file that the new configs inherit.
         checkpoint (str): The float checkpoint.
-        budgets (list[str]): Such as ``weight_bytes<=0.4MB``.
-        equal_to (list[str]): Uniform models, such as ``w3`` or ``w3a4``,
-            to be no larger than.
+        budgets (list[str]): Budgets such as ``weight_bytes<=0.4MB``.
+        equal_to (list[str]): Uniform models such as ``w3`` or ``w3a4``,
+            whose sizes are budgets.
         sensitivity (str, optional): File of the sensitivities; by default
-            ``sensitivity.json`` in the run's folder.
+            ``sensitivity.json`` in the folder of the run.
         latency_table (str, optional): File for :class:`LatencyTable`.
-        changed (bool): Whether ``cfg`` is more than what is in ``source``:
-            the new ones then inherit a copy of it.
-        trust (bool): Whether the checkpoint may run code.
+        changed (bool): Whether ``cfg`` differs from ``source``. The new
+            configs then inherit a copy of it.
+        trust (bool): Whether loading the checkpoint may run code.
 
     Returns:
-        list[str]: The configs.
+        list[str]: Paths of the new configs.
 
     Raises:
-        ValueError: If no bit widths keep to a budget. This shows before
-            anything is measured; the other budgets are searched first.
+        ValueError: If no bit widths meet a budget. This is checked before
+            anything is measured. The other budgets are searched first.
     """
     if cfg.launcher != 'none':
         raise ValueError(
-            f'--launcher {cfg.launcher}: widths are searched in one process'
+            f'--launcher {cfg.launcher}: bits are searched in one process, '
+            'leave --launcher out'
         )
     settings = MixedPrecision.of(cfg)
-    costs = [
-        TASK_UTILS.build(dict(cost))
-        for cost in (
-            dict(type='WeightBytes'),
-            dict(type='BitOperations'),
-            *settings.costs,
-            *(
-                [dict(type='LatencyTable', path=latency_table)]
-                if latency_table
-                else []
-            ),
-        )
-    ]
-    # What was written wrong shows before any work.
+    costs = _build_costs(settings, latency_table)
+    # Mistakes in the budgets are found before any work.
     known = {cost.name: cost for cost in costs}
-    asked = [parse_budget(text, known) for text in budgets]
-    alike = {text: parse_uniform(text) for text in equal_to}
-    if not asked and not alike:
+    wanted = [parse_budget(text, known) for text in budgets]
+    uniform = {text: parse_uniform(text) for text in equal_to}
+    if not wanted and not uniform:
         raise ValueError('There is no budget: give --budget or --equal-to')
     with one_run(
         cfg,
-        'once that is mended, the same command goes on after the last '
+        'once that is mended, the same command continues after the last '
         'finished unit',
     ):
         runner = build_runner(cfg)
@@ -114,28 +111,22 @@ def search_bits(
         with starting(runner):
             load_float(model, checkpoint, trust)
             images = calibration_images(runner, model)
-            found = find_space(model, settings, images.batch(0)[:1])
-            # Costs need no measurement, and what cannot be shows by them.
-            search = _search(found, settings, costs, Pairwise())
-            asked += [
-                _size_of(search, text, *pair) for text, pair in alike.items()
+            space = find_space(model, settings, images.batch(0)[:1])
+            # Costs need no sensitivities, so infeasible budgets show early.
+            search = _search(space, settings, costs, Pairwise())
+            wanted += [
+                _size_of(search, text, *bits) for text, bits in uniform.items()
             ]
-            asked, refused = _feasible(search, asked, runner)
-        loss = _measured(runner, model, settings, images, found, sensitivity)
-        search = _search(found, settings, costs, loss)
-        results = []
-        for budget in asked:
-            try:
-                results.append(_solve(search, budget))
-            except TimeoutError as error:
-                refused.append(f'{budget.text!r}: {error}')
+            feasible, refused = _feasible(search, wanted, runner)
+        loss = _measure(runner, model, settings, images, space, sensitivity)
+        search = _search(space, settings, costs, loss)
+        results, timeouts = _solve_all(search, feasible)
+        refused += timeouts
         if not results:
             raise ValueError('; '.join(refused))
         if changed:
             source = _write_base(cfg)
-        paths = [
-            _write(cfg, source, result['budget'], result) for result in results
-        ]
+        paths = [_write(cfg, source, result) for result in results]
         _report(runner, search, results)
         for path in paths:
             runner.logger.info(
@@ -148,17 +139,32 @@ def search_bits(
         return paths
 
 
+def _build_costs(
+    settings: MixedPrecision, latency_table: Optional[str]
+) -> list[CostModel]:
+    """Build the cost models of a config, and that of a latency table."""
+    configs = [
+        dict(type='WeightBytes'),
+        dict(type='BitOperations'),
+        *settings.costs,
+    ]
+    if latency_table:
+        configs.append(dict(type='LatencyTable', path=latency_table))
+    return [TASK_UTILS.build(dict(config)) for config in configs]
+
+
 def _search(
-    found: Space,
+    space: Space,
     settings: MixedPrecision,
-    costs: Sequence[Any],
+    costs: Sequence[CostModel],
     loss: Pairwise,
 ) -> BitSearch:
+    """Build the search over the choices of a model."""
     return BitSearch(
         settings,
-        found.shape,
-        found.bits,
-        found.choices,
+        space.shape,
+        space.bits,
+        space.choices,
         loss,
         costs,
         settings.searcher,
@@ -166,15 +172,15 @@ def _search(
 
 
 def _feasible(
-    search: BitSearch, asked: Sequence[Budget], runner: Runner
+    search: BitSearch, budgets: Sequence[Budget], runner: Runner
 ) -> tuple[list[Budget], list[str]]:
-    """Tell budgets that some bit widths keep to from those that none do.
+    """Return the budgets that some bit widths meet, and the other errors.
 
     Raises:
-        ValueError: If there is none of the former.
+        ValueError: If no budget can be met.
     """
     feasible, refused = [], []
-    for budget in asked:
+    for budget in budgets:
         try:
             search.check(budget)
         except ValueError as error:
@@ -187,15 +193,15 @@ def _feasible(
     return feasible, refused
 
 
-def _measured(
+def _measure(
     runner: RunOwner,
     model: BRECQ,
     settings: MixedPrecision,
     images: CachedBatches,
-    found: Space,
+    space: Space,
     path: Optional[str],
 ) -> Pairwise:
-    """Measure the loss, as far as it is not known."""
+    """Return the loss, after measuring what its file lacks."""
     path = path or osp.join(runner.work_dir, 'sensitivity.json')
     identity = settings.identity(model, runner.cfg, images, runner.seed)
     os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
@@ -206,7 +212,7 @@ def _measured(
             file = SensitivityFile(path, identity)
         runner.begin()
         sensitivities(
-            model, settings, images, found, file, runner.seed, runner.logger
+            model, settings, images, space, file, runner.seed, runner.logger
         )
     return file.loss
 
@@ -214,28 +220,45 @@ def _measured(
 def _size_of(
     search: BitSearch, text: str, weight: int, activation: Optional[int]
 ) -> Budget:
-    """The budget that a uniform model needs.
+    """Return the size of a uniform model as a budget.
 
-    Its bytes; if activations are searched, its bit operations as well.
+    It limits the bytes of the weights, and the bit operations if the bits of
+    activations are searched.
     """
     searched = {choice.kind for choice in search.choices}
     if activation is not None and 'activation' not in searched:
         raise ValueError(
-            f'--equal-to {text!r} names a width of activations, which are '
-            "not searched: add 'activation' to `mixed_precision.kinds`, or "
-            f'leave a{activation} out'
+            f'--equal-to {text!r} gives bits of activations, which are not '
+            "searched: add 'activation' to `mixed_precision.kinds`, or leave "
+            f'a{activation} out'
         )
     names = ['weight_bytes']
     if 'activation' in searched:
         names.append('bops')
     bits = search.uniform(weight, activation)
-    limits = {n: search.costs[n].of(search.shape, bits) for n in names}
+    limits = {
+        name: search.costs[name].of(search.shape, bits) for name in names
+    }
     return Budget(f'equal to {text}', limits)
+
+
+def _solve_all(
+    search: BitSearch, budgets: Sequence[Budget]
+) -> tuple[list[Result], list[str]]:
+    """Return the results of budgets, and errors of those out of time."""
+    results, timeouts = [], []
+    for budget in budgets:
+        try:
+            results.append(_solve(search, budget))
+        except TimeoutError as error:
+            timeouts.append(f'{budget.text!r}: {error}')
+    return results, timeouts
 
 
 def _solve(
     search: BitSearch, budget: Budget, searcher: Optional[ExactSearch] = None
-) -> dict[str, Any]:
+) -> Result:
+    """Return the best bits for a budget, as an entry of ``search.json``."""
     solution = search.solve(budget, searcher)
     bits = search.found(solution.bits)
     return dict(
@@ -249,13 +272,14 @@ def _solve(
     )
 
 
-def _front(search: BitSearch, name: str) -> list[dict[str, Any]]:
-    """Solutions between the smallest and the largest model, for a figure:
-    nearly exact, and in little time.
+def _front(search: BitSearch, name: str) -> list[Result]:
+    """Return points between the smallest and the largest model.
+
+    They are for a figure, so they need not be exact, and take little time.
     """
     low = search.smallest(name)
     high = search.costs_of(search.largest())[name]
-    limits = np.geomspace(low * (1 + 1e-9), max(low, high), FRONT)
+    limits = np.geomspace(low * (1 + 1e-9), max(low, high), FRONT_POINTS)
     searcher = ExactSearch(time_limit=5, gap=1e-3)
     found = []
     for limit in map(float, limits):
@@ -267,37 +291,39 @@ def _front(search: BitSearch, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _uniform(search: BitSearch) -> list[dict[str, Any]]:
-    """The uniform models, to compare with."""
+def _uniform(search: BitSearch) -> list[Result]:
+    """Return the uniform models, to compare with."""
     found = []
-    for width in search.space.bits:
-        bits = search.uniform(width, width)
+    for bits in search.space.bits:
+        model_bits = search.uniform(bits, bits)
         try:
-            costs = search.costs_of(bits)
-        except Unmeasured:  # Such a model is none of those to choose from.
+            costs = search.costs_of(model_bits)
+        except Unmeasured:  # The latency table lacks these bits.
             continue
-        found.append(dict(bits=width, loss=search.loss_of(bits), costs=costs))
+        loss = search.loss_of(model_bits)
+        found.append(dict(bits=bits, loss=loss, costs=costs))
     return found
 
 
 def _report(
-    runner: Runner, search: BitSearch, results: Sequence[dict[str, Any]]
+    runner: Runner, search: BitSearch, results: Sequence[Result]
 ) -> None:
+    """Write ``search.json`` and the figures, and log the tables."""
     name = next(iter(results[0]['limits']))
     content = dict(
         cost=name,
         layers=[
-            dict(name=s.name, parameters=s.parameters)
-            for s in search.shape.layers
+            dict(name=layer.name, parameters=layer.parameters)
+            for layer in search.shape.layers
         ],
         choices=[
             dict(
-                name=c.name,
-                kind=c.kind,
-                layers=c.layers,
-                loss=search.loss.alone[c.name],
+                name=choice.name,
+                kind=choice.kind,
+                layers=choice.layers,
+                loss=search.loss.alone[choice.name],
             )
-            for c in search.choices
+            for choice in search.choices
         ],
         found=list(results),
         front=_front(search, name),
@@ -313,7 +339,7 @@ def _report(
 
 
 def _write_base(cfg: Config) -> str:
-    """Write the config itself, without what a run adds to it."""
+    """Write the config, without the keys that a run adds to it."""
     base = {
         key: value
         for key, value in cfg.to_dict().items()
@@ -324,23 +350,23 @@ def _write_base(cfg: Config) -> str:
     return path
 
 
-def _write(
-    cfg: Config, source: str, text: str, result: Mapping[str, Any]
-) -> str:
-    """Write a config that inherits ``source`` and has the widths."""
-    quantization = cfg.model.get('quantization') or {}
+def _write(cfg: Config, source: str, result: Result) -> str:
+    """Write a config that inherits ``source``, with the bits of a result."""
+    text, quantization = result['budget'], cfg.model.get('quantization') or {}
     if osp.exists(source):  # Else it is `package::path`.
         source = osp.relpath(source, cfg.work_dir)
-    # Those of the source are among the widths below.
-    replaces = quantization.get('bit_overrides') is not None
+    delete = []
+    if quantization.get('bit_overrides') is not None:
+        # The bits below include those that the source overrides.
+        delete = ["            '_delete_': True,"]
     lines = [
-        f'# {text}: {_costs(result["costs"])};',
+        f'# {text}: {_format_costs(result["costs"])};',
         f'# predicted loss {result["loss"]:.4g} nats an image.',
         f'_base_ = {source!r}',
         'model = dict(',
         '    quantization=dict(',
         '        bit_overrides={',
-        *["            '_delete_': True,"] * replaces,
+        *delete,
         *(
             f'            {layer!r}: {_override(*pair)},'
             for layer, pair in result['bits'].items()
@@ -356,11 +382,13 @@ def _write(
     return path
 
 
-def _costs(costs: Mapping[str, float]) -> str:
+def _format_costs(costs: Mapping[str, float]) -> str:
+    """Return the costs of a result as text."""
     return ', '.join(f'{name} {value:,.10g}' for name, value in costs.items())
 
 
 def _override(weight: int, activation: Optional[int]) -> str:
+    """Return the bits of a layer as a value of ``bit_overrides``."""
     if activation is None:
         return f'dict(weight={weight})'
     return f'dict(weight={weight}, activation={activation})'

@@ -1,4 +1,8 @@
-"""Sensitivities of a run: measured once, kept in a file, gone on with."""
+"""Keep sensitivities in a file; mixed_precision.sensitivity measures them.
+
+This module also reconstructs the uniform models that are measured, and
+continues an interrupted measurement.
+"""
 
 from __future__ import annotations
 
@@ -49,29 +53,36 @@ from ..validation import Config, Count, KeyPath, validate, validated
 from .calibration import fingerprint_images
 from .progress import Progress
 
-#: How a parameter says that it takes a cost model.
+#: Type of a parameter that is a config of a cost model.
 CostConfig = Annotated[dict, Config(CostModel, TASK_UTILS)]
 
 
 @validated
 @dataclass
 class MixedPrecision(SearchSpace):
-    """What a config says under ``mixed_precision``.
+    """Config of a search, under the key ``mixed_precision``.
 
     Args:
-        reconstructor (dict, optional): How the weights of each width come
-            about; the model's own by default, ``dict(type=
-            'NearestRounding')`` for a quick look.
-        partition (dict, optional): What is reconstructed at a time; the
-            model's own units if None, as in the paper. Layers of a unit
-            that learned together make up for each other's errors, which
-            they do no more once one of them is swapped.
-        num_images (int): Calibration images that sensitivity is measured
-            on.
-        error (dict): What an error at a unit's output means.
-        searcher (dict): How the widths are searched.
-        costs (list[dict]): Cost models beside those of weight bytes and bit
-            operations.
+        reconstructor (dict, optional): The reconstructor of the uniform
+            models. By default that of the model; ``dict(type=
+            'NearestRounding')`` is faster and less exact.
+        partition (dict, optional): The partition of the uniform models;
+            None for the units of the model, as in the paper. Layers that
+            learn together compensate each other's errors, and no longer do
+            so once the bits of one of them change.
+        num_images (int): Calibration images on which sensitivities are
+            measured.
+        error (dict): Config of the measure of an error at a unit's output.
+        searcher (dict): Config of the algorithm that searches the bits.
+        costs (list[dict]): Cost models in addition to those of weight bytes
+            and bit operations.
+
+    Example:
+        >>> mixed_precision = dict(
+        ...     bits=[2, 4, 8],
+        ...     num_images=256,
+        ...     searcher=dict(type='ExactSearch'),
+        ... )
     """
 
     reconstructor: Optional[ReconstructorConfig] = None
@@ -89,10 +100,10 @@ class MixedPrecision(SearchSpace):
 
     @classmethod
     def of(cls, cfg: MMEngineConfig) -> MixedPrecision:
-        """What a config says, and the defaults for all else.
+        """Return the settings of a config, with defaults for missing keys.
 
         Raises:
-            ValueError: If it has a key too many, or a wrong value.
+            ValueError: If a key is unknown, or a value is wrong.
         """
         given = cfg.get('mixed_precision') or {}
         validate(
@@ -102,19 +113,25 @@ class MixedPrecision(SearchSpace):
 
     @property
     def ends(self) -> tuple[int, int]:
-        """The narrowest and the widest width."""
+        """The fewest and the most bits to choose from."""
         return self.bits[0], self.bits[-1]
 
     def identity(
-        self, model: BRECQ, cfg: Any, images: CachedBatches, seed: int
+        self,
+        model: BRECQ,
+        cfg: MMEngineConfig,
+        images: CachedBatches,
+        seed: int,
     ) -> dict[str, str]:
-        """What sensitivities depend on; how widths are searched is not.
+        """Return hashes of all that sensitivities depend on.
+
+        They do not depend on the algorithm of the search.
 
         Args:
-            model (BRECQ): With float weights, not yet prepared.
-            cfg (Config): Of the run.
+            model (BRECQ): A model with float weights, not yet prepared.
+            cfg (Config): The config of the run.
             images (CachedBatches): Calibration images.
-            seed (int): Of the run.
+            seed (int): The seed of the run.
         """
         parts = [
             model.scheme.to_dict(),
@@ -136,18 +153,18 @@ class MixedPrecision(SearchSpace):
 
 
 class SensitivityFile:
-    """The loss as far as it is measured, in a JSON file.
+    """JSON file with the loss terms that are measured so far.
 
-    ``alone`` has a number for each choice and width, ``pairs`` a row for
-    each two choices of a unit and their widths, in nats an image;
-    ``finished`` names the units that are measured.
+    ``alone`` has a value for each choice and its bits, ``pairs`` a row for
+    each two choices of a unit and their bits, in nats per image.
+    ``finished`` has the names of the measured units.
 
     Args:
-        path (str): The file; what lies there is gone on with.
-        identity (dict[str, str]): What the numbers depend on.
+        path (str): The file. A measurement in an existing file is continued.
+        identity (dict[str, str]): Hashes of all that the terms depend on.
 
     Raises:
-        ValueError: If the file is broken, or has another identity.
+        ValueError: If the file is damaged, or has another identity.
     """
 
     def __init__(self, path: str, identity: dict[str, str]) -> None:
@@ -159,6 +176,7 @@ class SensitivityFile:
             self._read()
 
     def _read(self) -> None:
+        """Read and check an existing file."""
         try:
             check_regular(self.path, 'a JSON')
             with open(self.path, 'rb') as file:
@@ -167,7 +185,7 @@ class SensitivityFile:
                 )
             before = content['identity']
             if not isinstance(before, dict):
-                raise ValueError('its identity is no dict')
+                raise ValueError('its identity is not a dict')
             self._read_terms(content)
         except (
             *(KeyError, TypeError, ValueError),
@@ -188,52 +206,52 @@ class SensitivityFile:
         if checksum is None:
             print_log(
                 f'{self.path} is of an earlier version and has no checksum: '
-                'damage to it would go unnoticed',
+                'damage to it cannot be noticed',
                 'current',
                 logging.WARNING,
             )
         elif checksum != checksum_of(content):
             raise ValueError(
-                f'{self.path!r} is not what its checksum says: it is damaged '
+                f'{self.path!r} does not match its checksum: it is damaged '
                 'or was edited. Name another one with --sensitivity, or '
                 'remove it'
             )
 
     def _read_terms(self, content: dict[str, Any]) -> None:
-        """Take the numbers, if they are such."""
+        """Take the terms of a file, after checking each."""
         for name, terms in content['alone'].items():
             for bits, value in terms.items():
-                width = _width(int(bits), name)
-                self.loss.add(name, width, _loss(value, name, least=0))
+                checked = _check_bits(int(bits), name)
+                self.loss.add(name, checked, _check_loss(value, name, least=0))
         for one, a, two, b, value in content['pairs']:
             pair = f'{one} and {two}'
             if not {one, two} <= set(self.loss.alone) or one == two:
-                raise ValueError(f'{pair} have no terms of their own')
-            widths = _width(a, pair), _width(b, pair)
+                raise ValueError(f'{pair} have no terms in `alone`')
+            both = _check_bits(a, pair), _check_bits(b, pair)
             table = self.loss.pairs.get((one, two), {})
-            if widths in table or (two, one) in self.loss.pairs:
+            if both in table or (two, one) in self.loss.pairs:
                 raise ValueError(f'{pair} have two rows for {a} and {b} bits')
-            self.loss.add_pair((one, two), widths, _loss(value, pair))
+            self.loss.add_pair((one, two), both, _check_loss(value, pair))
         self.finished = content['finished']
         if not isinstance(self.finished, list) or not all(
             isinstance(name, str) for name in self.finished
         ):
-            raise ValueError('`finished` is no list of units')
+            raise ValueError('`finished` is not a list of units')
         if len(set(self.finished)) < len(self.finished):
             raise ValueError('`finished` has a unit twice')
 
-    def check(self, choices: Sequence[Choice], widths: Sequence[int]) -> None:
-        """See that the units that are finished have all of their terms.
+    def check(self, choices: Sequence[Choice], bits: Sequence[int]) -> None:
+        """Check that the finished units have all of their terms.
 
         Args:
-            choices (list[Choice]): What is measured.
-            widths (list[int]): At which widths.
+            choices (list[Choice]): The choices that are measured.
+            bits (list[int]): The bits at which they are measured.
 
         Raises:
-            ValueError: If one has not, or there is a term of no choice.
+            ValueError: If a term is missing, or is of an unknown choice.
         """
         done = [choice for choice in choices if choice.unit in self.finished]
-        alone = {choice.name: set(widths) for choice in done}
+        alone = {choice.name: set(bits) for choice in done}
         found = {name: set(terms) for name, terms in self.loss.alone.items()}
         pairs = {
             tuple(sorted((one.name, two.name)))
@@ -242,36 +260,37 @@ class SensitivityFile:
         }
         known = {tuple(sorted(pair)) for pair in self.loss.pairs}
         units = {choice.unit for choice in choices}
-        whole = set(itertools.product(widths, widths))
+        all_bits = set(itertools.product(bits, bits))
         if not (
             set(self.finished) <= units
             and alone == found
             and pairs == known
-            and all(set(t) == whole for t in self.loss.pairs.values())
+            and all(set(t) == all_bits for t in self.loss.pairs.values())
         ):
             raise ValueError(
-                f'{self.path!r} lacks terms of the units that it says are '
-                'measured, or has some of others: name another file with '
-                '--sensitivity, or remove it'
+                f'{self.path!r} lacks terms of its finished units, or has '
+                'terms of others: name another file with --sensitivity, or '
+                'remove it'
             )
 
     def _folder(self, bits: int) -> str:
+        """Return the folder of an unfinished uniform model."""
         name = hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]
         return f'{self.path}.progress-{name}-{bits}bits'
 
-    def forget(self, widths: Sequence[int]) -> None:
-        """Remove what was kept until all was measured."""
-        for bits in widths:
-            remove_folder(self._folder(bits))
+    def remove_progress(self, bits: Sequence[int]) -> None:
+        """Remove the saved uniform models, once all is measured."""
+        for one in bits:
+            remove_folder(self._folder(one))
 
     def progress(self, bits: int) -> Progress:
-        """Where the model of one width is kept until all is measured."""
+        """Return the saved units of the uniform model of some bits."""
         folder = self._folder(bits)
         # A run may have been killed between its first unit and run.json.
         return Progress(folder, self.identity, osp.exists(folder))
 
     def add(self, unit: str, loss: Pairwise) -> None:
-        """Remember a unit."""
+        """Save the terms of a measured unit."""
         self.loss.update(loss)
         self.finished.append(unit)
         content = dict(
@@ -291,28 +310,30 @@ class SensitivityFile:
         save_json(dict(content, checksum=checksum), self.path)
 
 
-def _width(bits: Any, whose: str) -> int:
+def _check_bits(bits: object, name: str) -> int:
+    """Return the bits of a choice, if a quantizer may have them."""
     if type(bits) is not int or not 2 <= bits <= 8:
-        raise ValueError(f'{bits!r:.80} bits of {whose}, expected 2 to 8')
+        raise ValueError(f'{bits!r:.80} bits of {name}, expected 2 to 8')
     return bits
 
 
-def _loss(value: Any, whose: str, least: float = -math.inf) -> float:
+def _check_loss(value: Any, name: str, least: float = -math.inf) -> float:
+    """Return the loss of a choice, if it is finite and not too small."""
     fits = type(value) in (int, float) and math.isfinite(value)
     if not fits or value < least:
         expected = 'a finite number' + ('' if least < 0 else ', 0 or more')
-        raise ValueError(f'{value!r:.80} for {whose}, expected {expected}')
+        raise ValueError(f'{value!r:.80} for {name}, expected {expected}')
     return float(value)
 
 
 @dataclass
 class Space:
-    """What there is to search in a model; nothing of it is measured.
+    """Choices of bits in a model, before anything is measured.
 
     Attributes:
-        model (BRECQ): Prepared as its config says.
-        choices (list[Choice]): What there is to choose.
-        shape (ModelShape): What costs depend on.
+        model (BRECQ): The model, prepared with its config.
+        choices (list[Choice]): The choices.
+        shape (ModelShape): The shapes on which costs depend.
     """
 
     model: BRECQ
@@ -321,7 +342,7 @@ class Space:
 
     @property
     def bits(self) -> dict[str, tuple[int, Optional[int]]]:
-        """Bit widths of the config, of weight and input of every layer."""
+        """Bits of the weights and the inputs of each layer in the config."""
         floats = self.model.scheme.activation is None
         return {
             name: (weight, None if floats else activation)
@@ -332,12 +353,15 @@ class Space:
 def find_space(
     model: BRECQ, settings: MixedPrecision, example: Tensor
 ) -> Space:
-    """Find what there is to search.
+    """Find the choices of bits in a model.
 
     Args:
-        model (BRECQ): With float weights; it stays as it is.
-        settings (MixedPrecision): What may be chosen.
+        model (BRECQ): A model with float weights. It is not changed.
+        settings (MixedPrecision): The kinds and bits to choose from.
         example (Tensor): One preprocessed image, 1 x C x H x W.
+
+    Returns:
+        Space: The choices, and the shapes of the model.
     """
     prepared = copy_network(model)
     prepared.prepare(example)
@@ -353,31 +377,31 @@ def sensitivities(
     model: BRECQ,
     settings: MixedPrecision,
     images: CachedBatches,
-    found: Space,
+    space: Space,
     file: SensitivityFile,
     seed: int,
     logger: logging.Logger,
 ) -> None:
-    """Measure what is not in the file yet.
+    """Measure the sensitivities that are not in a file yet.
 
-    First the model is reconstructed once for each width, then the units
-    are measured. A run that is killed goes on after the last unit of
-    either.
+    First a uniform model is reconstructed for each number of bits, then the
+    units are measured. After an interruption, both continue after the last
+    finished unit.
 
     Args:
-        model (BRECQ): With float weights; it stays as it is.
-        settings (MixedPrecision): What to measure.
+        model (BRECQ): A model with float weights. It is not changed.
+        settings (MixedPrecision): The bits and the error to measure.
         images (CachedBatches): Preprocessed calibration images.
-        found (Space): What there is to choose in the model.
-        file (SensitivityFile): Where the numbers go.
-        seed (int): Of all randomness.
-        logger (logging.Logger): Takes a line for every unit.
+        space (Space): The choices in the model.
+        file (SensitivityFile): The file of the sensitivities.
+        seed (int): Seed of all random draws.
+        logger (logging.Logger): Logger of a line for each unit.
     """
-    choices = found.choices
+    choices = space.choices
     units = list(dict.fromkeys(choice.unit for choice in choices))
     file.check(choices, settings.bits)
     if set(units) <= set(file.finished):
-        file.forget(settings.bits)
+        file.remove_progress(settings.bits)
         return
     models, teacher = uniform_models(
         model, settings, images, file, seed, logger
@@ -388,7 +412,7 @@ def sensitivities(
             show.advance(f'{unit or "network"}: was measured before')
         for unit, loss in measure(
             teacher,
-            found.model.units,
+            space.model.units,
             models,
             choices,
             _first(images, settings.num_images),
@@ -404,7 +428,7 @@ def sensitivities(
             show.advance(
                 f'{unit or "network"}: at most {most:.3g} nats, by {name}'
             )
-    file.forget(settings.bits)
+    file.remove_progress(settings.bits)
 
 
 def uniform_models(
@@ -415,13 +439,21 @@ def uniform_models(
     seed: int,
     logger: logging.Logger,
 ) -> tuple[dict[int, BRECQ], nn.Module]:
-    """The model with all its layers at one width, for every width.
+    """Reconstruct a uniform model for each number of bits.
 
-    Takes what :func:`sensitivities` takes, but for ``found``.
+    In a uniform model the layers that have a choice all have the same bits.
+
+    Args:
+        model (BRECQ): As for :func:`sensitivities`, like all others.
+        settings (MixedPrecision): The bits, and the reconstructor.
+        images (CachedBatches): Preprocessed calibration images.
+        file (SensitivityFile): The file beside which units are saved.
+        seed (int): Seed of all random draws.
+        logger (logging.Logger): Logger of a line for each unit.
 
     Returns:
-        tuple[dict[int, BRECQ], nn.Module]: Frozen models by their width,
-        and the folded float network.
+        tuple[dict[int, BRECQ], nn.Module]: Frozen models by their bits, and
+        the folded float network.
     """
     reconstructor = OnFloatInputs(
         TASK_UTILS.build(settings.reconstructor)
@@ -435,20 +467,26 @@ def uniform_models(
         teacher = models[bits].prepare(images.batch(0)[:1])
         _reconstruct(
             models[bits],
+            teacher,
+            images,
+            seed,
+            reconstructor,
             file.progress(bits),
             logger,
-            teacher=teacher,
-            images=images,
-            seed=seed,
-            reconstructor=reconstructor,
         )
     return models, teacher
 
 
 def _reconstruct(
-    model: BRECQ, progress: Progress, logger: logging.Logger, **how: Any
+    model: BRECQ,
+    teacher: nn.Module,
+    images: CachedBatches,
+    seed: int,
+    reconstructor: OnFloatInputs,
+    progress: Progress,
+    logger: logging.Logger,
 ) -> None:
-    """Reconstruct what an earlier run has not."""
+    """Reconstruct the units that no earlier run has finished."""
     modules = {unit.name: unit.module for unit in model.units}
     done = progress.units(modules.__getitem__)
     if set(done) == set(modules):
@@ -458,14 +496,16 @@ def _reconstruct(
     with UnitProgress(len(modules), logger) as show:
         for report in progress.reports:
             show(report)
-        how['reconstructor'].autocast.resume(progress.types)
-        for report in model.reconstruct(done=done, **how):
+        reconstructor.autocast.resume(progress.types)
+        for report in model.reconstruct(
+            teacher, images, seed, reconstructor, done=done
+        ):
             progress.add_unit(report, modules[report.name])
             show(report)
 
 
 def _first(images: CachedBatches, count: int) -> CachedBatches:
-    """The first images."""
+    """Return the first calibration images."""
     index = torch.arange(min(count, len(images)))
     sizes = [len(part) for part in index.split(images.sizes[0])]
     batches = (images.take(part) for part in index.split(images.sizes[0]))

@@ -1,9 +1,9 @@
-"""What a config says beside its model, by declared types."""
+"""Check the keys of a config against declared types."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 from mmengine.config import Config as MMEngineConfig
 from pydantic import Field
@@ -18,7 +18,7 @@ from .sensitivity_run import MixedPrecision
 
 @dataclass
 class Randomness:
-    """What mmengine's runner takes as ``randomness``."""
+    """Value of ``randomness``, as for mmengine's runner."""
 
     seed: Optional[Seed] = None
     diff_rank_seed: bool = False
@@ -37,9 +37,9 @@ LoopConfig = Annotated[
 
 @dataclass
 class Settings:
-    """The keys of a config that are judged before anything is built.
+    """Keys of a config that are checked before anything is built.
 
-    A config may have any others: they are mmengine's, or of its own.
+    A config may have other keys, for mmengine or for its own use.
     """
 
     model: Annotated[dict, Config(BRECQ, MODELS)]
@@ -50,22 +50,23 @@ class Settings:
     work_dir: Optional[Annotated[str, Field(min_length=1)]] = None
     launcher: Optional[str] = None
     default_scope: Optional[str] = None
-    custom_hooks: Optional[list[Any]] = None
+    custom_hooks: Optional[list[object]] = None
 
 
 def check_settings(cfg: MMEngineConfig) -> None:
-    """Judge a config.
+    """Check the keys of a config.
 
     Args:
-        cfg (Config): Complete, with the changes of the command line.
+        cfg (Config): A complete config, with the changes of the command
+            line.
 
     Raises:
-        ValueError: If a key is unknown or missing, or a value is wrong; it
-            names the key from the outermost one down.
+        ValueError: If a key is unknown or missing, or a value is wrong. The
+            message has the key, from the outermost one down.
     """
     names = {field.name for field in fields(Settings)}
     given = {key: cfg[key] for key in cfg if key in names}
     loop = given.get('test_cfg') or {}
     if not str(loop.get('type')).endswith(PTQLoop.__name__):
-        given.pop('test_cfg', None)  # Another loop: it is not for ours.
+        given.pop('test_cfg', None)  # Another loop has other keys.
     validate(given, Annotated[dict, Config(Settings)], KeyPath())

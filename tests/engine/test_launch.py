@@ -98,7 +98,7 @@ def test_a_key_that_nothing_knows(tmp_path, change):
 def test_a_key_that_no_data_set_knows(tmp_path, change):
     cfg = named(load_config(CONFIG, change, str(tmp_path)))
     word = next(iter(change)).split('.')[-1]
-    with pytest.raises(ValueError, match=f'a key too many.*{word}'):
+    with pytest.raises(ValueError, match=f'an unknown key.*{word}'):
         ptq(cfg, FLOAT)
 
 

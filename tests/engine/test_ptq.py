@@ -293,7 +293,7 @@ def test_refuses_images_with_nan(quick):
         'data_preprocessor'
     )
     cfg.data_preprocessor = None
-    with pytest.raises(ValueError, match='image 0 holds NaN'):
+    with pytest.raises(ValueError, match='image 0 contains NaN'):
         ptq(cfg, FLOAT)
 
 

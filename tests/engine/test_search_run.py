@@ -36,7 +36,7 @@ def config(folder, **options):
 def short_front():
     """Fewer points than a figure needs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bit_search, 'FRONT', 4)
+        patch.setattr(bit_search, 'FRONT_POINTS', 4)
         yield
 
 
