@@ -17,7 +17,7 @@ from ..datasets import Unreadable, watched
 Batch = dict[str, Any]
 #: A batch of the images that can be read, None if there are none, and the
 #: images that cannot be read.
-ReadableBatch = tuple[Optional[Batch], list[Unreadable]]
+CheckedBatch = tuple[Optional[Batch], list[Unreadable]]
 
 #: Fraction of calibration images that may be unreadable, by default.
 MAX_UNREADABLE = 0.01
@@ -44,7 +44,7 @@ class WatchingLoader(DataLoader):
 
     def with_unreadable(
         self,
-    ) -> Iterator[ReadableBatch]:
+    ) -> Iterator[CheckedBatch]:
         """Yield each batch, and its images that cannot be read.
 
         The batch is None if none of its images can be read.
@@ -62,7 +62,7 @@ class _CollateReadable:
     def __init__(self, collate: Callable[[list], Batch]) -> None:
         self.collate = collate
 
-    def __call__(self, items: Sequence) -> ReadableBatch:
+    def __call__(self, items: Sequence) -> CheckedBatch:
         bad = [item for item in items if isinstance(item, Unreadable)]
         good = [item for item in items if not isinstance(item, Unreadable)]
         return (self.collate(good) if good else None), bad
@@ -143,7 +143,7 @@ class ReadableBatches:
                     more = bool(self.unreadable)
             self._check(drawn)
 
-    def _batches(self) -> Iterator[ReadableBatch]:
+    def _batches(self) -> Iterator[CheckedBatch]:
         """Yield each batch once, and its images that cannot be read."""
         if isinstance(self.loader, WatchingLoader):
             yield from self.loader.with_unreadable()

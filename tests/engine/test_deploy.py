@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a proven file."""
+"""Checkpoints are exported to files that are proven."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .conftest import FLOAT, quick_config
 ort = pytest.importorskip('onnxruntime')
 
 
-def test_a_float_checkpoint_is_no_quantized_one(quick, tmp_path):
+def test_a_float_checkpoint_is_refused(quick, tmp_path):
     request = Request(output=str(tmp_path / 'm.onnx'))
     with pytest.raises(ValueError, match='float checkpoint.*tools/ptq.py'):
         export(quick(), FLOAT, request)
 
 
-def test_what_is_asked_for_is_checked_before_any_work(quick, tmp_path):
-    there = tmp_path / 'm.onnx'
-    there.touch()
+def test_the_options_are_checked_before_any_work(quick, tmp_path):
+    existing = tmp_path / 'm.onnx'
+    existing.touch()
     with pytest.raises(FileExistsError, match='--force'):
-        export(quick(), 'none.pth', Request(output=str(there)))
-    check_output(str(there), force=True)
+        export(quick(), 'none.pth', Request(output=str(existing)))
+    check_output(str(existing), force=True)
     with pytest.raises(ValueError, match=r'expected a name with .onnx'):
         export(quick(), 'none.pth', Request(output='model.trt'))
     with pytest.raises(ValueError, match="expected 'dynamic' or a whole"):
@@ -44,7 +44,7 @@ def test_what_is_asked_for_is_checked_before_any_work(quick, tmp_path):
         export(quick(), 'none.pth', Request())
 
 
-def test_resizing_is_read_off_the_test_pipeline(quick):
+def test_resizing_is_read_from_the_test_pipeline(quick):
     cfg = quick()
     assert resizing(cfg) == dict(size=[32, 32])
     cfg.test_dataloader.dataset.pipeline = [
@@ -59,7 +59,7 @@ def test_resizing_is_read_off_the_test_pipeline(quick):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """A finished run whose checkpoint is of safetensors."""
+    """Return folder, checkpoint and metrics of a run with safetensors."""
     folder = tmp_path_factory.mktemp('run')
     name = 'quantized.safetensors'
     cfg = quick_config(folder, test_cfg__checkpoint=name)
@@ -68,13 +68,13 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_safetensors_evaluate_to_the_same(run):
+def test_a_checkpoint_of_safetensors_has_the_same_metrics(run):
     folder, checkpoint, metrics = run
     assert evaluate(quick_config(folder), str(checkpoint)) == metrics
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_config(run, tmp_path):
+def test_a_checkpoint_of_another_config_is_refused(run, tmp_path):
     folder, checkpoint, _ = run
     cfg = quick_config(folder, model__quantization__weight__bits=3)
     with pytest.raises(ValueError, match='use the config of its run'):
@@ -82,8 +82,8 @@ def test_a_checkpoint_of_another_config(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_images_go_in_as_they_are(run, tmp_path):
-    """With the normalisation baked in, the answer is the same."""
+def test_a_file_with_preprocessing_takes_raw_images(run, tmp_path):
+    """Its output is that of the file without preprocessing."""
     folder, checkpoint, _ = run
     path = str(tmp_path / 'm.onnx')
     request = Request(

@@ -1,3 +1,5 @@
+"""Configs are checked before any work, and errors leave no files."""
+
 from __future__ import annotations
 
 import uuid
@@ -12,35 +14,35 @@ from mmrazor_brecq.engine.launch import build_model, ptq
 from .conftest import CONFIG, FLOAT, ROOT
 
 
-def named(cfg):
-    """With a name of its own: runs of one second share a visualizer."""
+def with_own_name(cfg):
+    """Give a config a unique name, as runs share visualizers by name."""
     cfg.experiment_name = uuid.uuid4().hex
     return cfg
 
 
-def test_missing_config(tmp_path):
+def test_a_missing_config_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='No config at'):
         load_config(str(tmp_path / 'none.py'))
 
 
-def test_a_checkpoint_in_the_place_of_the_config():
+def test_a_checkpoint_given_as_config_is_refused():
     with pytest.raises(ValueError, match='pth.* is no config.*before the'):
         load_config(FLOAT)
 
 
-def test_a_config_without_quantization(tmp_path):
+def test_a_config_without_quantization_is_refused(tmp_path):
     path = ROOT / 'configs/float/resnet18_fashion-mnist.py'
     with pytest.raises(ValueError, match='mmrazor_brecq.BRECQ'):
         load_config(str(path), work_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize('key', ['modle.quantization', 'bits.weight.bits'])
-def test_an_option_that_changes_nothing(tmp_path, key):
+def test_an_option_of_an_unknown_key_is_refused(tmp_path, key):
     with pytest.raises(KeyError, match=f'--cfg-options {key}'):
         load_config(CONFIG, {key: 3}, str(tmp_path))
 
 
-def test_a_work_dir_that_is_a_file(tmp_path):
+def test_a_file_given_as_work_dir_is_refused(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(PermissionError, match='--work-dir'):
         load_config(CONFIG, work_dir=str(tmp_path / 'file'))
@@ -77,7 +79,7 @@ def test_every_run_has_a_seed(tmp_path):
         {'model.reconstructor.iteration': 3},
     ],
 )
-def test_a_key_that_nothing_knows(tmp_path, change):
+def test_an_unknown_key_is_refused(tmp_path, change):
     path = next(iter(change))
     cfg = load_config(CONFIG, change, str(tmp_path / 'run'))
     with pytest.raises(
@@ -95,8 +97,8 @@ def test_a_key_that_nothing_knows(tmp_path, change):
         {'test_evaluator.topc': 1},
     ],
 )
-def test_a_key_that_no_data_set_knows(tmp_path, change):
-    cfg = named(load_config(CONFIG, change, str(tmp_path)))
+def test_an_unknown_key_of_a_constructor_is_refused(tmp_path, change):
+    cfg = with_own_name(load_config(CONFIG, change, str(tmp_path)))
     word = next(iter(change)).split('.')[-1]
     with pytest.raises(ValueError, match=f'an unknown key.*{word}'):
         ptq(cfg, FLOAT)
@@ -104,30 +106,30 @@ def test_a_key_that_no_data_set_knows(tmp_path, change):
 
 @DATASETS.register_module()
 class Faulty:
-    """A data set that wants a key, and has a mistake of its own."""
+    """Data set with a required key, whose constructor has a mistake."""
 
-    def __init__(self, wanted, **others):
-        len(wanted)
+    def __init__(self, required, **others):
+        len(required)
 
 
 @pytest.mark.parametrize(
     'keys, error, words',
     [
-        ({}, ValueError, 'lacks a key.*Faulty.*wanted'),
-        ({'wanted': 1}, TypeError, "'int' has no len"),
+        ({}, ValueError, 'lacks a key.*Faulty.*required'),
+        ({'required': 1}, TypeError, "'int' has no len"),
     ],
 )
-def test_a_key_too_few_and_a_mistake_of_a_data_set(
+def test_a_missing_key_is_told_from_a_mistake_in_a_constructor(
     tmp_path, keys, error, words
 ):
     data_set = dict(type='Faulty', _scope_='mmengine', **keys)
-    cfg = named(load_config(CONFIG, {}, str(tmp_path)))
+    cfg = with_own_name(load_config(CONFIG, {}, str(tmp_path)))
     cfg.test_dataloader.dataset = data_set
     with pytest.raises(error, match=words):
         ptq(cfg, FLOAT)
 
 
-def test_overrides_from_the_command_line(tmp_path):
+def test_the_command_line_can_override_bits(tmp_path):
     option = "model.quantization.bit_overrides={'backbone.layer1.*': 8}"
     args = tool_parser(None, '').parse_args(
         [CONFIG, '--cfg-options', option, 'randomness.seed=3']
@@ -137,7 +139,7 @@ def test_overrides_from_the_command_line(tmp_path):
     assert cfg.randomness.seed == 3
 
 
-def test_a_key_of_the_runner_needs_no_place_in_the_config(tmp_path):
+def test_a_key_of_the_runner_need_not_be_in_the_config(tmp_path):
     path = tmp_path / 'config.py'
     path.write_text(
         "model = dict(type='mmrazor_brecq.BRECQ', architecture={})\n"
@@ -147,7 +149,7 @@ def test_a_key_of_the_runner_needs_no_place_in_the_config(tmp_path):
 
 
 @pytest.mark.parametrize('calibration', [None, dict(num_images=3)])
-def test_a_loop_that_calibrates_on_nothing(tmp_path, calibration):
+def test_a_loop_without_calibration_images_is_refused(tmp_path, calibration):
     cfg = load_config(CONFIG, None, str(tmp_path))
     cfg.test_cfg.calibration = calibration
     with pytest.raises(ValueError, match='test_cfg.calibration'):
@@ -158,6 +160,7 @@ def test_a_loop_that_calibrates_on_nothing(tmp_path, calibration):
 
 
 def leaves_nothing(folder, cfg, checkpoint, error, words):
+    """Check that an error leaves no files in a folder."""
     with pytest.raises(error, match=words):
         ptq(cfg, checkpoint)
     assert list(folder.iterdir()) == []
@@ -175,7 +178,7 @@ def leaves_nothing(folder, cfg, checkpoint, error, words):
         ({'test_cfg.calibration.num_images': 1}, 'num_images=1'),
     ],
 )
-def test_a_slip_leaves_no_folder(quick, tmp_path, change, words):
+def test_a_mistake_leaves_no_folder(quick, tmp_path, change, words):
     cfg = quick(
         'runs/run', **{k.replace('.', '__'): v for k, v in change.items()}
     )
@@ -187,8 +190,8 @@ def test_a_wrong_checkpoint_leaves_no_folder(quick, tmp_path):
     leaves_nothing(tmp_path, quick(), other, ValueError, 'no checkpoint of')
 
 
-def test_a_slip_leaves_what_was_there(quick, tmp_path):
-    """Files of the user, and those of an earlier run."""
+def test_a_mistake_keeps_existing_files(quick, tmp_path):
+    """These are files of the user or of an earlier run."""
     folder = tmp_path / 'run'
     folder.mkdir()
     (folder / 'mine.txt').write_text('mine')
@@ -198,7 +201,7 @@ def test_a_slip_leaves_what_was_there(quick, tmp_path):
     assert [path.name for path in folder.iterdir()] == ['mine.txt']
 
 
-def test_what_asks_for_a_missing_file_is_named(quick, tmp_path, monkeypatch):
+def test_the_key_of_a_missing_file_is_named(quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = quick()
     cfg.test_dataloader.dataset = dict(

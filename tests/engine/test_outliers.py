@@ -1,3 +1,5 @@
+"""Images with far larger values than all others are left out."""
+
 from __future__ import annotations
 
 import pytest
@@ -11,7 +13,7 @@ MEAN, STD = 0.45, 0.225
 
 
 def photographs(count=256, seed=0):
-    """Smooth pictures of all contrasts, as a network wants them."""
+    """Return smooth normalized images of many contrasts."""
     generator = torch.Generator().manual_seed(seed)
     small = torch.rand(count, 3, 4, 4, generator=generator)
     big = torch.nn.functional.interpolate(small, size=(12, 12), mode='bicubic')
@@ -20,23 +22,23 @@ def photographs(count=256, seed=0):
 
 
 def digits(count=256, content=0.2):
-    """Black images, few of which have a white stroke."""
+    """Return black images, a few of which have a white stroke."""
     images = torch.full((count, 1, 12, 12), -0.42)
     with_content = int(count * content)
     images[:with_content, :, 3:9, 5:7] = 2.82
     return images
 
 
-def held(images):
+def cache(images):
     batches = images.clone().split(50)
     return CachedBatches(batches, [len(batch) for batch in batches])
 
 
-def all_of(rows):
-    return torch.cat(list(rows.split()))
+def all_of(cached):
+    return torch.cat(list(cached.split()))
 
 
-def unnormalised(image):
+def unnormalized(image):
     return (image * STD + MEAN) * 255
 
 
@@ -47,7 +49,7 @@ def hot_pixel(image):
 
 
 BAD = dict(
-    unnormalised=unnormalised,
+    unnormalized=unnormalized,
     huge=lambda image: image * 255,
     negative=lambda image: image * -255,
     noise=lambda image: torch.rand_like(image) * 255,
@@ -62,28 +64,28 @@ def test_a_bad_image_is_named_and_left_out(kind, count, warnings_log):
     images = photographs(count)
     dirty = images.clone()
     dirty[5] = BAD[kind](images[5])
-    rows = held(dirty)
-    (found,) = leave_out(rows, [f'{i}.png' for i in range(count)])
+    cached = cache(dirty)
+    (found,) = leave_out(cached, [f'{i}.png' for i in range(count)])
 
     assert found['image'] == 5 and found['name'] == '5.png'
     assert found['times'] > 20
     images[5] = images[6]
-    assert torch.equal(all_of(rows), images)
-    (said,) = warnings_log
-    assert 'image 5 (5.png)' in said and f'{found["times"]:.3g} times' in said
+    assert torch.equal(all_of(cached), images)
+    (line,) = warnings_log
+    assert 'image 5 (5.png)' in line and f'{found["times"]:.3g} times' in line
 
 
-@pytest.mark.parametrize('places', [(0, 1, 2), (5, 100, 255), (254, 255)])
-def test_several_are_left_out_whatever_they_are(places):
+@pytest.mark.parametrize('indices', [(0, 1, 2), (5, 100, 255), (254, 255)])
+def test_several_outliers_of_different_kinds_are_left_out(indices):
     images = photographs()
     dirty = images.clone()
-    for i, kind in zip(places, (unnormalised, hot_pixel, BAD['noise'])):
+    for i, kind in zip(indices, (unnormalized, hot_pixel, BAD['noise'])):
         dirty[i] = kind(images[i])
-    rows = held(dirty)
-    assert [x['image'] for x in leave_out(rows)] == list(places)
-    rest = [i for i in range(256) if i not in places]
-    assert torch.equal(all_of(rows)[rest], images[rest])
-    assert all_of(rows).abs().max() == images[rest].abs().max()
+    cached = cache(dirty)
+    assert [x['image'] for x in leave_out(cached)] == list(indices)
+    rest = [i for i in range(256) if i not in indices]
+    assert torch.equal(all_of(cached)[rest], images[rest])
+    assert all_of(cached).abs().max() == images[rest].abs().max()
 
 
 def with_one(image, count=256):
@@ -117,13 +119,13 @@ GOOD = dict(
 
 
 @pytest.mark.parametrize('kind', GOOD)
-def test_what_is_only_diverse_stays_as_it_is(kind, warnings_log):
-    rows = held(GOOD[kind])
-    assert leave_out(rows) == [] and not warnings_log
-    assert torch.equal(all_of(rows), GOOD[kind])
+def test_images_that_only_vary_are_kept(kind, warnings_log):
+    cached = cache(GOOD[kind])
+    assert leave_out(cached) == [] and not warnings_log
+    assert torch.equal(all_of(cached), GOOD[kind])
 
 
-def test_the_api_says_so_in_its_report(toy, generator):
+def test_the_report_of_the_api_has_the_outliers(toy, generator):
     images = torch.randn(64, 3, 8, 8, generator=generator)
     dirty = images.clone()
     dirty[5] = 255 * torch.rand(3, 8, 8, generator=generator)
@@ -143,10 +145,10 @@ def test_the_api_says_so_in_its_report(toy, generator):
 
 
 @pytest.mark.parametrize('count', [3, 12])
-def test_what_no_network_can_compute_with_is_refused(count, generator):
-    """Where too few images tell what is in line, and where all are alike."""
+def test_values_too_large_to_compute_with_are_refused(count, generator):
+    """Also with too few images for outliers, or if all are too large."""
     images = torch.randn(count, 3, 4, 4, generator=generator)
     images[1 if count < 4 else slice(None), 0, 0, 0] = 1e30
-    rows = CachedBatches([images[:1], images[1:]], [1, count - 1])
+    cached = CachedBatches([images[:1], images[1:]], [1, count - 1])
     with pytest.raises(ValueError, match=r'\d contains 1e\+30, expected'):
-        leave_out(rows)
+        leave_out(cached)
