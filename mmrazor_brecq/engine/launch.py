@@ -66,7 +66,7 @@ def ptq(
     cfg.test_cfg.pop('resume', None)
     with one_run(
         cfg,
-        'once that is mended, the same command with --resume goes on after '
+        'once that is fixed, the same command with --resume continues after '
         'the last finished unit',
     ):
         runner = build_runner(cfg, RunOwner)

@@ -160,7 +160,7 @@ class Progress:
 
     @property
     def _cure(self) -> str:
-        """What to do about a damaged file; not every tool has --resume."""
+        """Advice about a damaged file. Not every tool has --resume."""
         return f'remove {self.folder!r} to start from the beginning'
 
     @property

@@ -103,7 +103,7 @@ def search_bits(
         raise ValueError('There is no budget: give --budget or --equal-to')
     with one_run(
         cfg,
-        'once that is mended, the same command continues after the last '
+        'once that is fixed, the same command continues after the last '
         'finished unit',
     ):
         runner = build_runner(cfg)

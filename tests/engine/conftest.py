@@ -1,4 +1,4 @@
-"""The demo's ResNet-18 on a few of its images, a few iterations a unit."""
+"""Runs of seconds: the demo's ResNet-18 with few images and iterations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def demo():
 
 
 def quick_config(folder, **options):
-    """Config of a run of seconds; `__` in a name stands for a dot."""
+    """Return the config of a short run; `__` in a name stands for a dot."""
     changes = {k.replace('__', '.'): v for k, v in options.items()}
     cfg = load_config(CONFIG, {**QUICK, **changes}, str(folder))
     # Runs of one second must not share a visualizer.
@@ -45,7 +45,7 @@ def quick_config(folder, **options):
 
 @pytest.fixture
 def quick(tmp_path):
-    """Makes a config of a run in a folder of its own."""
+    """Return a function that makes the config of a run in a new folder."""
     return lambda work_dir='run', **options: quick_config(
         tmp_path / work_dir, **options
     )

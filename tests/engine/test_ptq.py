@@ -1,3 +1,5 @@
+"""Runs are resumed with the same bits, and overwrite nothing."""
+
 from __future__ import annotations
 
 import json
@@ -33,13 +35,13 @@ def same(a, b):
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory, demo):
-    """Folder and metrics of a run that was left alone."""
+    """Return folder and metrics of a run without interruption."""
     folder = tmp_path_factory.mktemp('finished')
     return folder, ptq(quick_config(folder), FLOAT)
 
 
-def test_hooks_of_training_swap_no_weights(finished, quick, tmp_path):
-    """EMAHook would test averages of the float weights."""
+def test_hooks_of_training_do_not_replace_weights(finished, quick, tmp_path):
+    """EMAHook would evaluate averages of the float weights."""
     folder, metrics = finished
     cfg = quick()
     cfg.custom_hooks = [dict(type='EMAHook')]
@@ -50,7 +52,7 @@ def test_hooks_of_training_swap_no_weights(finished, quick, tmp_path):
     )
 
 
-def test_leaves_a_report_a_checkpoint_and_curves(finished):
+def test_a_run_writes_a_report_a_checkpoint_and_curves(finished):
     folder, metrics = finished
     report = json.loads((folder / 'report.json').read_text())
     for model in ('float', 'nearest', 'quantized'):
@@ -94,7 +96,7 @@ def test_leaves_a_report_a_checkpoint_and_curves(finished):
     assert not (folder / 'progress').exists()
 
 
-def test_checkpoint_holds_integers_within_their_bits(finished):
+def test_the_checkpoint_has_integers_within_their_bits(finished):
     folder, _ = finished
     path = folder / 'quantized.pth'
     assert torch.load(path, weights_only=True)['data'].dtype == torch.uint8
@@ -110,13 +112,13 @@ def test_checkpoint_holds_integers_within_their_bits(finished):
     assert content['meta']['classes'][0] == 'T-shirt/top'
 
 
-def test_quantized_checkpoint_gives_the_same_metrics(finished, quick):
+def test_the_checkpoint_has_the_same_metrics(finished, quick):
     folder, metrics = finished
     again = evaluate(quick('again'), str(folder / 'quantized.pth'))
     assert again == metrics
 
 
-def test_quantized_checkpoint_refuses_another_scheme(finished, quick):
+def test_a_checkpoint_of_another_scheme_is_refused(finished, quick):
     folder, _ = finished
     cfg = quick('again', model__quantization__activation__symmetric=True)
     with pytest.raises(ValueError, match='quantization.activation'):
@@ -131,7 +133,7 @@ def test_a_broken_progress_file_is_named(quick, tmp_path):
         ptq(quick(), FLOAT, resume=True)
 
 
-def test_same_seed_same_bits_other_seed_others(finished, quick, tmp_path):
+def test_the_same_seed_gives_the_same_bits(finished, quick, tmp_path):
     folder, _ = finished
     ptq(quick('same'), FLOAT)
     ptq(quick('other', randomness__seed=1), FLOAT)
@@ -141,7 +143,7 @@ def test_same_seed_same_bits_other_seed_others(finished, quick, tmp_path):
 
 
 def interrupt(monkeypatch, cfg, finished_units):
-    """Begin a run that ends in the middle."""
+    """Interrupt a run after some finished units."""
     add_unit = Progress.add_unit
 
     def interrupted(self, *args):
@@ -155,7 +157,7 @@ def interrupt(monkeypatch, cfg, finished_units):
 
 
 @pytest.mark.parametrize('finished_units', [1, 9])
-def test_resumes_with_the_same_bits(
+def test_a_resumed_run_has_the_same_bits(
     finished, quick, tmp_path, monkeypatch, finished_units
 ):
     folder, metrics = finished
@@ -170,14 +172,16 @@ def test_resumes_with_the_same_bits(
     assert len(report['units']) == 10
 
 
-def test_resumes_in_the_type_it_began_with(quick, tmp_path, monkeypatch):
-    def takes(short):
-        seconds = {None: 1.0, torch.bfloat16: short}
+def test_a_resumed_run_keeps_its_low_precision_type(
+    quick, tmp_path, monkeypatch
+):
+    def config(low_precision_seconds):
+        seconds = {None: 1.0, torch.bfloat16: low_precision_seconds}
         monkeypatch.setattr(autocast, '_seconds', lambda *x: seconds[x[-1]])
         return quick(model__reconstructor__autocast='fastest')
 
-    interrupt(monkeypatch, takes(0.5), 1)
-    ptq(takes(2.0), FLOAT, resume=True)
+    interrupt(monkeypatch, config(0.5), 1)
+    ptq(config(2.0), FLOAT, resume=True)
     report = json.loads((tmp_path / 'run/report.json').read_text())
     assert {unit['autocast'] for unit in report['units']} == {'bfloat16'}
 
@@ -191,7 +195,7 @@ def test_resumes_in_the_type_it_began_with(quick, tmp_path, monkeypatch):
         None,
     ],
 )
-def test_resume_refuses_another_run(quick, tmp_path, monkeypatch, change):
+def test_resuming_another_run_is_refused(quick, tmp_path, monkeypatch, change):
     def interrupted(self, *args):
         raise KeyboardInterrupt
 
@@ -222,7 +226,7 @@ def test_a_second_run_overwrites_nothing(finished, quick, tmp_path):
     assert (folder / 'report.1.json').exists()
 
 
-def test_a_small_budget_changes_no_bit(finished, quick, tmp_path):
+def test_a_small_memory_budget_changes_no_bit(finished, quick, tmp_path):
     folder, _ = finished
     ptq(quick(test_cfg__calibration__memory='1kB'), FLOAT)
 
@@ -230,12 +234,12 @@ def test_a_small_budget_changes_no_bit(finished, quick, tmp_path):
     assert same(
         frozen(run / 'quantized.pth'), frozen(folder / 'quantized.pth')
     )
-    held, spilled = (
+    in_memory, in_files = (
         json.loads((f / 'report.json').read_text())['activations_mb']
         for f in (folder, run)
     )
-    assert held['spilled'] == 0 < held['held']
-    assert spilled['held'] == 0 < spilled['spilled']
+    assert in_memory['spilled'] == 0 < in_memory['held']
+    assert in_files['held'] == 0 < in_files['spilled']
     assert {x.suffix for x in run.iterdir() if x.is_file()} <= {
         '.pth',
         '.json',
@@ -275,13 +279,15 @@ def test_a_small_budget_changes_no_bit(finished, quick, tmp_path):
         (dict(test_cfg__calibration__memory=1.5), 'memory=1.5, .* up to 1'),
     ],
 )
-def test_refuses_before_any_work(quick, tmp_path, options, message):
+def test_mistakes_are_refused_before_any_work(
+    quick, tmp_path, options, message
+):
     with pytest.raises(ValueError, match=message):
         ptq(quick(**options), FLOAT)
     assert not (tmp_path / 'run/progress/run.json').exists()
 
 
-def test_refuses_images_with_nan(quick):
+def test_images_with_nan_are_refused(quick):
     cfg = quick(
         model__data_preprocessor=dict(
             type='mmcls.ClsDataPreprocessor',
@@ -297,7 +303,7 @@ def test_refuses_images_with_nan(quick):
         ptq(cfg, FLOAT)
 
 
-def test_warns_of_calibrating_on_test_images(quick, caplog, tmp_path):
+def test_calibration_on_test_images_gives_a_warning(quick, caplog, tmp_path):
     cfg = quick()
     cfg.test_cfg.calibration.dataloader.dataset.update(
         images='t10k-images-idx3-ubyte.gz', labels='t10k-labels-idx1-ubyte.gz'
@@ -309,7 +315,7 @@ def test_warns_of_calibrating_on_test_images(quick, caplog, tmp_path):
     )
 
 
-def test_tells_of_a_shorter_run_in_the_folder_that_came_nearer(
+def test_a_shorter_run_that_ended_nearer_to_float_is_logged(
     finished, quick, tmp_path
 ):
     folder, _ = finished
@@ -332,15 +338,15 @@ def test_tells_of_a_shorter_run_in_the_folder_that_came_nearer(
     assert 'the longer one is the worse one' not in log
 
 
-def test_says_nothing_where_calibration_is_apart(finished):
+def test_other_calibration_images_give_no_warning(finished):
     folder, _ = finished
     (log,) = folder.glob('*/*.log')
     assert 'are test images' not in log.read_text()
 
 
 @pytest.mark.slow
-def test_survives_being_killed(tmp_path):
-    """Against a run of the same command that was left alone."""
+def test_a_killed_run_can_be_resumed(tmp_path):
+    """It has the same bits as a run that was not killed."""
     env = dict(os.environ, MMRAZOR_BRECQ_DEMO=str(ROOT / 'demo'))
 
     def command(work_dir):
@@ -366,9 +372,7 @@ def test_survives_being_killed(tmp_path):
     )
 
 
-def test_takes_what_is_there_where_more_images_are_asked_for(
-    quick, tmp_path, demo
-):
+def test_if_there_are_fewer_images_a_run_uses_all(quick, tmp_path, demo):
     cfg = quick(
         test_cfg__calibration__dataloader__dataset__indices=40,
         test_cfg__calibration__num_images=1024,
@@ -381,7 +385,7 @@ def test_takes_what_is_there_where_more_images_are_asked_for(
     assert 'has 40 images: all of them are taken' in log
 
 
-def test_one_image_is_still_too_few(quick):
+def test_a_single_calibration_image_is_refused(quick):
     cfg = quick(
         test_cfg__calibration__dataloader__dataset__indices=1,
         test_cfg__calibration__num_images=1024,

@@ -1,4 +1,4 @@
-"""What a run left stays as it is, whoever comes after it."""
+"""Later runners keep the config of a run."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ NAME = Path(CONFIG).name
 
 
 def files(folder):
-    """What lies in a folder itself, but for the logs in folders."""
+    """Return the text of each file in a folder, without subfolders."""
     return {p.name: p.read_text() for p in folder.iterdir() if p.is_file()}
 
 
-def begun(cfg, kind):
-    """A runner whose work has begun."""
+def begin(cfg, kind):
+    """Return a runner whose work has begun."""
     runner = build_runner(cfg, kind)
     runner.begin()
     return runner
 
 
-def test_a_visitor_leaves_the_config_of_a_run(tmp_path):
-    begun(quick_config(tmp_path), RunOwner)
+def test_a_visitor_keeps_the_config_of_a_run(tmp_path):
+    begin(quick_config(tmp_path), RunOwner)
     before = files(tmp_path)
     assert set(before) == {NAME}
     cfg = quick_config(tmp_path, randomness__seed=3)
     cfg.test_cfg = dict()
-    runner = begun(cfg, RunVisitor)
+    runner = begin(cfg, RunVisitor)
     assert isinstance(build_runner(cfg), RunVisitor)
     assert files(tmp_path) == before
     beside_the_log = Path(runner.log_dir) / NAME
     assert "'seed': 3" in beside_the_log.read_text()
 
 
-def test_a_run_with_its_own_config_leaves_it_too(tmp_path):
-    begun(quick_config(tmp_path), RunOwner)
+def test_a_run_with_the_same_config_keeps_it(tmp_path):
+    begin(quick_config(tmp_path), RunOwner)
     before = files(tmp_path)
     for _ in range(2):
         cfg = load_config(str(tmp_path / NAME), None, str(tmp_path))
-        begun(cfg, RunOwner)
+        begin(cfg, RunOwner)
     assert files(tmp_path) == before
 
 
-def test_the_config_of_another_run_is_moved_aside(tmp_path):
-    begun(quick_config(tmp_path), RunOwner)
+def test_the_config_of_another_run_is_renamed(tmp_path):
+    begin(quick_config(tmp_path), RunOwner)
     (before,) = files(tmp_path).values()
-    begun(quick_config(tmp_path, randomness__seed=3), RunOwner)
+    begin(quick_config(tmp_path, randomness__seed=3), RunOwner)
     after = files(tmp_path)
     assert after[NAME.replace('.py', '.1.py')] == before
     assert "'seed': 3" in after[NAME]
@@ -62,7 +62,7 @@ def test_a_config_comes_back_in_its_order(tmp_path):
     order = ['backbone.layer1.*', 'backbone.*', 'head.fc']
     cfg.model.quantization.bit_overrides = dict.fromkeys(order, 8)
     cfg.test_dataloader.dataset.metainfo = dict(classes=("it's", 'a "b"'))
-    begun(cfg, RunOwner)
+    begin(cfg, RunOwner)
     found = load_config(str(tmp_path / NAME), None, str(tmp_path))
     assert list(found.model.quantization.bit_overrides) == order
     for part in ('model', 'test_dataloader', 'test_evaluator', 'test_cfg'):

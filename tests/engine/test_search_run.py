@@ -1,4 +1,4 @@
-"""From a config to configs with widths, on the demo's ResNet-18."""
+"""Searches write configs with bits, for the demo's ResNet-18."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config(folder, **options):
 
 @pytest.fixture(scope='module', autouse=True)
 def short_front():
-    """Fewer points than a figure needs."""
+    """Reduce the points of the front in a figure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bit_search, 'FRONT_POINTS', 4)
         yield
@@ -42,7 +42,7 @@ def short_front():
 
 @pytest.fixture(scope='module')
 def searched(tmp_path_factory, demo, short_front):
-    """Folder and configs of a search."""
+    """Return folder and configs of a search."""
     folder = tmp_path_factory.mktemp('searched')
     paths = search_bits(
         config(folder),
@@ -56,7 +56,7 @@ def searched(tmp_path_factory, demo, short_front):
 
 @pytest.fixture
 def again(searched, tmp_path):
-    """Searches with the sensitivities that are known."""
+    """Return a function that searches with known sensitivities."""
     folder, _ = searched
 
     def search(*budgets, equal_to=(), **options):
@@ -75,7 +75,7 @@ def again(searched, tmp_path):
     return search
 
 
-def test_keeps_to_the_budgets(searched):
+def test_the_results_meet_the_budgets(searched):
     folder, paths = searched
     content = json.loads((folder / 'search.json').read_text())
     half, both, w4 = content['found']
@@ -104,7 +104,7 @@ def test_the_front_falls_and_no_uniform_model_is_below_it(searched):
             assert not (smaller and uniform['loss'] < loss * (1 - 1e-6))
 
 
-def test_figures_and_table(searched):
+def test_a_search_writes_figures_and_a_table(searched):
     folder, _ = searched
     for name in ('sensitivity', 'front', 'depth'):
         assert (folder / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
@@ -114,10 +114,10 @@ def test_figures_and_table(searched):
 
 
 @pytest.mark.slow
-def test_goes_straight_into_ptq(searched, tmp_path):
+def test_a_written_config_can_be_quantized(searched, tmp_path):
     folder, paths = searched
     cfg = load_config(paths[0], {}, str(tmp_path / 'ptq'))
-    assert cfg.model.reconstructor.iterations == 2  # of the command line
+    assert cfg.model.reconstructor.iterations == 2  # From the command line.
     cfg.model.reconstructor = dict(type='NearestRounding', batch_size=8)
     ptq(cfg, FLOAT)
     report = json.loads((tmp_path / 'ptq/report.json').read_text())
@@ -129,8 +129,10 @@ def test_goes_straight_into_ptq(searched, tmp_path):
 
 
 @pytest.mark.slow
-def test_inherits_the_file_of_the_user(again, searched, tmp_path):
-    """Overrides of the file are replaced, not mixed with."""
+def test_a_written_config_inherits_the_file_of_the_user(
+    again, searched, tmp_path
+):
+    """Its overrides are replaced, not merged."""
     folder, _ = searched
     mine = tmp_path / 'mine/config.py'
     mine.parent.mkdir()
@@ -149,11 +151,11 @@ def test_inherits_the_file_of_the_user(again, searched, tmp_path):
     assert overrides['backbone.layer1.0.conv1'] == dict(weight=4, activation=4)
     assert 'backbone.layer1.*' not in overrides
     assert '_delete_' not in overrides
-    widths = {value['weight'] for value in overrides.values()}
-    assert widths <= {2, 4, 8} and len(widths) > 1
+    bits = {value['weight'] for value in overrides.values()}
+    assert bits <= {2, 4, 8} and len(bits) > 1
 
 
-def test_constraints_change_nothing_that_was_measured(again, tmp_path):
+def test_constraints_need_no_new_measurement(again, tmp_path):
     (path,) = again(
         'weight_bytes<=0.6MB',
         **{
@@ -173,7 +175,7 @@ def test_constraints_change_nothing_that_was_measured(again, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_genetic_search_is_no_better(again, searched, tmp_path):
+def test_the_genetic_search_is_not_better(again, searched, tmp_path):
     again(
         'weight_bytes<=0.5MB',
         **{'mixed_precision.searcher': dict(type='GeneticSearch')},
@@ -187,8 +189,8 @@ def test_the_genetic_search_is_no_better(again, searched, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_search_that_was_killed_goes_on(searched, tmp_path, monkeypatch):
-    """First in a reconstruction, then in a measurement."""
+def test_a_killed_search_can_be_resumed(searched, tmp_path, monkeypatch):
+    """It is killed in a reconstruction, and then in a measurement."""
     folder = tmp_path / 'killed'
     add_unit, add = (
         engine_sensitivity.Progress.add_unit,
@@ -216,7 +218,7 @@ def test_a_search_that_was_killed_goes_on(searched, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             search_bits(config(folder), CONFIG, FLOAT, **EQUAL)
     search_bits(config(folder), CONFIG, FLOAT, **EQUAL)
-    # Nothing was done twice but what was killed.
+    # Only the interrupted units were done twice.
     assert counts == dict(units=3 * 21 + 1, measured=8 + 1)
     mine, other = (
         json.loads((f / 'sensitivity.json').read_text())
@@ -225,7 +227,7 @@ def test_a_search_that_was_killed_goes_on(searched, tmp_path, monkeypatch):
     for key in ('identity', 'finished'):
         assert mine[key] == other[key]
     assert mine['alone'].keys() == other['alone'].keys()
-    # Not to the last digit: slow tests compile, the fixture does not.
+    # Approximately, since slow tests compile and the fixture does not.
     for name, terms in mine['alone'].items():
         assert terms == pytest.approx(other['alone'][name], rel=0.01)
     assert not list(folder.glob('*progress*'))
@@ -239,20 +241,20 @@ def test_a_search_that_was_killed_goes_on(searched, tmp_path, monkeypatch):
         ('latency_ms<=1', '--latency-table'),
     ],
 )
-def test_bad_budgets(again, budget, message):
+def test_invalid_budgets_are_refused(again, budget, message):
     with pytest.raises(ValueError, match=message):
         again(budget)
 
 
-def test_what_cannot_be_kept_shows_before_anything_is_measured(
+def test_infeasible_budgets_are_refused_before_any_measurement(
     tmp_path, monkeypatch
 ):
     def measured(*args):
-        raise AssertionError('It began to measure')
+        raise AssertionError('The measurement began')
 
     monkeypatch.setattr(engine_sensitivity, 'uniform_models', measured)
     folder = tmp_path / 'some/run'
-    for budgets, alike, words in (
+    for budgets, equal_to, words in (
         (['weight_bytes<=1kB'], [], 'weight_bytes<=1kB.*smallest.*largest'),
         (['weight_bytes<=0.5MB,bops<=1k'], [], 'smallest.* or bops<='),
         ([], ['w2'], 'equal to w2.*smallest'),
@@ -261,11 +263,11 @@ def test_what_cannot_be_kept_shows_before_anything_is_measured(
     ):
         cfg = config(folder, mixed_precision__bits=[3, 4, 8])
         with pytest.raises(ValueError, match=words):
-            search_bits(cfg, CONFIG, FLOAT, budgets, alike)
+            search_bits(cfg, CONFIG, FLOAT, budgets, equal_to)
         assert list(tmp_path.iterdir()) == []
 
 
-def test_one_infeasible_budget_leaves_the_others(again, tmp_path):
+def test_the_budgets_beside_an_infeasible_one_are_searched(again, tmp_path):
     with pytest.raises(ValueError, match='1kB.*The other budgets are done'):
         again('weight_bytes<=1kB', 'weight_bytes<=0.5MB')
     found = json.loads((tmp_path / 'run/search.json').read_text())['found']
@@ -273,7 +275,9 @@ def test_one_infeasible_budget_leaves_the_others(again, tmp_path):
     assert (tmp_path / 'run/bits_weight_bytes_0.5MB.py').exists()
 
 
-def test_a_search_out_of_time_leaves_the_others(again, tmp_path, monkeypatch):
+def test_the_budgets_beside_one_out_of_time_are_searched(
+    again, tmp_path, monkeypatch
+):
     solve = bit_search.BitSearch.solve
 
     def slow(self, budget, searcher=None):
@@ -289,7 +293,7 @@ def test_a_search_out_of_time_leaves_the_others(again, tmp_path, monkeypatch):
         again('weight_bytes<=0.6MB')
 
 
-def test_a_fresh_search_resumes_nothing(searched):
+def test_a_new_search_resumes_nothing(searched):
     folder, _ = searched
     (log,) = folder.glob('*/*.log')
     assert 'Resumes after' not in log.read_text()
@@ -316,7 +320,7 @@ def test_the_smallest_feasible_budget_is_feasible(again):
         ({'mixed_precision.shared': [['x']]}, 'matches no layer'),
     ],
 )
-def test_sensitivities_of_something_else_are_refused(again, options, message):
+def test_sensitivities_of_another_config_are_refused(again, options, message):
     with pytest.raises(ValueError, match=message):
         again('weight_bytes<=1MB', **options)
 
@@ -334,7 +338,7 @@ def test_sensitivities_of_another_model_are_refused(searched, tmp_path):
     assert path.read_text() == before
 
 
-def test_a_broken_file_of_sensitivities_is_named(tmp_path):
+def test_a_damaged_file_of_sensitivities_is_named(tmp_path):
     path = tmp_path / 'sensitivity.json'
     path.write_text('{"identity": {}')
     with pytest.raises(ValueError, match='no file of sensitivities'):
@@ -343,18 +347,18 @@ def test_a_broken_file_of_sensitivities_is_named(tmp_path):
         )
 
 
-def test_a_width_of_activations_needs_a_search_of_them(again):
+def test_bits_of_activations_need_a_search_of_activations(again):
     with pytest.raises(ValueError, match='mixed_precision.kinds'):
         again(equal_to=['w4a4'])
 
 
-def test_no_budget_is_no_search(tmp_path):
+def test_a_search_without_a_budget_is_refused(tmp_path):
     with pytest.raises(ValueError, match='give --budget or --equal-to'):
         search_bits(config(tmp_path), CONFIG, FLOAT)
 
 
 @pytest.mark.slow
-def test_weights_and_activations(tmp_path):
+def test_bits_of_weights_and_activations_are_searched(tmp_path):
     options = {
         'mixed_precision.kinds': ['weight', 'activation'],
         'mixed_precision.bits': [4, 8],
@@ -375,8 +379,10 @@ def test_weights_and_activations(tmp_path):
 
 
 @pytest.mark.slow
-def test_latency_from_a_table(again, searched, tmp_path, monkeypatch):
-    """One that was filled in elsewhere: narrow layers are quick there."""
+def test_a_latency_table_can_be_a_budget(
+    again, searched, tmp_path, monkeypatch
+):
+    """The table has fewer milliseconds for fewer bits."""
     path = tmp_path / 'table.csv'
     monkeypatch.chdir(tmp_path)
     write_latency_table(config(tmp_path / 'table'), str(path), measure=False)
@@ -385,7 +391,7 @@ def test_latency_from_a_table(again, searched, tmp_path, monkeypatch):
     assert {row['latency_ms'] for row in rows} == {''}
     for row in rows:
         row['latency_ms'] = 0.1 * int(row['weight_bits'])
-    # The device knows no 2 bits: no matter where they are not allowed.
+    # The device has no 2-bit kernels, which matters only if 2 is allowed.
     rows = [row for row in rows if row['weight_bits'] != '2']
     with open(path, 'w') as file:
         writer = csv.DictWriter(file, rows[0])
