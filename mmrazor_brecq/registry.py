@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Callable, Optional, Union
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
@@ -80,6 +81,15 @@ MODELS = Registry(
 LOOPS = Registry(
     'loop',
     parent=MMENGINE_LOOPS,
+    scope=SCOPE,
+    locations=['mmrazor_brecq.engine'],
+)
+
+#: Hooks of the runner. There are none of ours, but a config that inherits one
+#: of this package gives its hooks our scope, and mmengine warns without this.
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
     scope=SCOPE,
     locations=['mmrazor_brecq.engine'],
 )

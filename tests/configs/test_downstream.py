@@ -8,9 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mmengine.hooks  # noqa: F401  It registers the default hooks.
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, VISUALIZERS, DefaultScope
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    MODELS,
+    VISUALIZERS,
+    DefaultScope,
+)
 
 from mmrazor_brecq.objectives import Objective
 
@@ -47,6 +54,12 @@ def test_the_example_builds_in_the_scope_of_mmcls(cfg):
     assert isinstance(objective, Objective)
     assert type(objective).__module__ == 'huber'
     assert dataset[0]['inputs'].shape == (3, 64, 64)
+
+
+def test_inherited_hooks_are_built_without_a_warning(cfg, warnings_log):
+    for hook in cfg.default_hooks.values():
+        HOOKS.build(hook)
+    assert not warnings_log
 
 
 @pytest.mark.slow
