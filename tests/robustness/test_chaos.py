@@ -129,27 +129,20 @@ from mmrazor_brecq.engine.progress import Progress
 Progress._drop_damaged = lambda self, unchecked: None
 """
 FORGETFUL = """
-import torch
-from mmrazor_brecq.engine import progress
-in_first = progress.in_first
-progress.Progress.units = lambda self, part: {}
+from mmrazor_brecq.engine.progress import Progress
+Progress.units = lambda self, part: {}
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('harm', 'before', 'verdicts'),
-    [
-        ('flip_run', UNCHECKED, ('silent', 'wrong', 'no effect')),
-        ('kill', FORGETFUL, ('wrong',)),
-    ],
+    ('harm', 'before'), [('flip_run', UNCHECKED), ('kill', FORGETFUL)]
 )
-def test_what_is_not_checked_shows(tmp_path, harm, before, verdicts):
+def test_a_run_that_is_less_careful_shows(tmp_path, harm, before):
     done, found = chaos(
         *(tmp_path, '--rounds', '6', '--runs', 'default', '--harms', harm),
         before=before,
     )
     assert done.returncode == 1, done.stdout
     total = found['rows'][-1]
-    assert sum(total[verdict] for verdict in verdicts)
     assert total['silent'] + total['wrong']
