@@ -1,4 +1,4 @@
-"""Quantization in two lines, for notebooks and scripts.
+"""Quantization in a few lines, for notebooks and scripts.
 
 model, report = mmrazor_brecq.quantize(network, images)
 mmrazor_brecq.save(model, 'quantized.pth')

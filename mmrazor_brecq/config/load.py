@@ -187,9 +187,13 @@ def _check_dataset(key: str, dataset: Mapping) -> None:
         path = value if name == 'data_root' else osp.join(root, value)
         if not osp.exists(osp.expanduser(path)):
             where = '' if path == value else f' below data_root={root!r}'
+            if key.startswith('test_dataloader'):
+                images = 'the labeled images that measure the accuracy'
+            else:
+                images = 'the images'
             raise FileNotFoundError(
                 f'{key}.{name}={value!r} is not there{where} '
-                f'({osp.abspath(path)}): put the images there, or change '
+                f'({osp.abspath(path)}): put {images} there, or change '
                 f'the path with --cfg-options {key}.{name}=PATH'
             )
         if not osp.isdir(osp.expanduser(path)):

@@ -257,7 +257,10 @@ class LatencyTable(CostModel):
                 )
         key = shape, int(weight), int(activation)
         if time == '':  # As in a template.
-            raise ValueError(f'{shape} has no time yet')
+            raise ValueError(
+                f'{shape} has no time yet: measure it with '
+                'tools/measure_latency.py, or fill in its latency_ms'
+            )
         value = float('nan') if isinstance(time, bool) else float(time)
         if not 0 <= value < math.inf:
             raise ValueError(
