@@ -383,7 +383,7 @@ def test_if_there_are_fewer_images_a_run_uses_all(quick, tmp_path, demo):
     assert report['units']
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     assert 'num_images=1024' in log
-    assert 'has 40 images: all of them are taken' in log
+    assert 'has 40 images: all of them are used' in log
 
 
 def test_a_single_calibration_image_is_refused(quick):
