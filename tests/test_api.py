@@ -156,8 +156,8 @@ def test_what_is_not_quantized_is_neither_saved_nor_exported(
         (toy('residual'), 'a Classifier, expected a quantized BRECQ'),
         (model.architecture, 'a Classifier, expected a quantized'),
         (float_one, 'BRECQ of a Classifier still has the float network'),
-        (placed, "'stem.0' first, have real weights: not reconstructed"),
-        (half, "1 of 7 layers, 'head' first, have real weights"),
+        (placed, "'stem.0' first, have float weights: not reconstructed"),
+        (half, "1 of 7 layers, 'head' first, have float weights"),
     ):
         with pytest.raises(ValueError, match=words):
             if use == 'save':
