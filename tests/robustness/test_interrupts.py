@@ -153,8 +153,7 @@ def check_whole(folder, but_names=False):
     'names, times',
     [
         pytest.param(FAST, 3, id='few'),
-        pytest.param(list(PLACES), 1, id='all', marks=SLOW),
-        pytest.param(list(PLACES), 3, id='all, thrice', marks=SLOW),
+        pytest.param(list(PLACES), 2, id='all', marks=SLOW),
     ],
 )
 def test_at_place_after_place_it_ends_with_the_same_bits(
@@ -176,7 +175,6 @@ def test_at_place_after_place_it_ends_with_the_same_bits(
     'names',
     [
         pytest.param(['renaming what is written'], id='few'),
-        pytest.param(list(PLACES), id='all', marks=SLOW),
     ],
 )
 def test_a_scheduler_s_kill_leaves_no_half_file(tmp_path, bits, names):
@@ -322,7 +320,7 @@ def test_a_program_that_is_no_tool_keeps_its_own_answer(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('delay', [0.1 * 1.4**i for i in range(14)])
+@pytest.mark.parametrize('delay', [0.1 * 3**i for i in range(4)])
 def test_at_moments_of_the_clock(tmp_path, delay):
     """Some of them while Python itself starts, which no one can answer."""
     options = '--cfg-options', *QUICK
@@ -338,32 +336,28 @@ def test_at_moments_of_the_clock(tmp_path, delay):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('seed', range(1))
 def test_at_random_again_and_again_it_ends_with_the_same_bits(
     tmp_path, bits, seed
 ):
-    """While kernels are compiled, too, which are kept on the disk."""
     random = Random(seed)
-    kernels = dict(
-        TORCH_COMPILE_DISABLE='0', TORCHINDUCTOR_CACHE_DIR=str(tmp_path / 'k')
-    )
-    for _ in range(8):
+    for _ in range(2):
         by = random.choice([signal.SIGINT, signal.SIGINT, signal.SIGTERM])
-        run = Run(tmp_path, '--resume', '--cfg-options', *QUICK, **kernels)
-        time.sleep(random.uniform(1, 40))
+        run = Run(tmp_path, '--resume', '--cfg-options', *QUICK)
+        time.sleep(random.uniform(1, 20))
         done = run.process.poll() is not None
         run.interrupt(random.choice([1, 2, 3]), random.uniform(0, 1.5), by)
         status, error = run.end()
         if by == signal.SIGINT and not done and status:
             is_told(status, error)
-    last = Run(tmp_path, '--resume', '--cfg-options', *QUICK, **kernels)
+    last = Run(tmp_path, '--resume', '--cfg-options', *QUICK)
     assert last.end()[0] == 0
     check_whole(tmp_path / 'run')
     assert (tmp_path / 'run/quantized.pth').read_bytes() == bits
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('epoch', [1, 2, 3])
+@pytest.mark.parametrize('epoch', [2])
 def test_a_training_goes_on_from_a_whole_checkpoint(tmp_path, epoch):
     """mmengine removes old ones before it has written the next."""
     place = 'mmengine.fileio.backends.local_backend:LocalBackend.put'
