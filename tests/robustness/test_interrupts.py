@@ -153,7 +153,7 @@ def check_whole(folder, but_names=False):
     'names, times',
     [
         pytest.param(FAST, 3, id='few'),
-        pytest.param(list(PLACES), 2, id='all', marks=SLOW),
+        pytest.param(list(PLACES), 1, id='all', marks=SLOW),
     ],
 )
 def test_at_place_after_place_it_ends_with_the_same_bits(
