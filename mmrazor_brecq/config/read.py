@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import os.path as osp
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from .safe import PLAIN, check_file, plain_handlers
 PACKAGE = Path(__file__).resolve().parents[1]
 #: Endings of the names of configs.
 CONFIGS = '.py', *PLAIN
+#: Errors of a disk without room.
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 #: Largest number of configs that one inherits, directly and indirectly.
 MAX_BASES = 100
 
@@ -32,6 +36,7 @@ def read_file(path: str) -> Config:
     Raises:
         FileNotFoundError: If the config, or one that it inherits, does not
             exist.
+        OSError: If the folder of temporary files is full.
         ValueError: If it cannot be read; the message names file and line.
     """
     found = find_config(path)
@@ -39,6 +44,12 @@ def read_file(path: str) -> Config:
         try:
             return Config.fromfile(found)
         except Exception as error:
+            if getattr(error, 'errno', None) in FULL:
+                raise OSError(
+                    f'The config {path!r} cannot be read: mmengine copies it '
+                    f'into {tempfile.gettempdir()!r} first, where there is no '
+                    'room left; free some, or name another folder in TMPDIR'
+                ) from error
             if is_user_error(error) and (
                 path in str(error) or not isinstance(error, ValueError)
             ):

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from functools import partial
@@ -31,6 +32,7 @@ from mmrazor_brecq.checkpoint import (
     write_kept,
     write_whole,
 )
+from mmrazor_brecq.config.read import read_file
 from mmrazor_brecq.engine import ptq_loop
 from mmrazor_brecq.engine.launch import ptq
 from mmrazor_brecq.engine.mistakes import construction
@@ -243,6 +245,23 @@ def test_a_disk_that_is_really_full(tmp_path):
         assert os.listdir(tmp_path) == ['a.pth']
     finally:
         subprocess.run(['umount', str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_config_that_cannot_be_copied_names_the_temporary_folder(
+    tmp_path, monkeypatch, number
+):
+    """mmengine reads a copy of it."""
+    path = tmp_path / 'config.py'
+    path.write_text('x = 1')
+
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, 'NamedTemporaryFile', fail)
+    words = f'config.py.*{tempfile.gettempdir()}.*no room left.*TMPDIR'
+    with pytest.raises(OSError, match=words):
+        read_file(str(path))
 
 
 def test_other_errors_are_left_alone(tmp_path):
