@@ -97,10 +97,14 @@ def check_told(trial: Trial, run: Run) -> None:
 
 
 def vanish(trial: Trial) -> Iterator[str]:
-    """Remove a run's folder, or what is in it, while it works."""
-    gone = trial.folder / trial.chance.choice(['.', 'progress'])
-    remove = at(trial.step(), lambda: shutil.rmtree(gone, ignore_errors=True))
-    run = trial.start(harm=remove)
+    """Remove a run's folder, or its progress, while it works."""
+    names = trial.chance.choice(['run', 'run/*progress*'])
+
+    def remove() -> None:
+        for folder in trial.folder.parent.glob(names):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    run = trial.start(harm=at(trial.step(), remove))
     status = ended(run)
     if status:
         check_told(trial, run)

@@ -341,6 +341,7 @@ class PTQLoop(TestLoop):
         )
         save_quantized(self.model, meta, checkpoint)
         save_json(dict(report, checksum=checksum_of(report)), table)
+        begin(self.runner)  # The folder may have been removed meanwhile.
         self.runner.logger.info('\n' + closing_table(report))
         for worse in setback(report), outdone(report, earlier):
             if worse:

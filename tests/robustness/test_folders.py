@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -525,6 +526,24 @@ def test_a_folder_that_vanishes_midway_is_told(tmp_path):
         with explain_write_errors(str(tmp_path / 'run' / 'progress'), 'again'):
             progress.add_unit(UnitReport('b'), nn.Linear(1, 1))
     assert not (tmp_path / 'run' / 'progress').exists()
+
+
+def test_a_result_is_whole_even_if_the_folder_vanished_just_before(
+    finished, quick, tmp_path, monkeypatch
+):
+    real = ptq_loop.save_quantized
+
+    def save(*args):
+        shutil.rmtree(tmp_path / 'run')
+        real(*args)
+
+    monkeypatch.setattr(ptq_loop, 'save_quantized', save)
+    cfg = quick()
+    ptq(cfg, FLOAT)
+    assert same(state(tmp_path / 'run'), state(finished[0]))
+    names = {path.name for path in (tmp_path / 'run').iterdir()}
+    config = Path(cfg.filename).name
+    assert names == {config, 'quantized.pth', 'report.json'}
 
 
 def test_two_runs_in_one_folder(quick, tmp_path):
