@@ -175,6 +175,7 @@ def test_at_place_after_place_it_ends_with_the_same_bits(
     'names',
     [
         pytest.param(['renaming what is written'], id='few'),
+        pytest.param(list(PLACES), id='all', marks=SLOW),
     ],
 )
 def test_a_scheduler_s_kill_leaves_no_half_file(tmp_path, bits, names):
@@ -225,7 +226,9 @@ def test_while_something_is_imported(tmp_path, name):
     )
     run = Run(tmp_path, '--cfg-options', *QUICK, code=code)
     assert is_told(*run.end())
-    assert list(tmp_path.iterdir()) == []
+    # The answer may come a moment after the import, when a folder is there.
+    check_whole(tmp_path)
+    assert not list(tmp_path.rglob('quantized.pth'))
 
 
 def test_an_import_that_never_ends_is_left(tmp_path):
@@ -336,28 +339,36 @@ def test_at_moments_of_the_clock(tmp_path, delay):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(1))
-def test_at_random_again_and_again_it_ends_with_the_same_bits(
-    tmp_path, bits, seed
-):
-    random = Random(seed)
+def test_at_random_again_and_again_it_ends_with_the_same_bits(tmp_path):
+    """While kernels are compiled, too, which are kept on the disk."""
+    random = Random(0)
+    # They round otherwise than the plain functions of the other tests do.
+    kernels = dict(
+        TORCH_COMPILE_DISABLE='0', TORCHINDUCTOR_CACHE_DIR=str(tmp_path / 'k')
+    )
     for _ in range(2):
         by = random.choice([signal.SIGINT, signal.SIGINT, signal.SIGTERM])
-        run = Run(tmp_path, '--resume', '--cfg-options', *QUICK)
-        time.sleep(random.uniform(1, 20))
+        run = Run(tmp_path, '--resume', '--cfg-options', *QUICK, **kernels)
+        time.sleep(random.uniform(1, 40))
         done = run.process.poll() is not None
         run.interrupt(random.choice([1, 2, 3]), random.uniform(0, 1.5), by)
         status, error = run.end()
         if by == signal.SIGINT and not done and status:
             is_told(status, error)
-    last = Run(tmp_path, '--resume', '--cfg-options', *QUICK)
+    last = Run(tmp_path, '--resume', '--cfg-options', *QUICK, **kernels)
     assert last.end()[0] == 0
     check_whole(tmp_path / 'run')
-    assert (tmp_path / 'run/quantized.pth').read_bytes() == bits
+    whole = Run(tmp_path / 'whole', '--cfg-options', *QUICK, **kernels)
+    assert whole.end()[0] == 0
+    found, expected = (
+        (folder / 'run/quantized.pth').read_bytes()
+        for folder in (tmp_path, tmp_path / 'whole')
+    )
+    assert found == expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('epoch', [2])
+@pytest.mark.parametrize('epoch', [1, 2, 3])
 def test_a_training_goes_on_from_a_whole_checkpoint(tmp_path, epoch):
     """mmengine removes old ones before it has written the next."""
     place = 'mmengine.fileio.backends.local_backend:LocalBackend.put'
