@@ -168,6 +168,8 @@ class BlockReconstructor(Reconstructor):
         layers = open_layers(unit.module)
         batch = local_share(self.batch_size)
         nearest_error = max(report.before, 1e-12)
+        quantizers = activation_quantizers(unit.module)
+        drop_prob = quantizers[0].drop_prob if quantizers else 0.0
         descent = Descent(
             self._learned(unit, layers),
             self.iterations * max(1, min(unit.depth, len(layers))),
@@ -178,7 +180,7 @@ class BlockReconstructor(Reconstructor):
         for i in descent:
             index = torch.randint(data.trained, (batch,), generator=generator)
             for k, part in enumerate(data.parts(index, batch)):
-                error = self._error(unit, data, part, masks)
+                error = self._error(unit, data, part, drop_prob, masks)
                 error = error * (len(part) / batch)
                 loss = error / nearest_error
                 if k == 0:  # Once for the batch, and after the unit has run.
@@ -190,10 +192,15 @@ class BlockReconstructor(Reconstructor):
         report.iterations = descent.taken
 
     def _error(
-        self, unit: Unit, data: UnitData, index: Tensor, masks: MaskPool
+        self,
+        unit: Unit,
+        data: UnitData,
+        index: Tensor,
+        drop_prob: float,
+        masks: MaskPool,
     ) -> Tensor:
         """Return the error of the unit's output for some images."""
-        args, kwargs = self._mixed_inputs(unit, data, index, masks)
+        args, kwargs = self._mixed_inputs(data, index, drop_prob, masks)
         with self.autocast(masks.device):
             output = unit.module(*args, **kwargs)
         return self.objective(unit, output, data.targets.take(index), index)
@@ -250,17 +257,15 @@ class BlockReconstructor(Reconstructor):
 
     @staticmethod
     def _mixed_inputs(
-        unit: Unit, data: UnitData, index: Tensor, masks: MaskPool
+        data: UnitData, index: Tensor, drop_prob: float, masks: MaskPool
     ) -> tuple[tuple, dict]:
         """Return a unit's arguments, with some elements in float (QDrop)."""
-        quantizers = activation_quantizers(unit.module)
-        drop = quantizers[0].drop_prob if quantizers else 0.0
-        if not drop:
+        if not drop_prob:
             return data.inputs.take(index)
         return data.inputs.take_mixed(
             data.float_inputs,
             index,
-            lambda x, y: masks.mix(x, y, 1 - drop),
+            lambda x, y: masks.mix(x, y, 1 - drop_prob),
         )
 
 
