@@ -38,14 +38,16 @@ class _State:
         printed (bool): Whether the hint is printed.
         begun (float): Time at which the work began, in seconds.
         last (float): Time of the last Ctrl-C that stopped the work.
-        import_met (float): Time at which a signal first came during the
-            present import, 0 if there is none.
+        importing (FrameType): Outermost frame of the import during which
+            the last signal came, None if there was none.
+        import_met (float): Time at which a signal first came during it.
         owner (int): Identifier of the process that answers Ctrl-C.
     """
 
     hint = resume_hint = 'give the same command again'
     working = printed = False
     begun, last, import_met = 0.0, -REPEAT_SECONDS, 0.0
+    importing: Optional[FrameType] = None
     owner = os.getpid()
 
 
@@ -91,9 +93,10 @@ def _answer(number: int, frame: Optional[FrameType]) -> None:
     if os.getpid() != _State.owner:
         return
     now = time.monotonic()
-    importing = _is_importing(frame)
-    _State.import_met = (_State.import_met or now) if importing else 0.0
-    stuck = importing and now - _State.import_met > IMPORT_SECONDS
+    importing = _outermost_import(frame)
+    if importing is not _State.importing:
+        _State.importing, _State.import_met = importing, now
+    stuck = importing is not None and now - _State.import_met > IMPORT_SECONDS
     if not _State.working or stuck:
         print_hint()
         os._exit(STATUS)
@@ -109,13 +112,14 @@ def _retry_soon() -> None:
     signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
 
 
-def _is_importing(frame: Optional[FrameType]) -> bool:
-    """Return whether a frame is inside an import."""
+def _outermost_import(frame: Optional[FrameType]) -> Optional[FrameType]:
+    """Return the frame of the import that all others are inside, if any."""
+    found = None
     while frame is not None:
         if frame.f_code.co_filename.startswith('<frozen importlib'):
-            return True
+            found = frame
         frame = frame.f_back
-    return False
+    return found
 
 
 def was_interrupted() -> bool:

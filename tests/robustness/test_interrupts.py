@@ -226,7 +226,7 @@ def test_while_something_is_imported(tmp_path, name):
     )
     run = Run(tmp_path, '--cfg-options', *QUICK, code=code)
     assert is_told(*run.end())
-    # The answer may come a moment after the import, when a folder is there.
+    # The answer comes a moment after the import, when a folder may be there.
     check_whole(tmp_path)
     assert not list(tmp_path.rglob('quantized.pth'))
 
