@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Optional
 
 import torch
 from mmengine.logging import print_log
@@ -57,28 +58,40 @@ def check_layers(model: nn.Module, recording: Recording) -> Account:
                 f'{call.name!r} gets no batch of images, but a tensor of '
                 f'{max(dims)} dimensions: give N x C x H x W'
             )
-    for name, module in model.named_modules():
-        if name in account.quantized:
-            _check_weight(name, module.get_parameter('weight'))
+    weights = {
+        name: module.get_parameter('weight')
+        for name, module in model.named_modules()
+        if name in account.quantized
+    }
+    for name, weight in weights.items():
+        _check_weight(name, weight)
+    _warn_of_channels(
+        {n: w.flatten(1).abs().amax(1) == 0 for n, w in weights.items()},
+        'have weights of zeros only: their scale is set to 1',
+    )
     for call in recording.calls:
         _check_values(call.name, call.module)
+    _warn_of_channels(
+        {
+            c.name: v == 0
+            for c in recording.calls
+            if (v := _variance(c.module)) is not None
+        },
+        'have a running_var of 0, which multiplies their values by a hundred '
+        'or more: common where their input is always 0, otherwise check that '
+        'the network is trained',
+    )
     for name in account.products:
         warn(f'{name} is {account.left_float[name]}: left in float')
     return account
 
 
 def _check_weight(name: str, weight: Tensor) -> None:
-    """Refuse a weight that is not float32, and warn of channels of zeros."""
+    """Refuse a weight that is not float32."""
     if weight.dtype != torch.float32:
         raise ValueError(
             f'The weight of {name!r} is of {weight.dtype}, expected '
             'torch.float32: call `.float()` on the model'
-        )
-    empty = int((weight.flatten(1).abs().amax(1) == 0).sum())
-    if empty:
-        warn(
-            f'{name} has {empty} output channels of zeros only; their scale '
-            'is set to 1'
         )
 
 
@@ -106,20 +119,35 @@ def _check_values(name: str, module: nn.Module) -> None:
                 f'most {LARGEST:g}, whose square is still finite: the '
                 'checkpoint is broken'
             )
-    variance = statistics['running_var']
-    if not isinstance(variance, Tensor):
-        return
-    if (variance < 0).any():
+    variance = _variance(module)
+    if variance is not None and (variance < 0).any():
         raise ValueError(
             f'The running_var of {name!r} holds {float(variance.min()):.3g}, '
             'expected variances of 0 or more: the checkpoint is broken'
         )
-    if constant := int((variance == 0).sum()):
-        warn(
-            f'The running_var of {name!r} is 0 in {constant} channels, which '
-            'multiplies their values by a hundred or more: check that the '
-            'network is trained'
+
+
+def _variance(module: nn.Module) -> Optional[Tensor]:
+    """Return the running variance of a batch norm, C, None without one."""
+    variance = getattr(module, 'running_var', None)
+    return variance if isinstance(variance, Tensor) else None
+
+
+def _warn_of_channels(found: dict[str, Tensor], text: str) -> None:
+    """Log one warning of channels that something holds for.
+
+    Args:
+        found (dict[str, Tensor]): By the name of a module, whether it holds
+            for each of its channels.
+        text (str): What holds, as the end of a sentence.
+    """
+    counts = {name: int(x.sum()) for name, x in found.items() if x.any()}
+    if counts:
+        first, *more = counts
+        where = repr(first) + (
+            f' and {len(more)} more modules' if more else ''
         )
+        warn(f'{sum(counts.values())} channels of {where} {text}')
 
 
 def warn(message: str) -> None:

@@ -225,9 +225,19 @@ def test_values_that_are_not_finite_or_too_large_are_refused(
 
 def test_a_variance_of_zero_is_warned_of(images, warnings_log):
     check(broken('between.running_var', 0.0)(), images)
-    assert any(
-        "running_var of 'between' is 0 in 1 ch" in m for m in warnings_log
+    (warning,) = warnings_log
+    assert "1 channels of 'between' have a running_var of 0" in warning
+
+
+def test_dead_channels_of_many_modules_are_one_warning(images, warnings_log):
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 3, 1) for _ in range(4)), *(nn.Conv2d(3, 3, 3),)
     )
+    for layer in network[:3]:
+        nn.init.zeros_(layer.weight[:2])
+    check(network, images)
+    (warning,) = warnings_log
+    assert "6 channels of '0' and 2 more modules" in warning
 
 
 def test_a_mask_may_be_infinite(images, warnings_log):
