@@ -38,7 +38,8 @@ from torch import Tensor, nn
 import mmrazor_brecq
 from mmrazor_brecq.checkpoint import load_float
 from mmrazor_brecq.config.load import read_config
-from mmrazor_brecq.engine.deploy import Request, export, load_images
+from mmrazor_brecq.engine.deploy import Request, export
+from mmrazor_brecq.engine.deploy_images import Source, load_images
 from mmrazor_brecq.engine.launch import build_model
 from mmrazor_brecq.export.session import fusion, open_session, run
 from mmrazor_brecq.export.trace import trace
@@ -176,10 +177,12 @@ def demo_files(
             plain = build_model(cfg)
             load_float(plain, f'{ROOT}/demo/{model}_fashion-mnist.pth')
             loader = cfg.test_cfg.calibration.dataloader
-            parts = load_images(plain, loader, 256, Request())
+            parts = load_images(plain, Source(loader), 256, Request())
             images = torch.cat([x for x, _, _ in parts])
             files += peers(model, plain.architecture, images, out)
-            test = load_images(plain, cfg.test_dataloader, 10**6, Request())
+            test = load_images(
+                plain, Source(cfg.test_dataloader), 10**6, Request()
+            )
             test = [(x, np.array(labels)) for x, _, labels in test]
         for target, runtime in (
             ('onnxruntime', 'ONNX Runtime'),

@@ -30,7 +30,7 @@ from mmrazor_brecq.activations import (
     images_per_pass,
 )
 from mmrazor_brecq.algorithms import BRECQ
-from mmrazor_brecq.engine.calibration import activation_store
+from mmrazor_brecq.engine.memory import activation_store
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
 
 MB = 2**20

@@ -23,7 +23,7 @@ from torch import nn
 import mmrazor_brecq
 from mmrazor_brecq import api
 from mmrazor_brecq.activations import Store
-from mmrazor_brecq.engine.calibration import DEFAULT_MEMORY
+from mmrazor_brecq.engine.memory import DEFAULT_MEMORY
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
 
 MB = 2**20

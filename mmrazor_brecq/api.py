@@ -22,14 +22,10 @@ from .activations import MAX_ELEMENTS_FORWARD, CachedBatches, images_per_pass
 from .algorithms import BRECQ
 from .checkpoint import build_quantized, load_quantized, save_quantized
 from .config.load import read_config
-from .engine.calibration import (
-    DEFAULT_MEMORY,
-    Memory,
-    activation_store,
-    check_count,
-)
+from .engine.calibration import check_count
 from .engine.deploy import Request, write
 from .engine.launch import build_model
+from .engine.memory import DEFAULT_MEMORY, Memory, activation_store
 from .engine.outliers import leave_out
 from .functional import in_grad_mode, to_normal_tensor
 from .graph import (

@@ -19,11 +19,21 @@ from mmengine.config import Config, DictAction
 from . import _interrupt
 from .config.load import check_data, load_config
 from .config.read import is_user_error
-from .config.recipe import Recipe
+from .config.recipe import NO_EVAL_CURE, NO_EVALUATION, Recipe
 from .validation import ImageCount, Natural, option
 from .version import __version__
 
 PACKAGE = Path(__file__).resolve().parent
+#: Options of tools that do without the images of a data loader: the loader's
+#: key, and what the option does.
+CURES = dict(
+    no_eval=('test_dataloader', NO_EVAL_CURE),
+    no_verify=('test_dataloader', 'add --no-verify to export without proof'),
+    recipe=(
+        'test_cfg.calibration.dataloader',
+        'name a folder of images with --calibration',
+    ),
+)
 
 
 def find_tools() -> dict[str, Path]:
@@ -221,18 +231,23 @@ def config_of(args: argparse.Namespace, *loaders: str) -> Config:
         KeyError, ValueError: If the config is invalid; see
             :func:`load_config`.
     """
+    recipe = recipe_of(args) if 'recipe' in args else None
+    options = args.cfg_options
+    if recipe is None and getattr(args, 'no_eval', False):
+        options = {**(options or {}), **NO_EVALUATION}
     cfg = load_config(
-        args.config,
-        args.cfg_options,
-        args.work_dir,
-        args.launcher,
-        recipe_of(args) if 'recipe' in args else None,
+        args.config, options, args.work_dir, args.launcher, recipe
     )
     checkpoint = getattr(args, 'checkpoint', None)
     if checkpoint is not None and not osp.isfile(checkpoint):
         folder = ', which is a folder' if osp.isdir(checkpoint) else ''
         raise FileNotFoundError(f'No checkpoint at {checkpoint!r}{folder}')
-    check_data(cfg, loaders)
+    cures = dict(
+        cure
+        for option, cure in CURES.items()
+        if getattr(args, option, None) is not None
+    )
+    check_data(cfg, loaders, cures)
     return cfg
 
 
@@ -270,6 +285,11 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         type=option(ImageCount),
         help=f'calibration images, at most; default: {Recipe.num_images}',
     )
+    group.add_argument(
+        '--no-eval',
+        action='store_true',
+        help='quantize without measuring the accuracy: no test images needed',
+    )
 
 
 def recipe_of(args: argparse.Namespace) -> Optional[Recipe]:
@@ -282,7 +302,7 @@ def recipe_of(args: argparse.Namespace) -> Optional[Recipe]:
     names = 'schedule', 'calibration', 'num_images'
     given = {n: v for n in names if (v := getattr(args, n)) is not None}
     if args.recipe is not None:
-        return Recipe(args.recipe, **given)
+        return Recipe(args.recipe, evaluate=not args.no_eval, **given)
     if given:
         option = '--' + next(iter(given)).replace('_', '-')
         raise ValueError(

@@ -137,19 +137,25 @@ def load_config(
     return cfg
 
 
-def check_data(cfg: Config, loaders: Sequence[str]) -> None:
+def check_data(
+    cfg: Config,
+    loaders: Sequence[str],
+    cures: Optional[Mapping[str, str]] = None,
+) -> None:
     """Check that the files of data sets exist.
 
     Args:
         cfg (Config): The config.
         loaders (list[str]): Dotted keys of its data loaders.
+        cures (dict, optional): What else to do where images are missing, by
+            the key of their loader.
 
     Raises:
         FileNotFoundError: If a file is missing; the message names its key.
     """
     for loader in loaders:
         for key, dataset in _datasets(cfg, loader):
-            _check_dataset(key, dataset)
+            _check_dataset(key, dataset, (cures or {}).get(loader, ''))
 
 
 def _datasets(cfg: Config, loader: str) -> Iterator[tuple[str, Mapping]]:
@@ -169,7 +175,7 @@ def _with_wrapped(key: str, dataset: object) -> Iterator[tuple[str, Mapping]]:
             yield from _with_wrapped(f'{key}.datasets.{i}', part)
 
 
-def _check_dataset(key: str, dataset: Mapping) -> None:
+def _check_dataset(key: str, dataset: Mapping, cure: str) -> None:
     """Check that the files of one data set exist."""
     if str(dataset.get('type')).split('.')[-1] not in LOCAL_DATASETS:
         return  # It may download its files.
@@ -195,6 +201,7 @@ def _check_dataset(key: str, dataset: Mapping) -> None:
                 f'{key}.{name}={value!r} is not there{where} '
                 f'({osp.abspath(path)}): put {images} there, or change '
                 f'the path with --cfg-options {key}.{name}=PATH'
+                + (f', or {cure}' if cure else '')
             )
         if not osp.isdir(osp.expanduser(path)):
             check_regular(

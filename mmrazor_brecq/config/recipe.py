@@ -30,6 +30,9 @@ TRAINING_KEYS = (
     'val_dataloader',
     'val_evaluator',
 )
+#: Keys of a config that measures no accuracy.
+NO_EVALUATION: PlainConfig = dict(test_dataloader=None, test_evaluator=None)
+NO_EVAL_CURE = 'add --no-eval to quantize without measuring the accuracy'
 #: Transforms of a pipeline that need labels.
 LABEL_TRANSFORMS = ('LoadAnnotations', 'LoadPanopticAnnotations')
 
@@ -48,6 +51,9 @@ class Recipe:
             images: a text file with a path at the beginning of each line,
             or a COCO JSON. By default the training images of the config.
         num_images (int): Largest number of calibration images, at least 2.
+        evaluate (bool): Whether the test images of the config measure the
+            accuracy. If not, the config needs neither test images nor a
+            ``test_evaluator``.
 
     Example:
         >>> recipe = Recipe('w4a4', schedule='fast', num_images=256)
@@ -58,6 +64,7 @@ class Recipe:
     schedule: str = 'default'
     calibration: Optional[str] = None
     num_images: ImageCount = 1024
+    evaluate: bool = True
 
     @property
     def name(self) -> str:
@@ -84,12 +91,7 @@ def compose(cfg: Config, recipe: Recipe) -> Config:
             names bits or a schedule that do not exist.
     """
     content = copy.deepcopy(cfg.to_dict())
-    for key in ('model', 'test_dataloader', 'test_evaluator'):
-        if not content.get(key):
-            raise ValueError(
-                f'--recipe: the config {cfg.filename!r} has no `{key}`, '
-                'expected the complete config of a float model'
-            )
+    _check_complete(content, recipe, cfg.filename)
     loader = _calibration_loader(content, recipe)
     content['model'] = dict(
         type=f'{SCOPE}.BRECQ',
@@ -102,6 +104,8 @@ def compose(cfg: Config, recipe: Recipe) -> Config:
         calibration=dict(num_images=recipe.num_images, dataloader=loader),
     )
     content.update(dict.fromkeys(TRAINING_KEYS))
+    if not recipe.evaluate:
+        content.update(NO_EVALUATION)
     stem, ending = osp.splitext(osp.basename(cfg.filename or 'model.py'))
     # `cfg_text` is given, since there is no file of that name to read.
     return Config(
@@ -109,6 +113,19 @@ def compose(cfg: Config, recipe: Recipe) -> Config:
         cfg_text=f'# {recipe} composed onto {cfg.filename}\n',
         filename=f'{stem}_{recipe.name}{ending}',
     )
+
+
+def _check_complete(
+    content: PlainConfig, recipe: Recipe, filename: Optional[str]
+) -> None:
+    """Refuse a config that lacks what a recipe needs."""
+    for key in ('model', *(NO_EVALUATION if recipe.evaluate else ())):
+        if not content.get(key):
+            cure = '' if key == 'model' else f', or {NO_EVAL_CURE}'
+            raise ValueError(
+                f'--recipe: the config {filename!r} has no `{key}`, '
+                f'expected the complete config of a float model{cure}'
+            )
 
 
 def _part(kind: str, name: str, option: str) -> PlainConfig:
@@ -145,7 +162,14 @@ def _part(kind: str, name: str, option: str) -> PlainConfig:
 
 def _calibration_loader(content: PlainConfig, recipe: Recipe) -> PlainConfig:
     """Return the test loader's config with the calibration images instead."""
-    loader = copy.deepcopy(content['test_dataloader'])
+    loader = copy.deepcopy(
+        content.get('test_dataloader') or content.get('val_dataloader')
+    )
+    if not loader:
+        raise ValueError(
+            '--recipe: the config has no `test_dataloader`, expected one: '
+            'calibration images go through its pipeline'
+        )
     pipeline = _pipeline(loader['dataset'])
     if recipe.calibration is None:
         train = content.get('train_dataloader')

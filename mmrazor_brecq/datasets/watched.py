@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import Any, NamedTuple, Optional
 
+from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
@@ -57,6 +58,10 @@ class WatchedImages(Dataset):
                 return self.dataset[idx]
             except Exception as error:
                 why = _reason_of_reader(error)
+                if why is None and _lacks_image(error):
+                    # Whoever collates this misses `inputs`, and knows the
+                    # key of the pipeline.
+                    return dict.fromkeys(self.dataset.get_data_info(idx), 0)
                 if why is None:  # The file is not at fault.
                     raise
         return Unreadable(path, why)
@@ -92,6 +97,19 @@ def _reason_of_reader(error: BaseException) -> Optional[str]:
         if kind.startswith('Load') and 'Annotation' not in kind:
             return _message(error)
     return None
+
+
+def _lacks_image(error: BaseException) -> bool:
+    """Return whether a transform failed since none before loads an image.
+
+    Args:
+        error (BaseException): Error of a pipeline.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(frame.f_locals.get('self'), Compose):
+            data = frame.f_locals.get('data')
+            return 'img' in str(error) and 'img' not in (data or ())
+    return False
 
 
 def _message(error: BaseException) -> str:

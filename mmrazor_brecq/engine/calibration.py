@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any, Optional
 
-import psutil
 import torch
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.logging import print_log
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,144 +24,15 @@ from ..activations import (
 )
 from ..algorithms import BRECQ
 from ..runtime.distributed import local_share
-from ..validation import (
-    Config,
-    Count,
-    Fraction,
-    ImageCount,
-    KeyPath,
-    Natural,
-    validate,
-)
-from .loaders import MAX_UNREADABLE, ReadableBatches
+from ..validation import Config, Count, Fraction, ImageCount, Natural
+from .image_set import ImageSet
+from .loaders import CALIBRATION, MAX_UNREADABLE, ReadableBatches
+from .memory import DEFAULT_MEMORY, Memory, activation_store
 from .outliers import leave_out
 
-UNITS = {
-    'B': 1,
-    **{f'{c}B': 1000**i for i, c in enumerate('KMGT', 1)},
-    **{f'{c}IB': 1024**i for i, c in enumerate('KMGT', 1)},
-}
-#: The default budget: half of the free memory, but at most as many bytes as
-#: a laptop can spare. With it, a run of a small network on images of 224
-#: pixels takes less than 3 GB in all.
-DEFAULT_MEMORY, MAX_DEFAULT_BYTES = 'auto', 3 * 2**29
-#: Bytes of a budget that are reserved for activations in use.
-RESERVED_BYTES = 256 * 2**20
-
-
-class ImageSet:
-    """Set of images, by their content after the pipeline.
-
-    Attributes:
-        names (list): The file of each image, None if it is not known.
-        left_out (list[dict]): The report of :func:`leave_out`.
-        unreadable (dict[str, str]): Reasons of files that cannot be read.
-    """
-
-    def __init__(self) -> None:
-        self.seen: set[bytes] = set()
-        self.names: list[Optional[str]] = []
-        self.left_out: list[dict[str, object]] = []
-        self.unreadable: dict[str, str] = {}
-
-    @staticmethod
-    def keys(data: dict) -> list[bytes]:
-        """Return a digest of each image of a batch."""
-        return [
-            hashlib.blake2b(
-                image.contiguous().cpu().numpy().tobytes(), digest_size=16
-            ).digest()
-            for image in data['inputs']
-        ]
-
-    def gather(self) -> None:
-        """Add the images of all other processes."""
-        self.seen.update(*all_gather_object(self.seen))
-
-    def add(self, data: dict) -> None:
-        """Add the images of a batch."""
-        self.seen.update(self.keys(data))
-        samples = data.get('data_samples') or [None] * len(data['inputs'])
-        self.names += [getattr(x, 'img_path', None) for x in samples]
-
-    def count(self, data: dict) -> int:
-        """Return how many images of a batch are in the set."""
-        return sum(key in self.seen for key in self.keys(data))
-
-
-def memory_budget(
-    memory: Union[str, float, None], device: torch.device
-) -> Optional[int]:
-    """Return how many bytes of activations may be cached on a device.
-
-    Args:
-        memory (str | float, optional): A size such as ``'1GiB'``, or a
-            fraction of the free memory, up to 1. ``'auto'`` is half of the
-            free memory, but at most 1.5 GiB. None is no limit.
-        device (torch.device): The device of the model.
-
-    Raises:
-        ValueError: If ``memory`` is none of these.
-    """
-    key = KeyPath('test_cfg.calibration.memory', 'the calibration')
-    validate(memory, Memory, key)
-    if memory is None:
-        return None
-    if memory == DEFAULT_MEMORY:
-        return min(MAX_DEFAULT_BYTES, memory_budget(0.5, device) or 0)
-    if isinstance(memory, str):
-        return _size(memory)
-    if device.type == 'cpu':
-        return int(memory * psutil.virtual_memory().available)
-    free, _ = torch.get_device_module(device).mem_get_info(device)
-    return int(memory * free)
-
-
-def _size(text: str) -> int:
-    """Return the bytes of a size such as ``'1GiB'``, 0 if it is none."""
-    match = re.fullmatch(r'(\d+\.?\d*) *([KMGT]?I?B)', text.upper())
-    if not match or match[2] not in UNITS:
-        return 0
-    return int(float(match[1]) * UNITS[match[2]])
-
-
-def _known(memory: Union[str, float, None]) -> Union[str, float, None]:
-    """Return a budget unchanged, if it is one."""
-    if isinstance(memory, str):
-        fits = memory == DEFAULT_MEMORY or _size(memory) > 0
-    else:
-        fits = memory is None or 0 < memory <= 1
-    if not fits:
-        raise ValueError(MEMORY)
-    return memory
-
-
-MEMORY = (
-    "a size such as '1GiB' or '500MB', a fraction of the free memory (above "
-    "0, up to 1), 'auto' for half of it but at most 1.5 GiB, or None for no "
-    'limit'
-)
-#: Memory for the activations of all images.
-Memory = Annotated[
-    Union[str, float, None],
-    AfterValidator(_known),
-    Field(description=MEMORY),
-]
-
-
-def activation_store(
-    memory: Union[str, float, None], device: torch.device, folder: str
-) -> Store:
-    """Return a store for the activations of all images.
-
-    Args:
-        memory (str | float, optional): As for :func:`memory_budget`.
-            :data:`RESERVED_BYTES` of it are for activations in use.
-        device (torch.device): The device of the model.
-        folder (str): Folder of the files with the activations that exceed
-            the budget.
-    """
-    return Store(memory_budget(memory, device), folder, RESERVED_BYTES)
+#: How a user names the images and their number, with --recipe and without.
+IMAGES = f'--calibration (`{CALIBRATION}`)'
+NUM_IMAGES = '--num-images {} (`test_cfg.calibration.num_images`)'
 
 
 @dataclass
@@ -219,13 +88,14 @@ class Calibration:
 CalibrationConfig = Annotated[dict, Config(Calibration)]
 
 
-def check_count(count: int, batch: int, given: str) -> None:
+def check_count(count: int, batch: int, given: str, used: str = '') -> None:
     """Refuse too few calibration images, and warn of few.
 
     Args:
         count (int): Number of images, of all processes together.
         batch (int): Images of a batch of the reconstruction.
         given (str): What the user gave, for the message.
+        used (str): What is used in place of it, if it is another number.
 
     Raises:
         ValueError: If a process has fewer than one image to learn from and
@@ -237,13 +107,14 @@ def check_count(count: int, batch: int, given: str) -> None:
             f'{given}, expected {least} or more: one to learn from and one '
             'for held-out validation in each process'
         )
-    if count < batch:
-        print_log(
-            f'{given}, not even a batch of {batch}: the result can be worse '
-            'than nearest rounding. Give more, a few hundred if there are',
-            'current',
-            logging.WARNING,
-        )
+    few = (
+        f', not even a batch of {batch}: the result can be worse than nearest '
+        'rounding. Give more, a few hundred if there are'
+        if count < batch
+        else ''
+    )
+    if few or used:
+        print_log(f'{given}{few or used}', 'current', logging.WARNING)
 
 
 def cache_images(
@@ -307,22 +178,13 @@ def collect_images(
         ValueError: If there are too few images, if too many cannot be read,
             if one is not finite, or if their sizes differ.
     """
-    given = f'test_cfg.calibration.num_images={num_images}'
+    given, used = NUM_IMAGES.format(num_images), ''
     available = _available(loader)
-    few = available is not None and available < num_images
-    if available is not None and few:
+    if available is not None and available < num_images:
         num_images = available
-        given += (
-            ', but the data set of `test_cfg.calibration.dataloader` has '
-            f'{available}'
-        )
-    check_count(num_images, model.reconstructor.batch_size, given)
-    if few:
-        print_log(
-            f'{given} images: all of them are used',
-            'current',
-            logging.WARNING,
-        )
+        given += f', but {IMAGES} has {available} images'
+        used = ': all of them are used'
+    check_count(num_images, model.reconstructor.batch_size, given, used)
     count = local_share(num_images)
     readable = ReadableBatches(loader, count, max_unreadable)
     batches = _batches(model, readable, count, images)
@@ -382,30 +244,15 @@ def _batches(
     model: BRECQ, loader: ReadableBatches, num_images: int, images: ImageSet
 ) -> Iterator[Tensor]:
     """Yield checked and preprocessed batches of N x C x H x W."""
-    count, shapes = 0, set()
+    count = 0
     for data in loader:
-        if 'inputs' not in data:
-            raise ValueError(
-                'The pipeline of `test_cfg.calibration.dataloader.dataset` '
-                f'gives {", ".join(map(repr, data))}, expected `inputs`: '
-                "for image files, begin with `dict(type='LoadImageFromFile')` "
-                'and end with a step that packs, such as `PackClsInputs`'
-            )
         images.add(data)
         batch = _preprocess(model, data)[: num_images - count]
         bad = (~batch.flatten(1).isfinite().all(1)).nonzero().flatten()
         if len(bad):
             raise ValueError(
                 f'Calibration image {count + int(bad[0])} contains NaN or '
-                'infinity: repair it, or change '
-                '`test_cfg.calibration.dataloader`'
-            )
-        shapes.add(tuple(batch.shape[1:]))
-        if len(shapes) > 1:
-            raise ValueError(
-                f'Calibration images have the sizes {shapes}: give '
-                'them one size in the pipeline of '
-                '`test_cfg.calibration.dataloader`'
+                f'infinity: repair it, or change {IMAGES}'
             )
         yield batch
         count += len(batch)
@@ -413,8 +260,7 @@ def _batches(
             break
     if count < num_images:
         raise ValueError(
-            f'test_cfg.calibration.num_images asks for {num_images}, but the '
-            'data set of `test_cfg.calibration.dataloader` gives '
+            f'{NUM_IMAGES.format(num_images)}, but {IMAGES} gives '
             f'{count} images: lower the number, or give it more images'
         )
 
@@ -432,20 +278,3 @@ def fingerprint_images(images: CachedBatches) -> str:
     for batch in images.split():
         digest.update(batch.cpu().contiguous().numpy().tobytes())
     return '-'.join(all_gather_object(digest.hexdigest()))
-
-
-def warn_of_overlap(count: int, total: int) -> None:
-    """Warn if calibration images are test images, too.
-
-    Args:
-        count (int): Calibration images that are test images.
-        total (int): All calibration images.
-    """
-    if count:
-        print_log(
-            f'{count} of the {total} calibration images are test images too: '
-            'the measured accuracy of the quantized model is too high. Point '
-            '`test_cfg.calibration.dataloader.dataset` to training images',
-            'current',
-            logging.WARNING,
-        )

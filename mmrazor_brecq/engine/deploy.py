@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os.path as osp
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._requirements import require
 from ..algorithms import BRECQ
@@ -27,8 +25,13 @@ from ..checkpoint import (
 from ..export import build_target
 from ..report import export_table
 from ..validation import Batch, Count, Fraction, validated
+from .deploy_images import (
+    calibration_source,
+    load_images,
+    proof_source,
+    resizing,
+)
 from .launch import build_model
-from .loaders import MAX_UNREADABLE, ReadableBatches, build_dataloader
 
 #: Packages that the export needs.
 PACKAGES = ('onnx', 'onnxscript', 'onnx_ir', 'onnxruntime')
@@ -94,7 +97,7 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
     path = request.output or osp.splitext(checkpoint)[0] + '.onnx'
     request = replace(request, output=path)
     _check(request)
-    loader, max_unreadable = _calibration(cfg)
+    source = calibration_source(cfg)
     model = build_model(cfg)
     meta = load_quantized(model, checkpoint)
     about = dict(
@@ -104,16 +107,13 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
     )
     count = 256 if build_target(request.target).quantized_outputs else 1
     calibration = [
-        inputs
-        for _, inputs, _ in load_images(
-            model, loader, count, request, max_unreadable
-        )
+        inputs for _, inputs, _ in load_images(model, source, count, request)
     ]
     proof: list[tuple[Tensor, Tensor]] = []
     labels: list[Optional[int]] = []
     if request.verify:
         for images, inputs, classes in load_images(
-            model, cfg.test_dataloader, request.images, request
+            model, proof_source(cfg, source), request.images, request
         ):
             proof.append((images, inputs))
             labels += classes or [None] * len(images)
@@ -157,7 +157,6 @@ def write(
         print_log(remark, 'current', logging.WARNING)
     from ..export.build import Options, build
     from ..export.session import to_bytes
-    from ..export.verify import verify
 
     options = Options(
         target, request.pack, request.batch, request.preprocess, about
@@ -165,26 +164,54 @@ def write(
     built = build(network, model.data_preprocessor, calibration, options)
     report = {}
     if request.verify:
-        at_once = 8 if request.batch == 'dynamic' else int(request.batch)
-        fused = target.runtime == 'ONNX Runtime'
-        found = verify(network, built, proof, labels, at_once, fused)
-        report = found.to_dict()
-        print_log('\n' + export_table(report), 'current')
-        problem = found.problem(
-            target.runtime,
-            request.least_agreement,
-            request.least_exact,
-            request.least_within,
-        )
-        if problem:
-            raise ValueError(f'The file is not the network: {problem}')
-        for warning in found.others(target.runtime, request.least_agreement):
-            print_log(warning, 'current', logging.WARNING)
+        runtime = target.runtime
+        report = _prove(network, built, proof, labels, request, runtime)
     content = to_bytes(built)
     if report:  # Before the file, so that an existing file has its report.
         save_json(report, f'{path}.json')
     write_whole(path, content)
     print_log(f'{path}: {len(content):,} bytes', 'current')
+    return report
+
+
+def _prove(
+    network: nn.Module,
+    built: Any,
+    proof: Sequence[tuple[Tensor, Tensor]],
+    labels: Optional[np.ndarray],
+    request: Request,
+    runtime: str,
+) -> dict[str, Any]:
+    """Return the report of a proof, and log it.
+
+    Args:
+        network (nn.Module): The quantized network, on the CPU.
+        built (onnx_ir.Model): The file's content.
+        proof (list[tuple]): As for :func:`write`.
+        labels (numpy.ndarray, optional): As for :func:`write`.
+        request (Request): Options of the export.
+        runtime (str): The runtime of the target.
+
+    Raises:
+        ValueError: If the proof fails.
+    """
+    from ..export.verify import verify
+
+    at_once = 8 if request.batch == 'dynamic' else int(request.batch)
+    fused = runtime == 'ONNX Runtime'
+    found = verify(network, built, proof, labels, at_once, fused)
+    report = found.to_dict()
+    print_log('\n' + export_table(report), 'current')
+    problem = found.problem(
+        runtime,
+        request.least_agreement,
+        request.least_exact,
+        request.least_within,
+    )
+    if problem:
+        raise ValueError(f'The file is not the network: {problem}')
+    for warning in found.others(runtime, request.least_agreement):
+        print_log(warning, 'current', logging.WARNING)
     return report
 
 
@@ -214,93 +241,3 @@ def check_output(path: str, force: bool) -> None:
             f'{path!r} is there already: add --force (`force=True`) to '
             'overwrite it, or name another file'
         )
-
-
-def _calibration(cfg: Config) -> tuple[dict, float]:
-    """Return the config of the loader, and how much may be unreadable."""
-    calibration = (cfg.get('test_cfg') or {}).get('calibration') or {}
-    loader = calibration.get('dataloader')
-    if loader is None:
-        raise ValueError(
-            'test_cfg.calibration.dataloader is missing: the export '
-            'calibrates the scales that the target needs in addition to '
-            'those of the checkpoint; use the config of the run'
-        )
-    return loader, calibration.get('max_unreadable', MAX_UNREADABLE)
-
-
-def load_images(
-    model: BRECQ,
-    loader: Mapping[str, Any],
-    count: int,
-    request: Request,
-    max_unreadable: Optional[float] = None,
-) -> Iterator[tuple[Tensor, Tensor, Optional[list[int]]]]:
-    """Yield images as inputs of the network and as inputs of the file.
-
-    Args:
-        model (BRECQ): The model. Its preprocessor is applied.
-        loader (dict): Config of a data loader.
-        count (int): Number of images.
-        request (Request): Options of the export.
-        max_unreadable (float, optional): Fraction of the images, from 0 to
-            1, that may be unreadable and are left out. Without it an
-            unreadable image is an error.
-
-    Yields:
-        tuple: Images N x C x H x W as the network takes them, the same as
-        the file takes them, and their classes, None if they are unknown.
-    """
-    loader = dict(loader)
-    if request.batch != 'dynamic':
-        size = int(request.batch)
-        loader.update(batch_size=size, drop_last=True)
-        count = max(count // size, 1) * size
-    batches: Any = build_dataloader(loader)
-    if max_unreadable is not None:
-        batches = ReadableBatches(batches, count, max_unreadable)
-    for data in batches:
-        with torch.no_grad():
-            images = model.data_preprocessor(data, False)['inputs'].cpu()
-        if request.batch not in ('dynamic', len(images)):
-            continue  # Some of its images cannot be read.
-        inputs = images
-        if request.preprocess:
-            raw = torch.stack(list(data['inputs'])).to(torch.uint8)
-            inputs = raw.permute(0, 2, 3, 1).flip(-1).contiguous()
-        labels = [
-            int(sample.gt_label.label)
-            for sample in data.get('data_samples') or []
-            if 'gt_label' in sample
-        ]
-        left = min(count, len(images))
-        known = len(labels) == len(images)
-        yield images[:left], inputs[:left], labels[:left] if known else None
-        count -= left
-        if count <= 0:
-            return
-
-
-def resizing(cfg: Config) -> Optional[dict[str, Any]]:
-    """Return how the test pipeline of a config resizes images.
-
-    Args:
-        cfg (Config): The config.
-
-    Returns:
-        dict: ``size`` (height and width) in pixels, or ``edge`` and
-        ``crop``; None if the pipeline does something else.
-    """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    known: dict[str, Any] = {}
-    for step in dataset.get('pipeline') or []:
-        kind = str(step['type']).split('.')[-1]
-        if kind == 'Resize':
-            scale = step['scale']
-            pair = [scale, scale] if isinstance(scale, int) else list(scale)
-            known['size'] = pair[::-1]  # A config has the width first.
-        elif kind == 'ResizeEdge':
-            known['edge'] = step['scale']
-        elif kind == 'CenterCrop':
-            known['crop'] = step['crop_size']
-    return json.loads(json.dumps(known)) or None

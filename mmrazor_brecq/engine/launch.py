@@ -17,7 +17,9 @@ from ..activations import CachedBatches
 from ..algorithms import BRECQ
 from ..checkpoint import load_float, load_quantized
 from ..config.load import load_config, read_config
-from .calibration import ImageSet, cache_images
+from .calibration import cache_images
+from .image_set import ImageSet
+from .loaders import CALIBRATION, build_dataloader
 from .mistakes import construction
 from .results import one_run
 from .runners import RunOwner, RunVisitor, starting
@@ -86,6 +88,12 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
     Returns:
         dict: Metrics of the quantized model.
     """
+    if not cfg.get('test_evaluator'):
+        raise ValueError(
+            'The config has no `test_evaluator`, as that of a run with '
+            '--no-eval: give one with `test_dataloader` and `test_evaluator`, '
+            'such as that of the same run without --no-eval'
+        )
     cfg.test_cfg = dict()
     runner = build_runner(cfg)
     with starting(runner):
@@ -183,7 +191,7 @@ def calibration_images(
     loader = calibration['dataloader']
     return cache_images(
         model,
-        runner.build_dataloader(loader, runner.seed),
+        build_dataloader(loader, runner.seed, key=CALIBRATION),
         calibration,
         runner.work_dir,
         ImageSet(),

@@ -19,6 +19,8 @@ Batch = dict[str, Any]
 #: images that cannot be read.
 CheckedBatch = tuple[Optional[Batch], list[Unreadable]]
 
+#: The keys of the data loaders of a run.
+TEST, CALIBRATION = 'test_dataloader', 'test_cfg.calibration.dataloader'
 #: Fraction of calibration images that may be unreadable, by default.
 MAX_UNREADABLE = 0.01
 #: Number of files that a message names.
@@ -30,7 +32,12 @@ class WatchingLoader(DataLoader):
 
     Iteration needs all images, as an evaluation does: the first that cannot
     be read is an error. :meth:`with_unreadable` returns them instead.
+
+    Attributes:
+        key (str): The key of its config.
     """
+
+    key: str
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for data, bad in self.with_unreadable():
@@ -48,8 +55,34 @@ class WatchingLoader(DataLoader):
         """Yield each batch, and its images that cannot be read.
 
         The batch is None if none of its images can be read.
+
+        Raises:
+            ValueError: If the pipeline gives no images.
         """
-        yield from super().__iter__()
+        for data, bad in super().__iter__():
+            if data is not None:
+                check_inputs(data, self.key)
+            yield data, bad
+
+
+def check_inputs(data: Batch, key: str) -> None:
+    """Check that the batches of a data loader have images.
+
+    Args:
+        data (dict): A collated batch.
+        key (str): The key of the data loader's config.
+
+    Raises:
+        ValueError: If there is no ``inputs``.
+    """
+    if 'inputs' not in data:
+        raise ValueError(
+            f'The pipeline of `{key}.dataset` gives '
+            f'{", ".join(map(repr, data))}, expected `inputs`: for image '
+            "files, begin with `dict(type='LoadImageFromFile')` and end with "
+            'a step that packs, such as `PackClsInputs`, or `PackInputs` of '
+            'mmpretrain'
+        )
 
 
 class _CollateReadable:
@@ -72,6 +105,7 @@ def build_dataloader(
     dataloader: Union[DataLoader, dict],
     seed: Optional[int] = None,
     diff_rank_seed: bool = False,
+    key: str = TEST,
 ) -> DataLoader:
     """Build a data loader as mmengine does, which watches its images.
 
@@ -80,6 +114,7 @@ def build_dataloader(
             ``Runner``, or a data loader, which is returned unchanged.
         seed (int, optional): As for mmengine's ``Runner``.
         diff_rank_seed (bool): As for mmengine's ``Runner``.
+        key (str): The key of its config, for messages.
     """
     if isinstance(dataloader, DataLoader):
         return dataloader
@@ -94,6 +129,7 @@ def build_dataloader(
     if loader.batch_sampler is not None:  # Else it does not collate.
         loader.collate_fn = _CollateReadable(loader.collate_fn)
         loader.__class__ = WatchingLoader
+        loader.key = key
     return loader
 
 
@@ -135,7 +171,7 @@ class ReadableBatches:
             more = False
             for data, bad in self._batches():
                 self.unreadable.update(bad)
-                drawn += len(bad) + (0 if data is None else _size(data))
+                drawn += len(bad) + len(data['inputs'] if data else ())
                 if drawn >= self.count:
                     self._check(drawn)
                 if data is not None:
@@ -148,7 +184,9 @@ class ReadableBatches:
         if isinstance(self.loader, WatchingLoader):
             yield from self.loader.with_unreadable()
         else:
-            yield from ((data, []) for data in self.loader)
+            for data in self.loader:
+                check_inputs(data, CALIBRATION)
+                yield data, []
 
     def _check(self, drawn: int) -> None:
         """Refuse the images if too many of ``drawn`` ones are unreadable."""
@@ -185,8 +223,3 @@ class ReadableBatches:
         return ', '.join(map(str, files[:MAX_NAMED])) + (
             f' and {more} more' if more > 0 else ''
         )
-
-
-def _size(data: Batch) -> int:
-    """Return the number of images of a batch."""
-    return len(data['inputs']) if 'inputs' in data else 0

@@ -5,10 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os.path as osp
-import resource
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Optional, Union
 
 import torch
@@ -53,14 +49,15 @@ from ..runtime.allocator import reuse_freed_memory
 from ..version import __version__
 from .calibration import (
     CalibrationConfig,
-    ImageSet,
     cache_images,
     fingerprint_images,
-    warn_of_overlap,
 )
+from .image_set import ImageSet
+from .loaders import CALIBRATION, build_dataloader
 from .progress import Progress, in_first
 from .results import earlier_reports, finished_metrics, made_by
 from .runners import begin, starting
+from .usage import Clock, peak_memory_mb
 
 
 @LOOPS.register_module()
@@ -69,13 +66,13 @@ class PTQLoop(TestLoop):
 
     It writes ``quantized.pth``, packed to its bits, and ``report.json`` into
     the folder of the run. During the run, ``progress/`` in this folder has
-    the finished units.
+    the finished units. An evaluator without metrics measures nothing.
 
     Args:
         runner (Runner): The runner. Its model is a :class:`BRECQ` with
             float weights.
         dataloader (DataLoader | dict): Data loader of the test images.
-        evaluator (Evaluator | dict | list): Metrics.
+        evaluator (Evaluator | dict | list): Metrics; there may be none.
         calibration (dict): ``dataloader`` of the calibration images, and
             ``num_images``, the number of images to take from it. Optional
             keys are ``memory``, the most memory for activations, such as
@@ -109,8 +106,8 @@ class PTQLoop(TestLoop):
         check_container(checkpoint)
         self.checkpoint = checkpoint
         self.calibration = calibration
-        self.calibration_dataloader = runner.build_dataloader(
-            calibration['dataloader'], seed=runner.seed
+        self.calibration_dataloader = build_dataloader(
+            calibration['dataloader'], runner.seed, key=CALIBRATION
         )
         self.calibration_set = ImageSet()
         #: Number of test images that are calibration images, too.
@@ -182,17 +179,22 @@ class PTQLoop(TestLoop):
         clock: Clock,
     ) -> None:
         """Evaluate the baseline: the model with nearest rounding."""
+        if 'nearest' in progress.metrics:
+            return
         with clock('nearest'):
             nearest = copy.deepcopy(self.model)
-            if 'nearest' not in progress.metrics:
-                for _ in nearest.reconstruct(
-                    teacher, images, self.runner.seed, NearestRounding()
-                ):
-                    pass
-                progress.add_metrics(
-                    'divergence',
-                    dict(nearest=divergence(nearest, teacher, images)),
-                )
+            rounding = nearest.reconstruct(
+                teacher, images, self.runner.seed, NearestRounding()
+            )
+            with UnitProgress(
+                len(nearest.units), self.runner.logger, 'round to nearest'
+            ) as show:
+                for _ in rounding:
+                    show.advance()
+            progress.add_metrics(
+                'divergence',
+                dict(nearest=divergence(nearest, teacher, images)),
+            )
         with clock('evaluate'):
             self._evaluate(nearest, 'nearest', progress)
 
@@ -222,10 +224,10 @@ class PTQLoop(TestLoop):
     def _finished(self, identity: dict[str, str]) -> Optional[dict]:
         """Return the metrics of a run that was killed after all its work."""
         paths = self._path(self.checkpoint), self._path('report.json')
-        done = self.resume and in_first(
-            lambda: finished_metrics(*paths, identity)
-        )
-        if not done:
+        if not self.resume:
+            return None
+        done = in_first(lambda: finished_metrics(*paths, identity))
+        if done is None:
             return None
         self.runner.logger.info(
             f'The run in {self.runner.work_dir} is done: the quantized model '
@@ -250,29 +252,36 @@ class PTQLoop(TestLoop):
             progress (Progress): Saved metrics of the run.
         """
         if row not in progress.metrics:
-            self.runner.logger.info(f'Evaluates the {row} model')
-            quantized, self.runner.model = self.runner.model, model
-            self.row = row
-            try:
-                metrics = {k: float(v) for k, v in super().run().items()}
-            finally:
-                self.runner.model = quantized
-            if row == 'float':
-                all_reduce(self.overlap)
-                warn_of_overlap(
-                    int(self.overlap), len(self.calibration_set.seen)
-                )
-            self.runner.logger.info(
-                f'{row}: '
-                + ', '.join(f'{key} {x:.4g}' for key, x in metrics.items())
+            metrics = (
+                self._measure(model, row) if self.evaluator.metrics else {}
             )
             progress.add_metrics(row, metrics)
         return progress.metrics[row]
 
+    def _measure(self, model: nn.Module, row: str) -> dict[str, float]:
+        """Return the metrics of a model, and log them."""
+        self.runner.logger.info(f'Evaluates the {row} model')
+        quantized, self.runner.model = self.runner.model, model
+        self.row = row
+        try:
+            metrics = {k: float(v) for k, v in super().run().items()}
+        finally:
+            self.runner.model = quantized
+        if row == 'float':
+            all_reduce(self.overlap)
+            self.calibration_set.warn_of_overlap(int(self.overlap))
+        self.runner.logger.info(
+            f'{row}: '
+            + ', '.join(f'{key} {x:.4g}' for key, x in metrics.items())
+        )
+        return metrics
+
     def run_iter(self, idx: int, data_batch: dict) -> None:
-        """Evaluate a batch, and count its calibration images."""
+        """Evaluate a batch, and compare its images with those calibrated."""
         if self.row == 'float':  # All models see the same images.
             self.overlap += self.calibration_set.count(data_batch)
+            if idx == 0:
+                self.calibration_set.warn_of_size(data_batch)
         super().run_iter(idx, data_batch)
 
     def _plot(self, report: UnitReport) -> None:
@@ -290,7 +299,7 @@ class PTQLoop(TestLoop):
         for key in ('memory', 'max_unreadable'):
             source.pop(key, None)  # They change no bit of the result.
         config = repr(
-            [cfg.to_dict()[part] for part in parts]
+            [cfg.to_dict().get(part) for part in parts]
             + [source, self.runner.seed]
         )
         return dict(
@@ -298,6 +307,14 @@ class PTQLoop(TestLoop):
             checkpoint=fingerprint(self.model.architecture),
             calibration=fingerprint_images(images),
         )
+
+    def _classes(self) -> list[str]:
+        """Return the names of the classes, none if they are not known."""
+        for loader in self.dataloader, self.calibration_dataloader:
+            found = getattr(loader.dataset, 'metainfo', {}).get('classes')
+            if found:
+                return list(found)
+        return []
 
     def _write(
         self,
@@ -334,11 +351,7 @@ class PTQLoop(TestLoop):
             if not self.resume or not made_by(path, identity):
                 keep_older(path)
         earlier = earlier_reports(self.runner.work_dir)
-        dataset = getattr(self.dataloader.dataset, 'metainfo', {})
-        meta = dict(
-            identity=identity,
-            classes=list(dataset.get('classes', [])),
-        )
+        meta = dict(identity=identity, classes=self._classes())
         save_quantized(self.model, meta, checkpoint)
         save_json(dict(report, checksum=checksum_of(report)), table)
         begin(self.runner)  # The folder may have been removed meanwhile.
@@ -351,30 +364,6 @@ class PTQLoop(TestLoop):
         )
 
 
-class Clock:
-    """Clock that adds up the seconds of each part of a run."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.parts: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """Return a context whose seconds are added to a part."""
-        start = time.perf_counter()
-        yield
-        spent = time.perf_counter() - start
-        self.parts[part] = self.parts.get(part, 0.0) + spent
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each part, and in total until now."""
-        total = time.perf_counter() - self.start
-        return {
-            k: round(v, 2) for k, v in dict(self.parts, total=total).items()
-        }
-
-
 def divergence(
     model: BRECQ, teacher: nn.Module, images: CachedBatches
 ) -> float:
@@ -382,11 +371,6 @@ def divergence(
     validator = NetworkRefiner(augment=[], likelihood=dict(type='FromOutput'))
     first = len(images) - model.held_out_of(len(images))
     return validator.divergence(model.architecture, teacher, images, first)
-
-
-def peak_memory_mb() -> float:
-    """Return the largest resident size of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _mb(size: int) -> int:

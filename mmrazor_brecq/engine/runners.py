@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import os.path as osp
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pprint import pformat
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import write_kept
+from ..config.recipe import NO_EVALUATION
 from .loaders import build_dataloader
+
+
+class NoImages(Dataset):
+    """The test images of a run that measures no accuracy: none."""
+
+    metainfo: ClassVar[dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> Any:
+        raise IndexError(index)
 
 
 class RunOwner(Runner):
     """Runner that writes its config into the folder of the run.
 
     It writes the config when its work begins, and renames an older config
-    that differs. Its data loaders name images that cannot be read.
+    that differs. Its data loaders name images that cannot be read. What
+    mmengine logs while it is built (the environment, the config, the hooks)
+    goes to the log file only. Without test images its evaluator is empty.
     """
 
     build_dataloader = staticmethod(build_dataloader)
@@ -32,8 +50,29 @@ class RunOwner(Runner):
         self, model: Union[nn.Module, dict], work_dir: str, **kwargs: Any
     ) -> None:
         self._missing = missing_folders(work_dir)
+        if all(kwargs.get(key) is None for key in NO_EVALUATION):
+            # mmengine wants all that belongs to a test, or nothing of it.
+            kwargs.update(test_dataloader=DataLoader(NoImages()))
+            kwargs.update(test_evaluator=[])
+        self._terminal: list[tuple[logging.Handler, int]] = []
         with starting(self):
-            super().__init__(model, work_dir, **kwargs)
+            try:
+                super().__init__(model, work_dir, **kwargs)
+            finally:
+                for handler, level in self._terminal:
+                    handler.setLevel(level)
+        self.logger.info(
+            f'Environment and config are logged in {self.log_dir}'
+        )
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build a logger whose terminal shows warnings only, for now."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                self._terminal.append((handler, handler.level))
+                handler.setLevel(max(handler.level, logging.WARNING))
+        return logger
 
     def dump_config(self) -> None:
         """Write nothing, since mmengine calls this before any check."""

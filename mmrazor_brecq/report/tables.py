@@ -22,6 +22,9 @@ MODELS = dict(float='float', nearest='nearest rounding', quantized='BRECQ')
 def closing_table(report: Report) -> str:
     """Return metrics and size of the float, nearest and learned model.
 
+    Without metrics the table has the sizes, and the divergence from the
+    float network below it.
+
     Args:
         report (dict): As in ``report.json``.
 
@@ -52,11 +55,27 @@ def closing_table(report: Report) -> str:
         f'through files), {rejected} of '
         f'{len(report["units"])} units kept nearest rounding'
     )
+    if not metrics:
+        table.caption += f'\n{_unmeasured(report["divergence"])}'
     if 'account' in report:
         table.caption += f'\n{report["account"]["summary"]}'
     console = Console(file=io.StringIO(), width=100)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _unmeasured(divergence: Mapping[str, float]) -> str:
+    """Return what is known of a model whose accuracy was not measured.
+
+    Args:
+        divergence (dict): From the float network, by model, in nats.
+    """
+    return (
+        'The accuracy was not measured. On calibration images held out, '
+        'outputs diverge from those of the float network by '
+        f'{divergence["nearest"]:.3g} nats with nearest rounding, and by '
+        f'{divergence["quantized"]:.3g} with BRECQ'
+    )
 
 
 def setback(report: Report) -> str:

@@ -79,11 +79,12 @@ class UnitProgress:
             line += f' ({report.note})'
         self.advance(line)
 
-    def advance(self, line: str) -> None:
+    def advance(self, line: str = '') -> None:
         """Advance the bar by one unit.
 
         Args:
-            line (str): Text about the unit, for the logger.
+            line (str): Text about the unit, for the logger, if there is any.
         """
-        self.logger.info(line)
+        if line:
+            self.logger.info(line)
         self.bar.advance(self.task)

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mmrazor_brecq.activations import Store
-from mmrazor_brecq.engine.calibration import (
-    ImageSet,
-    collect_images,
-    memory_budget,
-)
+from mmrazor_brecq.engine.calibration import collect_images
+from mmrazor_brecq.engine.image_set import ImageSet
+from mmrazor_brecq.engine.loaders import CALIBRATION, TEST, build_dataloader
+from mmrazor_brecq.engine.memory import memory_budget
 from mmrazor_brecq.reconstruction import BlockReconstructor
 
 CPU = torch.device('cpu')
@@ -116,12 +116,93 @@ def test_if_there_are_fewer_images_all_are_used(
     found = torch.cat([batch[:, 0, 0, 0] for batch in cached.split()])
     assert torch.equal(found, torch.arange(float(expected)))
     (line,) = warnings_log
-    assert 'num_images=1024' in line and f'has {expected} images' in line
+    assert '--num-images 1024' in line and '--calibration' in line
+    assert f'has {expected} images: all of them are used' in line
+
+
+def test_fewer_images_than_a_batch_are_told_once(warnings_log):
+    loader = DataLoader(Images(torch.zeros(9, 3, 4, 4)), batch_size=8)
+    collect_images(Model(), loader, 1024, ImageSet(), Store())
+    (line,) = warnings_log
+    assert '--num-images 1024' in line and 'not even a batch of 32' in line
+
+
+class Padding(Model):
+    """Its preprocessor pads all images of a batch to the largest."""
+
+    def data_preprocessor(self, data, training):
+        height, width = (
+            max(x.shape[i] for x in data['inputs']) for i in (1, 2)
+        )
+        padded = [
+            nn.functional.pad(
+                x, (0, width - x.shape[2], 0, height - x.shape[1])
+            )
+            for x in data['inputs']
+        ]
+        return dict(inputs=torch.stack(padded))
+
+
+@pytest.mark.parametrize('odd', [1, 9])
+@pytest.mark.parametrize('size', [(3, 4, 6), (3, 6, 4), (3, 2, 2)])
+def test_images_of_mixed_sizes_are_refused_before_they_are_padded(odd, size):
+    """In one batch as well as in different ones."""
+    images = [torch.zeros(3, 4, 4) for _ in range(12)]
+    images[odd] = torch.zeros(size)
+    samples = [
+        dict(inputs=x, data_samples=SimpleNamespace(img_path=f'{i}.jpg'))
+        for i, x in enumerate(images)
+    ]
+    loader = DataLoader(
+        samples,
+        batch_size=6,
+        collate_fn=lambda some: {k: [x[k] for x in some] for k in some[0]},
+    )
+    with pytest.raises(ValueError) as info:
+        collect_images(Padding(), loader, 12, ImageSet(), Store())
+    words = str(info.value)
+    assert "3 x 4 x 4 ('0.jpg')" in words
+    assert f"{' x '.join(map(str, size))} ('{odd}.jpg')" in words
+    assert '`Resize(' in words and '`Pad(size=' in words
+
+
+def test_images_of_mixed_sizes_in_two_processes_are_refused(monkeypatch):
+    seen, other = ImageSet(), ImageSet()
+    seen.add(dict(inputs=torch.zeros(2, 3, 4, 4)))
+    other.add(dict(inputs=torch.zeros(2, 3, 4, 5)))
+    monkeypatch.setattr(
+        'mmrazor_brecq.engine.image_set.all_gather_object',
+        lambda x: [x, other.sizes if isinstance(x, dict) else other.seen],
+    )
+    with pytest.raises(ValueError, match='3 x 4 x 4, 3 x 4 x 5'):
+        seen.gather()
+
+
+@pytest.mark.parametrize(
+    'tests, warned',
+    [
+        ([(3, 4, 4)] * 2, False),
+        ([(3, 4, 8), (3, 4, 4)], False),
+        ([(3, 8, 8)] * 2, True),
+        ([(1, 4, 4)], True),
+    ],
+)
+def test_test_images_of_another_size_give_a_warning(
+    tests, warned, warnings_log
+):
+    seen = ImageSet()
+    seen.add(dict(inputs=torch.zeros(2, 3, 4, 4)))
+    seen.warn_of_size(dict(inputs=[torch.zeros(size) for size in tests]))
+    assert len(warnings_log) == warned
+    for line in warnings_log:
+        assert '3 x 4 x 4' in line and ' x '.join(map(str, tests[0])) in line
 
 
 def test_a_single_image_is_refused():
     loader = DataLoader(Images(torch.zeros(1, 3, 4, 4)), batch_size=8)
-    with pytest.raises(ValueError, match='num_images=1024.*has 1, expected 2'):
+    with pytest.raises(
+        ValueError, match='--num-images 1024.*has 1 images, expected 2'
+    ):
         collect_images(Model(), loader, 1024, ImageSet(), Store())
 
 
@@ -156,6 +237,49 @@ def test_a_pipeline_without_images_is_refused():
     loader = DataLoader([dict(data_samples=i) for i in range(4)], batch_size=2)
     with pytest.raises(ValueError, match="gives 'data_samples'.*LoadImage"):
         collect_images(Model(), loader, 4, ImageSet(), Store())
+
+
+def without(kind):
+    """Return the pipeline of a folder of images without a step."""
+    steps = [
+        dict(type='LoadImageFromFile'),
+        dict(type='mmcls.ResizeEdge', scale=8),
+        dict(type='mmcls.PackClsInputs'),
+    ]
+    return [step for step in steps if kind not in step['type']]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('lacking', ['LoadImage', 'Pack'])
+@pytest.mark.parametrize('key', [TEST, CALIBRATION])
+def test_a_pipeline_that_lacks_a_step_is_named_with_the_cure(
+    tmp_path, lacking, workers, key
+):
+    """Wherever images are read, in this process or in workers."""
+    pytest.importorskip('mmcls')
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmcls')
+    for i in range(4):
+        Image.new('RGB', (9, 9)).save(tmp_path / f'{i}.png')
+    loader = build_dataloader(
+        dict(
+            batch_size=2,
+            num_workers=workers,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(
+                type='mmrazor_brecq.UnlabeledImages',
+                data_root=str(tmp_path),
+                pipeline=without(lacking),
+            ),
+        ),
+        key=key,
+    )
+    with pytest.raises(ValueError) as info:
+        next(iter(loader))
+    words = str(info.value)
+    assert f'`{key}.dataset`' in words and '\n' not in words
+    assert 'LoadImageFromFile' in words and 'PackClsInputs' in words
 
 
 def test_an_outlier_is_named_by_its_file(generator):

@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmrazor_brecq.engine.deploy import (
-    Request,
-    check_output,
-    export,
-    resizing,
-)
+from mmrazor_brecq.engine.deploy import Request, check_output, export
+from mmrazor_brecq.engine.deploy_images import resizing
 from mmrazor_brecq.engine.launch import build_model, ptq
 from mmrazor_brecq.engine.launch import test as evaluate
 
@@ -53,8 +49,10 @@ def test_resizing_is_read_from_the_test_pipeline(quick):
         dict(type='mmcls.CenterCrop', crop_size=224),
     ]
     assert resizing(cfg) == dict(edge=256, crop=224)
-    cfg.test_dataloader = None
+    cfg.test_dataloader.dataset.pipeline = [dict(type='PackClsInputs')]
     assert resizing(cfg) is None
+    cfg.test_dataloader = None  # Those of the calibration images, then.
+    assert resizing(cfg) == dict(size=[32, 32])
 
 
 @pytest.fixture(scope='module')

@@ -26,7 +26,8 @@ from mmrazor_brecq.activations import Store
 from mmrazor_brecq.config.load import check_data
 from mmrazor_brecq.datasets import UnlabeledImages
 from mmrazor_brecq.datasets.readable import EXTENSIONS, why_unreadable
-from mmrazor_brecq.engine.calibration import ImageSet, collect_images
+from mmrazor_brecq.engine.calibration import collect_images
+from mmrazor_brecq.engine.image_set import ImageSet
 from mmrazor_brecq.engine.loaders import MAX_UNREADABLE, build_dataloader
 from mmrazor_brecq.engine.settings import check_settings
 from mmrazor_brecq.reconstruction import BlockReconstructor
