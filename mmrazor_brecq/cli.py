@@ -336,6 +336,8 @@ def run_tool(
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
     # mmcv recommends a package without wheels for most versions of torch.
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformable')
+    # The number of workers is that of somebody else's config.
+    warnings.filterwarnings('ignore', 'This DataLoader will create')
     try:
         with _interrupt.working(after_interrupt):
             action()

@@ -182,8 +182,8 @@ def collect_images(
     available = _available(loader)
     if available is not None and available < num_images:
         num_images = available
-        given += f', but {IMAGES} has {available} images'
-        used = ': all of them are used'
+        given += f', but {IMAGES} has {available}'
+        used = ' images: all of them are used'
     check_count(num_images, model.reconstructor.batch_size, given, used)
     count = local_share(num_images)
     readable = ReadableBatches(loader, count, max_unreadable)

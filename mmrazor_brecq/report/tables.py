@@ -40,28 +40,33 @@ def closing_table(report: Report) -> str:
         table.add_row(
             name, *(f'{report[key][m]:.2f}' for m in metrics), f'{size:,}'
         )
-    seconds = report['seconds']
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table)
+    for line in _closing_lines(report):
+        console.print(line, highlight=False, markup=False)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _closing_lines(report: Report) -> list[str]:
+    """Return sentences on what a run took, and on what came of it."""
+    seconds, memory = report['seconds'], report['activations_mb']
     parts = ', '.join(
         f'{part} {value:.0f}'
         for part, value in seconds.items()
         if part != 'total'
     )
     rejected = sum(not unit['accepted'] for unit in report['units'])
-    table.caption_justify = 'left'
-    table.caption = (
+    lines = [
         f'{seconds["total"]:.0f} s ({parts}), peak memory '
-        f'{report["peak_memory_mb"]} MB ({report["activations_mb"]["held"]} '
-        f'of activations, {report["activations_mb"]["spilled"]} went '
-        f'through files), {rejected} of '
+        f'{report["peak_memory_mb"]} MB ({memory["held"]} of activations, '
+        f'{memory["spilled"]} went through files), {rejected} of '
         f'{len(report["units"])} units kept nearest rounding'
-    )
-    if not metrics:
-        table.caption += f'\n{_unmeasured(report["divergence"])}'
+    ]
+    if not report['quantized']:
+        lines.append(_unmeasured(report['divergence']))
     if 'account' in report:
-        table.caption += f'\n{report["account"]["summary"]}'
-    console = Console(file=io.StringIO(), width=100)
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+        lines.append(report['account']['summary'])
+    return lines
 
 
 def _unmeasured(divergence: Mapping[str, float]) -> str:
@@ -100,8 +105,9 @@ def setback(report: Report) -> str:
         f'{metric} is {learned:.2f} with what was learned, worse than '
         f'{nearest:.2f} with nearest rounding alone (float {floating:.2f}): '
         'where the difference is more than chance, give more images '
-        '(`test_cfg.calibration.num_images`) or more iterations '
-        '(`model.reconstructor.iterations`), or keep nearest rounding '
+        '(--num-images, `test_cfg.calibration.num_images`) or more iterations '
+        '(--schedule, `model.reconstructor.iterations`), or keep nearest '
+        'rounding '
         "(`model.reconstructor.type='NearestRounding'`)"
     )
 

@@ -167,6 +167,36 @@ def test_the_error_names_what_the_config_lacks(cfg, key):
         compose(cfg, Recipe('w4a4'))
 
 
+@pytest.mark.parametrize('key', ['test_dataloader', 'test_evaluator'])
+def test_what_an_evaluation_lacks_can_be_done_without(cfg, key):
+    cfg[key] = None
+    with pytest.raises(ValueError, match='add --no-eval'):
+        compose(cfg, Recipe('w4a4'))
+
+
+@pytest.mark.parametrize('lacks', ['nothing', 'test_evaluator', 'labels'])
+def test_without_an_evaluation_there_are_no_test_images(cfg, lacks, tmp_path):
+    if lacks == 'labels':  # As in a test set whose labels are kept secret.
+        cfg.test_dataloader.dataset.update(ann_file='', with_label=False)
+    cfg.pop(lacks, None)
+    recipe = Recipe('w4a4', calibration=str(tmp_path), evaluate=False)
+    composed = compose(cfg, recipe)
+    assert composed.test_dataloader is composed.test_evaluator is None
+    loader = composed.test_cfg.calibration.dataloader
+    assert loader.dataset.pipeline == TEST_PIPELINE
+
+
+def test_the_pipeline_is_that_of_validation_where_there_is_no_test(cfg):
+    cfg.val_dataloader = cfg.pop('test_dataloader')
+    composed = compose(cfg, Recipe('w4a4', evaluate=False))
+    loader = composed.test_cfg.calibration.dataloader
+    assert loader.dataset.pipeline == TEST_PIPELINE
+    assert loader.dataset.data_prefix == 'train'
+    cfg.val_dataloader = None
+    with pytest.raises(ValueError, match='no `test_dataloader`.*pipeline'):
+        compose(cfg, Recipe('w4a4', evaluate=False))
+
+
 def test_without_training_images_the_error_asks_for_a_folder(cfg):
     cfg.train_dataloader = None
     with pytest.raises(ValueError, match='--calibration'):

@@ -201,7 +201,7 @@ def test_test_images_of_another_size_give_a_warning(
 def test_a_single_image_is_refused():
     loader = DataLoader(Images(torch.zeros(1, 3, 4, 4)), batch_size=8)
     with pytest.raises(
-        ValueError, match='--num-images 1024.*has 1 images, expected 2'
+        ValueError, match='--num-images 1024.*has 1, expected 2'
     ):
         collect_images(Model(), loader, 1024, ImageSet(), Store())
 

@@ -67,3 +67,31 @@ def test_a_config_comes_back_in_its_order(tmp_path):
     assert list(found.model.quantization.bit_overrides) == order
     for part in ('model', 'test_dataloader', 'test_evaluator', 'test_cfg'):
         assert repr(found.to_dict()[part]) == repr(cfg.to_dict()[part])
+
+
+def test_the_terminal_shows_no_environment_and_no_config(tmp_path, capsys):
+    """The log file has them, and later lines go to both."""
+    runner = build_runner(quick_config(tmp_path), RunOwner)
+    runner.logger.info('the first useful line')
+    shown = capsys.readouterr()
+    lines = (shown.out + shown.err).splitlines()
+    assert len([line for line in lines if 'INFO' in line]) <= 3
+    assert runner.log_dir in '\n'.join(lines)
+    assert lines[-1].endswith('the first useful line')
+    (log,) = Path(runner.log_dir).glob('*.log')
+    text = log.read_text()
+    for part in ('System environment', 'Config:', 'Hooks', 'useful line'):
+        assert part in text
+
+
+def test_warnings_while_a_runner_is_built_are_shown(
+    tmp_path, capsys, monkeypatch
+):
+    def warn(self, *args, **kwargs):
+        self.logger.warning('mind this')
+        return register(self, *args, **kwargs)
+
+    register = RunOwner.register_hooks
+    monkeypatch.setattr(RunOwner, 'register_hooks', warn)
+    build_runner(quick_config(tmp_path), RunOwner)
+    assert 'mind this' in capsys.readouterr().out

@@ -51,6 +51,24 @@ def test_closing_table_has_all_models():
         assert text in table
 
 
+def test_a_table_without_metrics_says_so_and_has_the_divergence():
+    table = closing_table(
+        dict(
+            **dict.fromkeys(('float', 'nearest', 'quantized'), {}),
+            weight_bytes=dict(float=4000, quantized=500),
+            divergence=dict(nearest=0.125, quantized=0.0625),
+            seconds=dict(reconstruct=3.0, total=5.0),
+            peak_memory_mb=100,
+            activations_mb=dict(budget=None, held=70, spilled=20),
+            units=[dict(accepted=True)],
+        )
+    )
+    words = ' '.join(table.split())
+    assert 'accuracy was not measured' in words and '4,000' in words
+    assert '0.125 nats with nearest rounding, and by 0.0625' in words
+    assert max(map(len, table.splitlines())) <= 100
+
+
 @pytest.mark.parametrize(
     ('metric', 'floating', 'nearest', 'learned', 'worse'),
     [

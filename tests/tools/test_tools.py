@@ -144,6 +144,16 @@ SLIPS = {
         ],
         'test_cfg.calibration.dataloader.dataset.data_root=',
     ),
+    'no test images for a recipe': (
+        ['mmcls::resnet/resnet18_8xb32_in1k.py', FLOAT, '--recipe', 'w4a4']
+        + ['--calibration', 'demo'],
+        'or add --no-eval',
+    ),
+    'no calibration images for a recipe': (
+        ['mmcls::resnet/resnet18_8xb32_in1k.py', FLOAT, '--recipe', 'w4a4']
+        + ['--no-eval'],
+        'or name a folder of images with --calibration',
+    ),
     'missing images of ImageNet': (
         ['mmrazor_brecq::brecq/resnet/brecq_resnet18_w4a4_in1k.py', FLOAT],
         "test_dataloader.dataset.data_root='data/imagenet' is not there",
