@@ -67,6 +67,8 @@ class BuildMim(Command):
 build.sub_commands.append(('build_mim', None))
 
 lite = ['mmcv-lite>=2.0.1,<2.1', 'mmcls==1.0.0rc6']
+# mmdet and mmsegmentation beside mmcv-lite: see mmrazor_brecq/mmcv_ext.py.
+detection = [lite[0], 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex']
 search = ['scipy>=1.9']
 # ONNX Runtime has left Python 3.9 behind.
 export = ['onnx', 'onnxscript', 'onnx-ir', 'safetensors']
@@ -127,6 +129,7 @@ setup(
         'lite': lite,
         'dev': dev,
         'search': search,
+        'detection': detection,
         'export': export,
         'openvino': openvino,
         'report': report,

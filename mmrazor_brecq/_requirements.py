@@ -18,6 +18,8 @@ MMCV = ('mmcv', 'mmcv-lite', 'mmcv-full')
 MMCV_OF_HOST = {
     'mmcls': ('2.0.0', '2.1'),
     'mmpretrain': ('2.0.0', '2.2'),
+    'mmdet': ('2.0.0', '2.2'),
+    'mmsegmentation': ('2.0.0', '2.2'),
 }
 
 #: For each optional package, the extra of this one that installs it.

@@ -14,7 +14,7 @@ PACKAGE = 'mmrazor_brecq'
 #: From the bottom up; a part may import from lower lines, never from others
 #: of its own line. Every module of the package has its place here.
 LINES = [
-    ['version', '_requirements', '_interrupt', 'validation'],
+    ['version', '_requirements', '_interrupt', 'mmcv_ext', 'validation'],
     ['runtime'],
     ['functional'],
     ['registry'],
@@ -35,7 +35,7 @@ LINES = [
 LINE = {part: i for i, parts in enumerate(LINES) for part in parts}
 
 KNOWS_THE_RUNNER = {'engine', 'api', 'tools'}
-HOSTS = {'mmcls', 'mmpretrain', 'mmrazor'}
+HOSTS = {'mmcls', 'mmpretrain', 'mmdet', 'mmseg', 'mmrazor'}
 
 
 def imports_of(module: str, source: str, is_package: bool) -> set[str]:
