@@ -154,11 +154,11 @@ def check_data(
         FileNotFoundError: If a file is missing; the message names its key.
     """
     for loader in loaders:
-        for key, dataset in _datasets(cfg, loader):
+        for key, dataset in datasets_of(cfg, loader):
             _check_dataset(key, dataset, (cures or {}).get(loader, ''))
 
 
-def _datasets(cfg: Config, loader: str) -> Iterator[tuple[str, Mapping]]:
+def datasets_of(cfg: Config, loader: str) -> Iterator[tuple[str, Mapping]]:
     """Yield the data sets of a loader, each with its key."""
     value: object = cfg.to_dict()
     for part in f'{loader}.dataset'.split('.'):
@@ -227,7 +227,7 @@ def find_key(cfg: Config, path: str) -> Optional[str]:
     is_own = _lies_in(path, run)
     found: dict[str, str] = {}
     for loader in ('test_dataloader', 'test_cfg.calibration.dataloader'):
-        for prefix, dataset in _datasets(cfg, loader):
+        for prefix, dataset in datasets_of(cfg, loader):
             root = dataset.get('data_root') or ''
             for key, text in _texts(prefix, dataset):
                 for named in (text, osp.join(root, text)):

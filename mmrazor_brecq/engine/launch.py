@@ -18,6 +18,7 @@ from ..algorithms import BRECQ
 from ..checkpoint import load_float, load_quantized
 from ..config.load import load_config, read_config
 from .calibration import cache_images
+from .data_mistakes import measuring
 from .image_set import ImageSet
 from .loaders import CALIBRATION, build_dataloader
 from .mistakes import construction
@@ -100,7 +101,8 @@ def test(cfg: Config, checkpoint: str) -> dict[str, float]:
         load_quantized(bare_model(runner), checkpoint)
         _loop(runner)
     runner.begin()
-    return runner.test()
+    with measuring():
+        return runner.test()
 
 
 def build_model(cfg: Config) -> BRECQ:

@@ -15,6 +15,7 @@ from mmengine.registry import Registry
 
 from ..config.load import find_key
 from ..validation import did_you_mean
+from .data_mistakes import reading_data
 
 UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")
 MISSING_KEY = re.compile(r'missing \d+ required')
@@ -25,8 +26,8 @@ UNKNOWN_TYPE = re.compile(r'(\S+) is not in the \S+ registry')
 def construction(cfg: Config) -> Iterator[None]:
     """Return a context in which mistakes in a config name the key.
 
-    These are unknown types, unknown or missing keys, and missing files. Any
-    other error is raised unchanged.
+    These are unknown types, unknown or missing keys, missing files, and data
+    sets that cannot be read. Any other error is raised unchanged.
 
     Args:
         cfg (Config): The config from which objects are built.
@@ -37,7 +38,8 @@ def construction(cfg: Config) -> Iterator[None]:
             the key from the outermost one down.
     """
     try:
-        yield
+        with reading_data(cfg):
+            yield
     except FileNotFoundError as error:
         path = error.filename
         key = find_key(cfg, path) if isinstance(path, str) else None

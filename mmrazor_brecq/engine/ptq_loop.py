@@ -52,6 +52,7 @@ from .calibration import (
     cache_images,
     fingerprint_images,
 )
+from .data_mistakes import measuring
 from .image_set import ImageSet
 from .loaders import CALIBRATION, build_dataloader
 from .progress import Progress, in_first
@@ -264,7 +265,8 @@ class PTQLoop(TestLoop):
         quantized, self.runner.model = self.runner.model, model
         self.row = row
         try:
-            metrics = {k: float(v) for k, v in super().run().items()}
+            with measuring():
+                metrics = {k: float(v) for k, v in super().run().items()}
         finally:
             self.runner.model = quantized
         if row == 'float':

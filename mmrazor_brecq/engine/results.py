@@ -24,7 +24,7 @@ from ..checkpoint import (
     unique_keys,
 )
 from ..config.safe import check_regular
-from .runners import missing_folders, remove_empty
+from .folders import missing_folders, remove_empty
 
 #: Environment variables in which launchers give a process its rank.
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import os.path as osp
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pprint import pformat
 from typing import Any, ClassVar, Union
 
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import write_kept
 from ..config.recipe import NO_EVALUATION
+from .folders import missing_folders, remove_empty
 from .loaders import build_dataloader
 
 
@@ -113,22 +113,6 @@ def begin(runner: Runner) -> None:
     """Begin the work of a runner, which writes its config if it has one."""
     if isinstance(runner, RunOwner):
         runner.begin()
-
-
-def missing_folders(folder: str) -> list[str]:
-    """Return the folders that do not exist yet, the innermost first."""
-    folder, missing = osp.abspath(folder), []
-    while not osp.lexists(folder):
-        missing.append(folder)
-        folder = osp.dirname(folder)
-    return missing
-
-
-def remove_empty(folders: list[str]) -> None:
-    """Remove the folders that are empty, in the given order."""
-    for folder in folders:
-        with suppress(OSError):
-            os.rmdir(folder)
 
 
 def config_text(cfg: Config) -> str:
