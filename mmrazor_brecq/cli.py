@@ -11,13 +11,15 @@ import re
 import runpy
 import sys
 import warnings
+from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 from mmengine.config import Config, DictAction
 
 from . import _interrupt
-from .config.load import check_data, load_config
+from .config.load import FILES, check_data, load_config
 from .config.read import is_user_error
 from .config.recipe import NO_EVAL_CURE, NO_EVALUATION, Recipe
 from .validation import ImageCount, Natural, option
@@ -34,6 +36,8 @@ CURES = dict(
         'name a folder of images with --calibration',
     ),
 )
+#: The command that runs a tool, '' where its script is run itself.
+_COMMAND: ContextVar[str] = ContextVar('_COMMAND', default='')
 
 
 def find_tools() -> dict[str, Path]:
@@ -95,7 +99,11 @@ def main(argv: list[str] | None = None) -> None:
         hint = f'; did you mean {close[0]!r}?' if close else ''
         parser.error(f'{given}, choose from {", ".join(tools)}{hint}')
     sys.argv = [str(tools[name]), *argv[1:]]
-    runpy.run_path(sys.argv[0], run_name='__main__')
+    token = _COMMAND.set(f'{parser.prog} {name}')
+    try:
+        runpy.run_path(sys.argv[0], run_name='__main__')
+    finally:
+        _COMMAND.reset(token)
 
 
 def _first_line(path: Path) -> str:
@@ -179,7 +187,9 @@ def tool_parser(
     Returns:
         argparse.ArgumentParser: The tool adds its own options.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=ToolHelp)
+    parser = argparse.ArgumentParser(
+        prog=_COMMAND.get() or None, description=doc, formatter_class=ToolHelp
+    )
     parser.add_argument(
         'config',
         help=f'{config}: a file, or PACKAGE::PATH as `_base_` takes it, such '
@@ -238,6 +248,23 @@ def config_of(args: argparse.Namespace, *loaders: str) -> Config:
     cfg = load_config(
         args.config, options, args.work_dir, args.launcher, recipe
     )
+    try:
+        _check_files(cfg, args, loaders)
+    except FileNotFoundError:
+        # A mistaken key may be the reason. To find it imports torch, which
+        # the paths of files are not worth.
+        if any(k.split('.')[-1] not in FILES for k in args.cfg_options or ()):
+            from .engine.mistakes import check_options
+
+            check_options(cfg, args.cfg_options)
+        raise
+    return cfg
+
+
+def _check_files(
+    cfg: Config, args: argparse.Namespace, loaders: Sequence[str]
+) -> None:
+    """Check that the checkpoint and the data sets of a config exist."""
     checkpoint = getattr(args, 'checkpoint', None)
     if checkpoint is not None and not osp.isfile(checkpoint):
         folder = ', which is a folder' if osp.isdir(checkpoint) else ''
@@ -248,7 +275,6 @@ def config_of(args: argparse.Namespace, *loaders: str) -> Config:
         if getattr(args, option, None) is not None
     )
     check_data(cfg, loaders, cures)
-    return cfg
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:

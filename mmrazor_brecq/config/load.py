@@ -21,6 +21,8 @@ LOCAL_DATASETS = (
     *('UnlabeledImages', 'IDXDataset', 'ImageNet', 'ImageNet21k'),
     *('CustomDataset', 'CocoDataset'),
 )
+#: Keys of a data set that name its files.
+FILES = ('data_root', 'data_prefix', 'ann_file')
 #: Keys that options may add: the runner or a tool takes them.
 KNOWN_KEYS = (
     *('model', 'work_dir', 'launcher', 'env_cfg', 'randomness', 'cfg'),

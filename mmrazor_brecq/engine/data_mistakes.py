@@ -49,10 +49,11 @@ def reading_data(cfg: Config) -> Iterator[None]:
             remove_empty(missing)
         if isinstance(error, (URLError, ConnectionError, TimeoutError)):
             keys = [key for key, (_, missing) in folders.items() if missing]
+            reason = getattr(error, 'reason', error)
             raise ConnectionError(
                 f'{" and ".join(keys or folders)} cannot be downloaded '
-                f'({getattr(error, "reason", error)}): put the data set there by hand, or name '
-                'its folder with --cfg-options, for each of these keys'
+                f'({reason}): put the data set there by hand, or name its '
+                'folder with --cfg-options, for each of these keys'
             ) from error
         key = _unreadable(error)
         if key is None or isinstance(error, FileNotFoundError):

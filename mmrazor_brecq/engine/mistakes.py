@@ -11,15 +11,29 @@ from contextlib import contextmanager
 from typing import Any, Optional
 
 from mmengine.config import Config
-from mmengine.registry import Registry
+from mmengine.registry import (
+    DATASETS,
+    METRICS,
+    MODELS,
+    TRANSFORMS,
+    Registry,
+)
 
 from ..config.load import find_key
 from ..validation import did_you_mean
 from .data_mistakes import reading_data
+from .settings import check_settings
 
 UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")
 MISSING_KEY = re.compile(r'missing \d+ required')
 UNKNOWN_TYPE = re.compile(r'(\S+) is not in the \S+ registry')
+#: Registries of parts that are not ours, by the key below which they are.
+REGISTRIES = dict(
+    dataset=DATASETS,
+    pipeline=TRANSFORMS,
+    test_evaluator=METRICS,
+    architecture=MODELS,
+)
 
 
 @contextmanager
@@ -54,6 +68,53 @@ def construction(cfg: Config) -> Iterator[None]:
         if message is None:
             raise
         raise ValueError(message) from error
+
+
+def check_options(cfg: Config, options: Iterable[str]) -> None:
+    """Refuse options of the command line that no part of a config takes.
+
+    Args:
+        cfg (Config): The config with the options.
+        options (list[str]): Their dotted keys.
+
+    Raises:
+        ValueError: If a key is unknown. Those of data sets, transforms,
+            metrics and architectures are refused if a similar one is known.
+    """
+    check_settings(cfg)
+    scope = cfg.get('default_scope') or 'mmengine'
+    for option in options:
+        found = _owner(cfg.to_dict(), option)
+        if found is None:
+            continue
+        registry, kind, name = found
+        with registry.switch_scope_and_registry(scope) as scoped:
+            part = scoped.get(kind) if isinstance(kind, str) else kind
+        known = _known_keys(part)
+        hint = did_you_mean(name, known)
+        if known and hint and name not in known:
+            raise ValueError(f'--cfg-options {option} is an unknown key{hint}')
+
+
+def _owner(
+    cfg: Mapping[str, Any], option: str
+) -> Optional[tuple[Registry, Any, str]]:
+    """Return registry and type of the part that takes an option, and its key.
+
+    None if it is for no part, or for one that :func:`check_settings` checks.
+    """
+    value: Any = cfg
+    registry, found = None, None
+    for name in option.split('.'):
+        typed = isinstance(value, Mapping) and 'type' in value
+        if typed and registry is not None:  # An empty one is false.
+            found = registry, value['type'], name
+        registry = REGISTRIES.get(name, registry)
+        try:
+            value = value[int(name) if isinstance(value, list) else name]
+        except (KeyError, IndexError, TypeError, ValueError):
+            break
+    return found
 
 
 def _explain(cfg: Mapping[str, Any], error: Exception) -> Optional[str]:

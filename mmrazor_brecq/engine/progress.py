@@ -30,6 +30,7 @@ from ..checkpoint import (
 from ..config.safe import check_regular
 from ..functional import pack_extra
 from ..reconstruction import UnitReport
+from .differences import Changes, difference
 
 T = TypeVar('T')
 
@@ -48,6 +49,7 @@ class Progress:
             calibration images. A run with other hashes is another run.
         resume (bool): Whether to continue the run in the folder. If not,
             the folder is renamed and kept.
+        changes (callable): As for :func:`difference`.
 
     Raises:
         ValueError: If the run in the folder is another one, or its
@@ -55,9 +57,13 @@ class Progress:
     """
 
     def __init__(
-        self, folder: str, identity: dict[str, str], resume: bool
+        self,
+        folder: str,
+        identity: dict[str, str],
+        resume: bool,
+        changes: Changes = list,
     ) -> None:
-        self.folder = folder
+        self.folder, self.changes = folder, changes
         self.content: dict[str, Any] = dict(
             identity=identity, metrics={}, units=[], hashes=[]
         )
@@ -150,12 +156,11 @@ class Progress:
     def _check(self, identity: dict[str, str]) -> None:
         """Refuse to resume a run of another identity."""
         before = self.content['identity']
-        other = [key for key in identity if identity[key] != before.get(key)]
-        if other:
+        if any(identity[key] != before.get(key) for key in identity):
             raise ValueError(
-                f'--resume: the run in {self.folder} had another '
-                f'{" and ".join(other)} than this one. Give it the same, or '
-                'start a new run without --resume'
+                f'--resume: the run in {self.folder} '
+                f'{difference(identity, before, self.changes)}. Give it the '
+                'same, or start a new run without --resume'
             )
 
     @property

@@ -53,10 +53,16 @@ from .calibration import (
     fingerprint_images,
 )
 from .data_mistakes import measuring
+from .differences import config_changes
 from .image_set import ImageSet
 from .loaders import CALIBRATION, build_dataloader
 from .progress import Progress, in_first
-from .results import earlier_reports, finished_metrics, made_by
+from .results import (
+    earlier_reports,
+    finished_metrics,
+    made_by,
+    refuse_other_run,
+)
 from .runners import begin, starting
 from .usage import Clock, peak_memory_mb
 
@@ -150,7 +156,9 @@ class PTQLoop(TestLoop):
                 return done
             original = copy_network(model)
             teacher = model.prepare(images.batch(0)[:1])
-            progress = Progress(self._path('progress'), identity, self.resume)
+            progress = Progress(
+                self._path('progress'), identity, self.resume, self._changes
+            )
         begin(self.runner)
         bytes_of_weights = weight_bytes(model)
         with clock('evaluate'):
@@ -229,6 +237,10 @@ class PTQLoop(TestLoop):
             return None
         done = in_first(lambda: finished_metrics(*paths, identity))
         if done is None:
+            if not osp.exists(self._path('progress')):
+                in_first(
+                    lambda: refuse_other_run(paths[1], identity, self._changes)
+                )
             return None
         self.runner.logger.info(
             f'The run in {self.runner.work_dir} is done: the quantized model '
@@ -238,6 +250,12 @@ class PTQLoop(TestLoop):
             remove_folder(self._path('progress'))
         barrier()
         return done
+
+    def _changes(self) -> list[str]:
+        """Return how the config differs from the one in the folder."""
+        cfg = self.runner.cfg
+        name = osp.basename(cfg.filename or '')
+        return config_changes(self.runner.work_dir, name, cfg)
 
     def _evaluate(
         self, model: nn.Module, row: str, progress: Progress

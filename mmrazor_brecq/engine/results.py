@@ -24,6 +24,7 @@ from ..checkpoint import (
     unique_keys,
 )
 from ..config.safe import check_regular
+from .differences import Changes, difference
 from .folders import missing_folders, remove_empty
 
 #: Environment variables in which launchers give a process its rank.
@@ -81,6 +82,32 @@ def finished_metrics(
     if all(made_by(path, identity) for path in (checkpoint, report)):
         return _read_report(report).get('quantized')
     return None
+
+
+def refuse_other_run(
+    report: str, identity: Mapping[str, str], changes: Changes
+) -> None:
+    """Refuse to resume a finished run that was another one.
+
+    Args:
+        report (str): Path of its report. There may be none.
+        identity (dict): The identity of this run.
+        changes (callable): As for :func:`difference`.
+
+    Raises:
+        ValueError: If the report is of a run with another identity.
+    """
+    try:
+        before = _read_report(report).get('identity')
+    except (OSError, ValueError):  # A new one is written.
+        return
+    # Reports of an earlier version have no identity.
+    if isinstance(before, dict) and before != identity:
+        raise ValueError(
+            f'--resume: the run in {osp.dirname(report)} is finished, and it '
+            f'{difference(identity, before, changes)}. Give it the same, or '
+            'start a new run without --resume, or with another --work-dir'
+        )
 
 
 def earlier_reports(folder: str) -> dict[str, dict[str, Any]]:

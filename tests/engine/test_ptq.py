@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -211,9 +212,66 @@ def test_resuming_another_run_is_refused(quick, tmp_path, monkeypatch, change):
     elif 'seed' in change:
         change = dict(randomness__seed=1)
     before = (tmp_path / 'run/progress/run.json').read_text()
-    with pytest.raises(ValueError, match=f'--resume.*another {what}'):
+    with pytest.raises(ValueError, match=f'--resume.*another {what}') as info:
         ptq(quick(**change or {}), checkpoint, resume=True)
+    for key, value in (change or {}).items():
+        key = key.replace('__', '.')
+        assert re.search(rf'{key} was .*, and is {value}\W', str(info.value))
     assert (tmp_path / 'run/progress/run.json').read_text() == before
+
+
+def files(folder):
+    """Return the content of each file in a folder, without subfolders."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        ({'model__quantization__weight__bits': 3}, 'bits was 4, and is 3'),
+        ({'randomness__seed': 1}, 'randomness.seed was 0, and is 1'),
+        (
+            {'test_cfg__calibration__num_images': 16},
+            'num_images was 24, and is 16',
+        ),
+        (
+            {'test_evaluator': dict(type='Accuracy', topk=1)},
+            'test_evaluator.topk',
+        ),
+    ],
+)
+def test_a_finished_run_is_not_resumed_with_other_options(
+    finished, quick, tmp_path, change, words
+):
+    """Nothing is renamed, and the message has what differs."""
+    folder = tmp_path / 'run'
+    shutil.copytree(finished[0], folder)
+    before = files(folder)
+    with pytest.raises(ValueError, match=f'--resume.*finished.*{words}'):
+        ptq(quick(**change), FLOAT, resume=True)
+    assert files(folder) == before
+
+
+def test_a_config_in_the_folder_of_a_run_is_never_executed(
+    finished, quick, tmp_path
+):
+    folder = tmp_path / 'run'
+    shutil.copytree(finished[0], folder)
+    (config,) = folder.glob('*.py')
+    config.write_text(f'open({str(tmp_path / "sprung")!r}, "w")\nmodel = 1\n')
+    with pytest.raises(ValueError, match='had another config'):
+        ptq(quick(randomness__seed=1), FLOAT, resume=True)
+    assert not (tmp_path / 'sprung').exists()
+
+
+def test_another_run_is_resumed_beside_one_that_is_finished(
+    finished, quick, tmp_path, monkeypatch
+):
+    folder = tmp_path / 'run'
+    shutil.copytree(finished[0], folder)
+    interrupt(monkeypatch, quick(randomness__seed=1), 2)
+    ptq(quick(randomness__seed=1), FLOAT, resume=True)
+    assert (folder / 'quantized.1.pth').exists()
 
 
 def test_a_second_run_overwrites_nothing(finished, quick, tmp_path):

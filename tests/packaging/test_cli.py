@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ import mmrazor_brecq
 from mmrazor_brecq import cli
 from mmrazor_brecq.config.load import read_config
 from mmrazor_brecq.reconstruction import BlockReconstructor
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -143,3 +147,20 @@ def test_a_mistake_that_is_told_ends_in_one_line(capsys):
     ):
         assert cli.run_tool(args, action) == 1
         assert capsys.readouterr().err.count('\n') == 1
+
+
+@pytest.mark.parametrize('tool', ['ptq', 'export'])
+@pytest.mark.parametrize('through', ['command', 'script'])
+def test_help_names_what_was_run(tool, through):
+    code = 'from mmrazor_brecq.cli import main; main()'
+    command, usage = dict(
+        command=(['-c', code, tool], f'mmrazor-brecq {tool} '),
+        script=([str(ROOT / f'tools/{tool}.py')], f'{tool}.py '),
+    )[through]
+    done = subprocess.run(
+        [sys.executable, *command, '--help'],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    )
+    assert done.stdout.startswith(f'usage: {usage}'), done.stderr
