@@ -187,35 +187,28 @@ def test_a_slip_is_told_before_torch_is_imported(slip, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['demo']
 
 
-FLOAT_CONFIG = 'mmcls::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'
-
-
 @pytest.mark.parametrize(
     'option, words',
     [
         ('model.reconstructor.iteration=3', "did you mean 'iterations'"),
-        ('test_dataloader.batchsize=3', "did you mean 'batch_size'"),
-        ('test_cfg.calibraton.num_images=3', "did you mean 'calibration'"),
         ('test_dataloader.dataset.data_rot=a', "did you mean 'data_root'"),
-        ('test_dataloader.dataset.pipeline.1.scal=4', "mean 'scale'"),
-        ('test_evaluator.topc=1', "did you mean 'topk'"),
-        ('model.architecture.backbone.widen_facto=2', "mean 'widen_factor'"),
-        ('model.reconstructor.rounding_lr=0.1', 'data_root='),
-        ('custom_hooks=[]', 'data_root='),
+        ('model.reconstructor.rounding_lr=0.1', "data_root='data/imagenet'"),
     ],
 )
 def test_a_slip_in_an_option_is_told_before_missing_data(
-    monkeypatch, capsys, tmp_path, option, words
+    tmp_path, option, words
 ):
-    pytest.importorskip('mmcls')
-    monkeypatch.chdir(tmp_path)
-    args = (FLOAT_CONFIG, FLOAT, '--recipe', 'w4a4', '--cfg-options', option)
-    assert call(monkeypatch, 'ptq.py', *args) == 1
-    error = capsys.readouterr().err
-    assert words in error and error.count('\n') == 1
-    assert option.partition('=')[0].split('.')[-1] in error or (
-        'data_root=' in words
+    config = 'mmcls::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'
+    result = subprocess.run(
+        [sys.executable, ROOT / 'tools/ptq.py', config, FLOAT]
+        + ['--recipe', 'w4a4', '--cfg-options', option],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
     )
+    assert result.returncode == 1 and words in result.stderr
+    assert result.stderr.count('\n') == 1
     assert list(tmp_path.iterdir()) == []
 
 
