@@ -38,6 +38,7 @@ from ..graph import (
     check_overrides,
     copy_network,
     fold_batch_norm,
+    leave_float,
     make_plain,
     prepare,
     record,
@@ -188,6 +189,7 @@ class BRECQ(BaseModel):
         run_through_layers(network)
         make_plain(network, example)
         recording = _record_in_fast_order(network, example)
+        leave_float(recording, self.scheme)
         if state is None:
             kept_norms = None
         else:

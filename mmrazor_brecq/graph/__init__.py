@@ -25,6 +25,7 @@ from .prepare import (
     QuantizationConfig,
     QuantizationScheme,
     check_overrides,
+    leave_float,
     prepare,
 )
 from .record import Call, Recording, record, run_float
@@ -56,6 +57,7 @@ __all__ = [
     'check_overrides',
     'copy_network',
     'fold_batch_norm',
+    'leave_float',
     'make_plain',
     'prepare',
     'record',

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..functional import pack_extra
 from .account import Account, take_account
-from .record import Recording
+from .record import LEFT_FLOAT, Recording
 
 #: Largest value of a parameter: its squares, summed over a network, are
 #: still finite in float32.
@@ -82,6 +82,8 @@ def check_layers(model: nn.Module, recording: Recording) -> Account:
         'the network is trained',
     )
     for name in account.products:
+        if account.left_float[name] == LEFT_FLOAT:
+            continue
         warn(f'{name} is {account.left_float[name]}: left in float')
     return account
 

@@ -20,12 +20,16 @@ from ..functional import flatten
 from ..layers import is_quantizable, quantize_layer
 from ..quantizers import ActivationQuantizer, WeightQuantizer
 from ..registry import MODELS
-from ..validation import Bits, Config, did_you_mean, validated
+from ..validation import Bits, BitsOrFloat, Config, did_you_mean, validated
+from .ends import end_layers
 from .partition import Unit
-from .record import Call, Recording
+from .record import LEFT_FLOAT, Call, Recording
 
-#: Bit widths of a layer's weight and of its input.
+#: Bit widths of a layer's weight and of its input, :data:`FLOAT` of an input
+#: in float.
 BitPair = tuple[int, int]
+#: Number of bits that stands for float, in place of None.
+FLOAT = 32
 
 
 class Door(nn.Module):
@@ -81,8 +85,8 @@ def _quantize_inputs(
 class BitWidths:
     """Bit widths of a layer: of its weight, its input or both."""
 
-    weight: Optional[Bits] = None
-    activation: Optional[Bits] = None
+    weight: Optional[BitsOrFloat] = None
+    activation: Optional[BitsOrFloat] = None
 
 
 WeightConfig = Annotated[
@@ -104,7 +108,7 @@ ActivationConfig = Annotated[
         number_key='bits',
     ),
 ]
-Override = Union[Bits, Annotated[dict, Config(BitWidths)]]
+Override = Union[BitsOrFloat, Annotated[dict, Config(BitWidths)], None]
 
 
 @validated
@@ -120,14 +124,17 @@ class QuantizationScheme:
             first and the last layer. None treats them as all others.
         bit_overrides (dict): Bit widths by layer name or pattern of
             :mod:`fnmatch`: a number for weight and input, or
-            ``dict(weight=..., activation=...)`` with one key or both. Later
+            ``dict(weight=..., activation=...)`` with one key or both. None,
+            or 32, leaves a layer, or its input alone, in float. Later
             entries win.
 
     Example:
         >>> scheme = QuantizationScheme(
         ...     weight=dict(bits=4),
         ...     activation=dict(bits=8),
-        ...     bit_overrides={'backbone.layer1.*': dict(weight=6)},
+        ...     bit_overrides={
+        ...         'backbone.layer1.*': dict(weight=6), 'bbox_head.*': None
+        ...     },
         ... )
     """
 
@@ -166,7 +173,16 @@ class QuantizationScheme:
             if not isinstance(value, dict):
                 value = dict.fromkeys(default, value)
             for name in matching(pattern, layers):
-                chosen[name].update(value)
+                chosen[name].update(
+                    {k: FLOAT if v is None else v for k, v in value.items()}
+                )
+        for name, bits in chosen.items():
+            if bits['weight'] == FLOAT != bits['activation']:
+                raise ValueError(
+                    f'`bit_overrides` leave the weight of {name!r} in float '
+                    f'and give its input {bits["activation"]} bits, expected '
+                    f'float for both: {{{name!r}: None}}'
+                )
         return {
             name: (bits['weight'], bits['activation'])
             for name, bits in chosen.items()
@@ -181,9 +197,9 @@ class QuantizationScheme:
     def activation_quantizer(self, bits: int) -> Optional[ActivationQuantizer]:
         """Return a new quantizer for an activation.
 
-        It is None if activations stay in float.
+        It is None if activations, or this one, stay in float.
         """
-        if self.activation is None:
+        if self.activation is None or bits == FLOAT:
             return None
         cfg = dict(dict(type='ActivationQuantizer'), **self.activation)
         return MODELS.build(dict(cfg, bits=bits))
@@ -228,27 +244,6 @@ def matching(pattern: str, layers: Sequence[str]) -> list[str]:
     return found
 
 
-def end_layers(recording: Recording) -> list[str]:
-    """Return the first layer, and those whose output the network returns.
-
-    If no layer's output is returned, the last layer that is called counts.
-    """
-    calls = [
-        call for call in recording.calls if recording.is_layer(call.module)
-    ]
-    network = recording.calls[0]
-    last = [
-        call
-        for call in calls
-        if any(
-            out.same_memory(returned)
-            for out in call.outputs
-            for returned in network.outputs
-        )
-    ]
-    return [calls[0].name] + [call.name for call in last or calls[-1:]]
-
-
 def _door_inputs(
     unit: Unit, calls: dict[nn.Module, list[Call]], names: dict[str, nn.Module]
 ) -> dict[str, int]:
@@ -285,6 +280,35 @@ def _door_inputs(
     return found
 
 
+def _bits(
+    recording: Recording, scheme: QuantizationScheme
+) -> dict[str, BitPair]:
+    """Return the bit widths of all layers, those left in float as well."""
+    layers = [
+        uses[0].name
+        for module, uses in recording.by_module().items()
+        if recording.could_be_layer(module)
+    ]
+    return scheme.bits(layers, end_layers(recording)) if layers else {}
+
+
+def leave_float(recording: Recording, scheme: QuantizationScheme) -> None:
+    """Note which layers the scheme leaves in float.
+
+    Args:
+        recording (Recording): A recorded pass; it is changed in place.
+        scheme (QuantizationScheme): The settings.
+
+    Raises:
+        ValueError: If only the weight of a layer is to stay in float, or a
+            pattern matches no layer that is called.
+    """
+    calls = {call.name: call for call in recording.calls}
+    for name, (weight_bits, _) in _bits(recording, scheme).items():
+        if weight_bits == FLOAT:
+            recording.unfit[calls[name].module] = LEFT_FLOAT
+
+
 def prepare(
     model: nn.Module,
     recording: Recording,
@@ -306,8 +330,8 @@ def prepare(
     calls = recording.by_module()
     names = {uses[0].name: module for module, uses in calls.items()}
     parts = [part for unit in units for part in unit.parts]
-    layers = [name for part in parts for name in part.layers]
-    bits = scheme.bits(layers, end_layers(recording))
+    chosen = _bits(recording, scheme)
+    bits = {name: chosen[name] for part in parts for name in part.layers}
     for unit in parts:
         single = names[unit.layers[0]] is unit.module
         at_door = {} if single else _door_inputs(unit, calls, names)
@@ -344,8 +368,9 @@ def _add_door(
     readers: dict[int, tuple[str, ...]] = {}
     for index in sorted(set(at_door.values())):
         readers[index] = tuple(n for n, i in at_door.items() if i == index)
+        found = [bits[name][1] for name in readers[index]]
         quantizer = scheme.activation_quantizer(
-            max(bits[name][1] for name in readers[index])
+            max((b for b in found if b != FLOAT), default=FLOAT)
         )
         if quantizer is not None:
             quantizers[index] = quantizer

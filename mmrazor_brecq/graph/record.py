@@ -21,6 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..functional import tensors
 from ..layers import is_quantizable
 
+#: Why a layer is not quantized that could be.
+LEFT_FLOAT = 'left in float by `bit_overrides`'
+
 
 class Value(NamedTuple):
     """The state of a tensor at one moment of the pass.
@@ -143,6 +146,14 @@ class Recording:
     def is_layer(self, module: nn.Module) -> bool:
         """Return whether a module is a layer that can be quantized."""
         return is_quantizable(module) and module not in self.unfit
+
+    def could_be_layer(self, module: nn.Module) -> bool:
+        """Return whether a module is a layer, or would be if it were not
+        left in float.
+        """
+        return is_quantizable(module) and (
+            self.unfit.get(module, LEFT_FLOAT) == LEFT_FLOAT
+        )
 
     def readers(self, tensor: Tensor) -> set[nn.Module]:
         """Return the modules whose own code computes with a tensor of the

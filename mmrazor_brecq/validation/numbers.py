@@ -29,6 +29,8 @@ ImageCount = Annotated[
 Batch = Union[Literal['dynamic'], Count]
 #: Bit width of integers.
 Bits = Annotated[int, Field(ge=2, le=8)]
+#: Bit width of integers, or 32 for what stays in float.
+BitsOrFloat = Union[Bits, Literal[32]]
 #: A seed, in the range that numpy and torch share.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 #: A fraction, or a probability.
