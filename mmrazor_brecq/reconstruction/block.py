@@ -21,6 +21,7 @@ Reconstruction", ICLR 2021. For each unit, in the order of execution::
 
 from __future__ import annotations
 
+import math
 from typing import Callable, Optional, Union
 
 import torch
@@ -39,6 +40,7 @@ from .base import Reconstructor
 from .network import RefinerConfig
 from .open_parts import open_activations, open_layers, open_quantizers
 from .optimize import Descent
+from .positions import positions
 from .stopping import StoppingConfig, WhenSettled
 from .unit import UnitData, UnitReport
 
@@ -64,8 +66,11 @@ class BlockReconstructor(Reconstructor):
         beta (tuple[float, float]): First and last exponent of the penalty.
         negligible (float): Error of nearest rounding, as a fraction of the
             output's energy, below which nothing is learned.
-        batch_size (int): Number of images of an iteration, in all processes
-            together.
+        batch_size (int): Largest number of images of an iteration, in all
+            processes together.
+        max_positions (int): Number of positions in an iteration that are
+            enough: a unit whose layers compute many outputs for each image
+            learns from fewer images at a time, see :func:`positions`.
         fit_images (int): Number of images that activation scales are chosen
             on.
         autocast (str, optional): Type of convolutions and matrix products
@@ -100,6 +105,7 @@ class BlockReconstructor(Reconstructor):
         beta: tuple[Positive, Positive] = (20.0, 2.0),
         negligible: Fraction = 1e-5,
         batch_size: Count = 64,
+        max_positions: Count = 2**15,
         fit_images: Count = 256,
         autocast: AutocastName = None,
         stopping: Optional[StoppingConfig] = None,
@@ -119,6 +125,7 @@ class BlockReconstructor(Reconstructor):
         self.warmup = warmup
         self.beta = beta
         self.negligible = negligible
+        self.max_positions = max_positions
         self.autocast = Autocast(autocast)
         self.stopping: Optional[WhenSettled] = (
             None if stopping is None else TASK_UTILS.build(stopping)
@@ -166,7 +173,7 @@ class BlockReconstructor(Reconstructor):
     ) -> None:
         """Minimize the error and the rounding penalty."""
         layers = open_layers(unit.module)
-        batch = local_share(self.batch_size)
+        batch = local_share(self._images(unit, data))
         nearest_error = max(report.before, 1e-12)
         quantizers = activation_quantizers(unit.module)
         drop_prob = quantizers[0].drop_prob if quantizers else 0.0
@@ -190,6 +197,11 @@ class BlockReconstructor(Reconstructor):
             if is_last(i):
                 break
         report.iterations = descent.taken
+
+    def _images(self, unit: Unit, data: UnitData) -> int:
+        """Return how many images an iteration has, in all processes."""
+        enough = math.ceil(self.max_positions / positions(unit, data))
+        return min(self.batch_size, enough)
 
     def _error(
         self,
