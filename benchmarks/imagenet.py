@@ -42,11 +42,15 @@ from mmrazor_brecq.config.recipe import Recipe
 from mmrazor_brecq.engine.launch import load_config
 from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
 
-#: Where quantizers stand, without which no two tables compare.
-PLACEMENT = (
-    'A unit quantizes its input once, the residual with it; first and last '
-    'layer have 8 bits'
-)
+#: Where quantizers stand, without which no two tables compare: by
+#: `quantize_shortcuts`.
+PLACEMENT = {
+    True: 'A unit quantizes its input once, the shortcut with it; first and '
+    'last layer have 8 bits',
+    False: 'Each layer quantizes its input, shortcuts stay float; first and '
+    'last layer have 8 bits',
+}
+SHORTCUTS = 'model.quantization.quantize_shortcuts'
 FLOAT = 'float'
 
 
@@ -189,7 +193,7 @@ def row(
         **run,
         seed=args.seed,
         test_images=len(labels),
-        placement=PLACEMENT,
+        placement=PLACEMENT[args.cfg_options.get(SHORTCUTS, True)],
     )
 
 
@@ -208,7 +212,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         *('Network', 'Bits', 'Schedule', 'Float', 'Top-1', 'Top-5'),
         *('To float', 'Agreement', 'KL', 'CPU s', 'Peak MB'),
-        caption=PLACEMENT,
+        caption='; '.join({found['placement'] for found in rows}),
     )
     for found in rows:
         table.add_row(

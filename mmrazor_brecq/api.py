@@ -70,6 +70,7 @@ def quantize(
     seed: Seed = 0,
     memory: Memory = DEFAULT_MEMORY,
     symmetric: Optional[bool] = None,
+    quantize_shortcuts: bool = True,
 ) -> tuple[BRECQ, dict[str, Any]]:
     """Quantize a trained network.
 
@@ -100,6 +101,8 @@ def quantize(
         symmetric (bool, optional): Whether the zero points of weights and
             activations are 0, as TensorRT requires; by default only those
             of weights of 8 bits are.
+        quantize_shortcuts (bool): Whether the shortcuts of blocks carry
+            quantized tensors too, see :class:`QuantizationScheme`.
 
     Returns:
         tuple[BRECQ, dict]: The quantized network, called like ``model``,
@@ -134,6 +137,7 @@ def quantize(
         quantization=dict(
             weight=weight,
             activation=activation,
+            quantize_shortcuts=quantize_shortcuts,
             bit_overrides=bit_overrides or {},
         ),
         partition=partition,

@@ -122,6 +122,10 @@ class QuantizationScheme:
             with ``bits``. None leaves activations in float.
         first_last_bits (int, optional): Bit width of weight and input of the
             first and the last layer. None treats them as all others.
+        quantize_shortcuts (bool): Whether the shortcut of a unit carries the
+            quantized input too, as in BRECQ and QDrop. If false, each layer
+            quantizes its own input, and shortcuts stay float: more accurate
+            at 4 bits and below, but the sums need wider arithmetic.
         bit_overrides (dict): Bit widths by layer name or pattern of
             :mod:`fnmatch`: a number for weight and input, or
             ``dict(weight=..., activation=...)`` with one key or both. None,
@@ -143,6 +147,7 @@ class QuantizationScheme:
         default_factory=lambda: dict(bits=8)
     )
     first_last_bits: Optional[Bits] = 8
+    quantize_shortcuts: bool = True
     bit_overrides: dict[str, Override] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -334,7 +339,11 @@ def prepare(
     bits = {name: chosen[name] for part in parts for name in part.layers}
     for unit in parts:
         single = names[unit.layers[0]] is unit.module
-        at_door = {} if single else _door_inputs(unit, calls, names)
+        at_door = (
+            _door_inputs(unit, calls, names)
+            if scheme.quantize_shortcuts and not single
+            else {}
+        )
         for name in unit.layers:
             layer = names[name]
             weight_bits, input_bits = bits[name]

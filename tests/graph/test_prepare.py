@@ -177,6 +177,34 @@ def test_the_residual_sees_the_quantized_tensor(toy, batches):
     assert torch.equal(seen['shortcut'], seen['conv'])
 
 
+def test_shortcuts_stay_float_if_asked_for(each_toy, batches):
+    quantized, float_shortcuts = each_toy, copy.deepcopy(each_toy)
+    bits = prepared(quantized, batches)
+
+    assert prepared(float_shortcuts, batches, quantize_shortcuts=False) == bits
+    assert not doors(float_shortcuts)
+    assert not not_quantizing_input(float_shortcuts)
+
+
+def test_a_float_shortcut_sees_the_float_tensor(toy, batches):
+    network = toy('residual')
+    prepared(network, batches, quantize_shortcuts=False)
+    seen = []
+    network.blocks[0].register_forward_pre_hook(
+        lambda m, args: seen.append(args[0])
+    )
+    network.blocks[0].shortcut.register_forward_pre_hook(
+        lambda m, args: seen.append(args[0])
+    )
+    fit(network, batches[0])
+    with torch.no_grad():
+        network(batches[0])
+
+    block, shortcut = seen[-2:]
+    assert torch.equal(block, shortcut)
+    assert len(block.unique()) > 256
+
+
 def test_each_tensor_of_a_nested_input_has_its_own_scale(toy, batches):
     network = toy('nested')
     prepared(network, batches)
