@@ -105,7 +105,7 @@ class BlockReconstructor(Reconstructor):
         beta: tuple[Positive, Positive] = (20.0, 2.0),
         negligible: Fraction = 1e-5,
         batch_size: Count = 64,
-        max_positions: Count = 2**15,
+        max_positions: Count = 2**16,
         fit_images: Count = 256,
         autocast: AutocastName = None,
         stopping: Optional[StoppingConfig] = None,
