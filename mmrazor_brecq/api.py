@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from dataclasses import dataclass
 from typing import Annotated, Any, Optional, Union
 
 import torch
 from mmengine.logging import MMLogger
+from mmengine.registry import Registry
 from pydantic import Field
 from torch import nn
 
@@ -22,6 +24,7 @@ from .activations import MAX_ELEMENTS_FORWARD, CachedBatches, images_per_pass
 from .algorithms import BRECQ
 from .checkpoint import build_quantized, load_quantized, save_quantized
 from .config.load import read_config
+from .config.recipe import known_parts, read_part
 from .engine.calibration import check_count
 from .engine.deploy import Request, write
 from .engine.launch import build_model
@@ -33,12 +36,14 @@ from .graph import (
     Network,
     Override,
     PartitionConfig,
+    check_batch,
     copy_network,
     unwrap,
 )
-from .reconstruction import ReconstructorConfig
+from .reconstruction import Reconstructor
+from .registry import TASK_UTILS
 from .report import UnitProgress, weight_bytes
-from .validation import Batch, Bits, Count, Seed, validated
+from .validation import Batch, Bits, Config, Count, KeyPath, Seed, validated
 
 #: A model that can be saved and exported.
 Quantized = Annotated[
@@ -47,12 +52,32 @@ Quantized = Annotated[
 ]
 #: A path, not an empty one.
 FileName = Union[Annotated[str, Field(min_length=1)], os.PathLike]
+
+
 #: The default schedule, `configs/_base_/schedules/default.py`.
 SCHEDULE = dict(
     type='BlockReconstructor',
     autocast='fastest',
     objective=dict(type='FisherLowRank'),
 )
+
+
+@dataclass(frozen=True, eq=False)
+class _Schedule(Config):
+    """Mark of an argument that takes a schedule or a reconstructor."""
+
+    def validate(self, value: Any, key_path: KeyPath) -> Any:
+        """Validate a config. The name of a schedule becomes one."""
+        if isinstance(value, str) and value in known_parts('schedule'):
+            value = read_part('schedule', value, key_path.path)
+        return super().validate(value, key_path)
+
+    def _names(self, registry: Registry) -> list[str]:
+        return [*known_parts('schedule'), *super()._names(registry)]
+
+
+#: A schedule by its name, or the config of a reconstructor.
+ScheduleConfig = Annotated[dict, _Schedule(Reconstructor, TASK_UTILS)]
 
 
 @in_grad_mode
@@ -64,7 +89,7 @@ def quantize(
     weight_bits: Bits = 4,
     activation_bits: Optional[Bits] = 4,
     bit_overrides: Optional[dict[str, Override]] = None,
-    reconstructor: Optional[ReconstructorConfig] = None,
+    reconstructor: Optional[ScheduleConfig] = None,
     partition: Optional[PartitionConfig] = None,
     batch_size: Count = 64,
     seed: Seed = 0,
@@ -86,9 +111,9 @@ def quantize(
         activation_bits (int, optional): Bits of activations, 2 to 8; None
             leaves them in float.
         bit_overrides (dict, optional): Bit widths by layer name or pattern.
-        reconstructor (dict, optional): Config of the reconstructor, such as
-            ``dict(type='BlockReconstructor', iterations=200)``; by default
-            that of the default schedule.
+        reconstructor (str | dict, optional): Name of a schedule, ``'fast'``,
+            ``'default'`` or ``'best'``, or config of a reconstructor, such as
+            ``dict(type='BlockReconstructor', iterations=200)``.
         partition (dict, optional): Config of the partition into units.
         batch_size (int): Images in a forward pass, fewer where images are
             large.
@@ -113,7 +138,8 @@ def quantize(
 
     Raises:
         ValueError: If there are too few images, or one is not finite, or
-            the network is not of float32, or ``memory`` is no size.
+            they are a single one, or the network is not of float32, or
+            ``memory`` is no size.
 
     Example:
         >>> model, report = mmrazor_brecq.quantize(resnet, images)
@@ -143,6 +169,7 @@ def quantize(
         partition=partition,
         reconstructor=reconstructor or SCHEDULE,
     )
+    check_batch(model, images)
     check_count(
         len(images), brecq.reconstructor.batch_size, f'{len(images)} images'
     )
@@ -280,6 +307,7 @@ def export_onnx(
         force=force,
         **requirements,
     )
+    check_batch(unwrap(model), images)
     images = to_normal_tensor(images).cpu()
     half = (len(images) + 1) // 2
     if batch == 'dynamic':

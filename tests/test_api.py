@@ -75,6 +75,81 @@ def test_an_image_to_learn_from_and_one_to_judge_by(count, toy):
         mmrazor_brecq.quantize(toy('residual'), images)
 
 
+@pytest.mark.parametrize('schedule', ['fast', 'default', 'best'])
+def test_a_schedule_is_given_by_its_name(schedule, toy, monkeypatch):
+    path = ROOT / f'configs/_base_/schedules/{schedule}.py'
+    found = []
+
+    def stop(self, network, *args, reconstructor, **kwargs):
+        found.append(reconstructor)
+        raise InterruptedError
+
+    monkeypatch.setattr(BRECQ, '__init__', stop)
+    with pytest.raises(InterruptedError):
+        mmrazor_brecq.quantize(
+            toy('residual'), torch.zeros(4, 3, 8, 8), reconstructor=schedule
+        )
+    assert found == [Config.fromfile(path).schedule.to_dict()]
+
+
+@pytest.mark.parametrize(
+    'given, words',
+    [
+        (dict(iterations=2), "dict(type='BlockReconstructor', iterations=2)"),
+        (dict(rounding_lr=0.1), 'rounding_lr=0.1)'),
+        (dict(reconstructor='fst'), "did you mean 'fast'"),
+        (dict(reconstructor='slow'), 'best, default, fast'),
+        (dict(weight_bit=3), "did you mean 'weight_bits'"),
+    ],
+)
+def test_a_wrong_argument_gets_the_right_one(given, words, toy):
+    with pytest.raises(ValueError) as info:
+        mmrazor_brecq.quantize(
+            toy('residual'), torch.zeros(4, 3, 8, 8), **given
+        )
+    assert words in str(info.value)
+
+
+def test_a_single_image_is_no_batch(toy, images, tmp_path, warnings_log):
+    network = toy('residual')
+    with pytest.raises(ValueError, match='3 x 8 x 8.*N x C x H x W.*stack'):
+        mmrazor_brecq.quantize(network, images[0])
+    model, _ = mmrazor_brecq.quantize(
+        network, images, reconstructor=dict(type='NearestRounding')
+    )
+    warnings_log.clear()
+    with pytest.raises(ValueError, match='3 x 8 x 8.*N x C x H x W'):
+        mmrazor_brecq.export_onnx(model, images[0], tmp_path / 'a.onnx')
+    assert warnings_log == []
+
+
+def test_inputs_of_three_dimensions_are_batches_where_networks_take_them():
+    """Such as spectrograms, which the network gives their channel."""
+
+    class Spectrograms(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 4, 3)
+            self.head = torch.nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(x[:, None]).mean((2, 3)))
+
+    model, _ = mmrazor_brecq.quantize(
+        Spectrograms().eval(),
+        torch.randn(8, 8, 8),
+        reconstructor=dict(type='NearestRounding'),
+    )
+    assert model(torch.randn(2, 8, 8)).shape == (2, 2)
+
+
+def test_a_float_checkpoint_names_the_call_that_quantizes(toy, tmp_path):
+    network = toy('residual')
+    torch.save(network.state_dict(), tmp_path / 'float.pth')
+    with pytest.raises(ValueError, match='mmrazor_brecq.quantize'):
+        mmrazor_brecq.load(network, tmp_path / 'float.pth')
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
 def test_a_network_of_another_type_is_refused(dtype, toy):
     images = torch.zeros(4, 3, 8, 8, dtype=dtype)

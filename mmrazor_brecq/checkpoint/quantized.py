@@ -13,6 +13,7 @@ from ..functional import pack_extra
 from ..layers import quant_layers
 from ..version import __version__
 from .files import save_tensors, write_whole
+from .fit import misfit
 from .format import encode
 from .io import SAFETENSORS, errors_name, read_checkpoint
 from .meta import abbreviate, check_meta, check_names
@@ -128,8 +129,8 @@ def read_quantized(path: str) -> dict[str, Any]:
     checkpoint = {'meta': {}, **read_checkpoint(path)}
     if QUANTIZED_KEY not in checkpoint['state_dict']:
         raise ValueError(
-            f'{path!r} is a float checkpoint: quantize it with '
-            'tools/ptq.py first'
+            f'{path!r} is a float checkpoint: quantize the network first, '
+            'with tools/ptq.py or mmrazor_brecq.quantize'
         )
     with errors_name(path):
         check_meta(checkpoint['meta'])
@@ -203,6 +204,13 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
 
 def _load(model: BRECQ, checkpoint: dict[str, Any], path: str) -> None:
     """Load a checkpoint that :func:`read_quantized` returned."""
+    problem = misfit(model.architecture, checkpoint['state_dict'])
+    if problem:
+        raise ValueError(
+            f'{path!r} does not belong to this config or network: {problem}. '
+            'Give the network that was quantized, or the config in the folder '
+            'of the checkpoint'
+        )
     try:
         model.load_state_dict(checkpoint['state_dict'])
     except RuntimeError as error:

@@ -96,8 +96,8 @@ def compose(cfg: Config, recipe: Recipe) -> Config:
     content['model'] = dict(
         type=f'{SCOPE}.BRECQ',
         architecture=content['model'],
-        quantization=_part('bits', recipe.bits, '--recipe'),
-        reconstructor=_part('schedule', recipe.schedule, '--schedule'),
+        quantization=read_part('bits', recipe.bits, '--recipe'),
+        reconstructor=read_part('schedule', recipe.schedule, '--schedule'),
     )
     content['test_cfg'] = dict(
         type=f'{SCOPE}.PTQLoop',
@@ -128,7 +128,25 @@ def _check_complete(
             )
 
 
-def _part(kind: str, name: str, option: str) -> PlainConfig:
+def known_parts(kind: str) -> dict[str, Path]:
+    """Return the files of this package that define ``bits`` or ``schedule``.
+
+    Args:
+        kind (str): ``bits`` or ``schedule``.
+
+    Returns:
+        dict[str, Path]: Their paths, by the name that users give.
+    """
+    folder = next(
+        folder
+        for folder in (PACKAGE / '.mim', PACKAGE.parent)
+        if (folder / 'configs').is_dir()
+    )
+    folder /= f'configs/_base_/{kind.removesuffix("s")}s'
+    return {file.stem: file for file in sorted(folder.glob('*.py'))}
+
+
+def read_part(kind: str, name: str, option: str) -> PlainConfig:
     """Read ``bits`` or ``schedule`` from a file of this package or the user.
 
     Args:
@@ -139,13 +157,7 @@ def _part(kind: str, name: str, option: str) -> PlainConfig:
     if osp.isfile(name):
         path = Path(name)
     else:
-        folder = next(
-            folder
-            for folder in (PACKAGE / '.mim', PACKAGE.parent)
-            if (folder / 'configs').is_dir()
-        )
-        folder /= f'configs/_base_/{kind.removesuffix("s")}s'
-        known = sorted(file.stem for file in folder.glob('*.py'))
+        known = known_parts(kind)
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f'; did you mean {close[0]!r}?' if close else ''
@@ -153,7 +165,7 @@ def _part(kind: str, name: str, option: str) -> PlainConfig:
                 f'{option} {name!r}, expected one of {", ".join(known)}, or '
                 f'the path of a config that defines `{kind}`{hint}'
             )
-        path = folder / f'{name}.py'
+        path = known[name]
     part = read_file(str(path)).get(kind)
     if not isinstance(part, ConfigDict):
         raise ValueError(f'{option} {name!r}: the file defines no `{kind}`')

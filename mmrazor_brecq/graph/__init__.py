@@ -9,7 +9,7 @@ from .compare import (
     relative_difference,
 )
 from .fold import fold_batch_norm
-from .inputs import Images, Network
+from .inputs import Images, Network, check_batch
 from .partition import (
     BlockPartition,
     LayerPartition,
@@ -52,6 +52,7 @@ __all__ = [
     'Recording',
     'Unit',
     'apply_checked',
+    'check_batch',
     'check_behavior',
     'check_layers',
     'check_overrides',

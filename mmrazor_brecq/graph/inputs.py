@@ -55,6 +55,28 @@ def _check_images(images: Tensor) -> Tensor:
     return images
 
 
+def check_batch(network: nn.Module, images: Tensor) -> None:
+    """Refuse a single image in place of a batch.
+
+    Args:
+        network (nn.Module): The network.
+        images (Tensor): What should be N x C x H x W images.
+
+    Raises:
+        ValueError: If the tensor has three dimensions, and the first one is
+            the channels that the first convolution takes.
+    """
+    convs = (m for m in network.modules() if isinstance(m, nn.Conv2d))
+    first = next(convs, None)
+    if first and images.dim() == 3 and len(images) == first.in_channels:
+        shape = ' x '.join(map(str, images.shape))
+        raise ValueError(
+            f'The images have the shape {shape}, which is one image, C x H x '
+            'W: expected N x C x H x W, as of torch.stack(list_of_images), '
+            'and a few hundred images if there are'
+        )
+
+
 #: Type of a trained network.
 Network = Annotated[
     nn.Module,

@@ -6,7 +6,7 @@ import io
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -163,18 +163,7 @@ def export_table(report: Report) -> str:
 
 def _export_lines(report: Report) -> list[str]:
     """Return sentences on the layers of an exported file and its runtimes."""
-    layers = report['layers']
-    lines = []
-    if layers:
-        worst = min(layers, key=lambda layer: layer['exact'])
-        equal = sum(layer['exact'] == 1 for layer in layers)
-        within = min(layer['within'] for layer in layers)
-        lines.append(
-            f'Layer by layer, each on the same input: {equal} of '
-            f'{len(layers)} give the same integers throughout, at '
-            f'least {_floor(within)} differ by at most one in each; furthest '
-            f'is {worst["name"]}, {_floor(worst["exact"])} equal'
-        )
+    lines = [_layer_line(report['layers'])] if report['layers'] else []
     lines += [
         f'{name} does not take it: {reason}'
         for name, reason in report['refused'].items()
@@ -194,6 +183,27 @@ def _export_lines(report: Report) -> list[str]:
             'sums saturate without it'
         )
     return lines
+
+
+def _layer_line(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence on how many integers of the layers are equal."""
+    unequal = [layer for layer in layers if layer['exact'] < 1]
+    line = (
+        f'Layer by layer, each on the same input: {len(layers) - len(unequal)}'
+        f' of {len(layers)} give the same integers throughout'
+    )
+    if not unequal:
+        return line
+    worst = min(unequal, key=lambda layer: layer['exact'])
+    within = min(layer['within'] for layer in layers)
+    ties = worst.get('ties') or 0  # Reports of earlier versions have none.
+    line += (
+        f'; of the others at least {_floor(within)} differ by at most one; '
+        f'furthest is {worst["name"]}, {_floor(worst["exact"])} equal'
+    )
+    if ties:
+        line += f' and {ties:.2%} ties, halfway between two integers'
+    return line
 
 
 def _by_reason(names: dict[str, str], shown: int = 3) -> list[str]:

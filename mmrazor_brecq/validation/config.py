@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Optional, Union
 
-from .declared import Target, check_keys
+from .declared import Target, check_keys, declared
 from .typed import Mark
-from .words import KeyPath, did_you_mean
+from .words import KeyPath, did_you_mean, show
 
 if TYPE_CHECKING:
     from mmengine.registry import Registry
@@ -55,6 +55,14 @@ class Config(Mark):
         """Return whether a value is a dict, or could be the name of a part."""
         is_name = isinstance(value, str) and self.registry is not None
         return is_name or isinstance(value, Mapping)
+
+    def example(self, key: str, value: object) -> str:
+        """Return the config of the first part that takes a key."""
+        for name in self._names(self.registry) if self.registry else ():
+            part = self.registered(name)
+            if part and key in declared(part).parameters:
+                return f'dict(type={name!r}, {key}={show(value)})'
+        return ''
 
     def validate(self, value: Any, key_path: KeyPath) -> Any:
         """Validate a config.

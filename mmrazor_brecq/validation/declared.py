@@ -7,10 +7,10 @@ import inspect
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Callable, NamedTuple, TypeVar
 
-from .typed import Validator, make_validator
+from .typed import Mark, Validator, make_validator, marks_of
 from .words import Hint, KeyPath
 
 T = TypeVar('T', bound=Callable)
@@ -27,11 +27,26 @@ class Declared(NamedTuple):
         validators (dict): Validators by name. Parameters without a type have
             none.
         takes_others (bool): Whether it takes names that it does not declare.
+        marks (dict): Marks of the parameters, by name.
     """
 
     parameters: Mapping[str, inspect.Parameter]
     validators: Mapping[str, Validator]
     takes_others: bool
+    marks: Mapping[str, Sequence[Mark]] = MappingProxyType({})
+
+    def inside(self, key: str, value: object) -> str:
+        """Return the argument that takes a key inside its value, if any.
+
+        Args:
+            key (str): A key that is no argument itself.
+            value (Any): Its value.
+        """
+        for name, marks in self.marks.items():
+            for mark in marks:
+                if example := mark.example(key, value):
+                    return f'{name}={example}'
+        return ''
 
 
 def validated(target: T) -> T:
@@ -129,12 +144,14 @@ def _validate(
     excluded: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the arguments of a class or function, each one validated."""
-    parameters, validators, takes_others = declared(target)
+    names = declared(target)
+    parameters, validators, takes_others, _ = names
     known = [name for name in parameters if name not in excluded]
     values = dict(given)
     for name, value in given.items():
         if name not in known and (name in excluded or not takes_others):
-            raise key_path.unknown(name, known)
+            inside = names.inside(name, value)
+            raise key_path.unknown(name, known, inside)
         if name in validators and value is not parameters[name].default:
             inner = key_path.key(name, key_path.owner)
             values[name] = validators[name](value, inner)
@@ -177,6 +194,7 @@ def declared(target: Target) -> Declared:
         parameters,
         {n: make_validator(hints[n]) for n in parameters if n in hints},
         inspect.Parameter.VAR_KEYWORD in kinds,
+        {n: marks_of(hints[n]) for n in parameters if n in hints},
     )
 
 

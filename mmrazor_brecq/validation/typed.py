@@ -34,9 +34,27 @@ class Mark(ABC):
         A union then refuses it with this mark's own error.
         """
 
+    def example(self, key: str, value: object) -> str:
+        """Return a value that has a key of its own, '' if none has.
+
+        Args:
+            key (str): The key.
+            value (Any): The value of the key.
+        """
+        return ''
+
     @abstractmethod
     def validate(self, value: Any, key_path: KeyPath) -> Any:
         """Validate a value, see :func:`validate`."""
+
+
+def marks_of(hint: Hint) -> list[Mark]:
+    """Return the marks of a type and of the members of a union."""
+    if get_origin(hint) is Annotated:
+        return [mark for mark in hint.__metadata__ if isinstance(mark, Mark)]
+    if get_origin(hint) in UNIONS:
+        return [mark for x in get_args(hint) for mark in marks_of(x)]
+    return []
 
 
 def validate(value: Any, hint: Hint, key_path: KeyPath) -> Any:

@@ -67,18 +67,23 @@ class KeyPath(NamedTuple):
             f'{self.path or "value"}={show(value)}, expected {expected}{cure}'
         )
 
-    def unknown(self, name: object, known: Sequence[str]) -> ValueError:
+    def unknown(
+        self, name: object, known: Sequence[str], inside: str = ''
+    ) -> ValueError:
         """Return the error for a key below this one that is not known.
 
         Args:
             name (str): The key.
             known (list[str]): The keys that there are.
+            inside (str): The key that takes it inside its value, if any.
         """
         path = self.key(str(name), '').path
         takes = f'takes {", ".join(known)}' if known else 'takes no key'
+        hint = did_you_mean(name, known)
+        if inside:
+            hint = f', did you mean {inside}?'
         return ValueError(
-            f'{path} is an unknown key{did_you_mean(name, known)}: '
-            f'{self.owner} {takes}'
+            f'{path} is an unknown key{hint}: {self.owner} {takes}'
         )
 
     def missing(self, name: str) -> ValueError:

@@ -132,13 +132,44 @@ def test_a_quantized_checkpoint_loads(quantized, path):
 
 def test_a_float_checkpoint_given_as_quantized_is_refused(path):
     torch.save(network().state_dict(), path)
-    with pytest.raises(ValueError, match='tools/ptq.py'):
+    with pytest.raises(ValueError, match='ptq.py or mmrazor_brecq.quantize'):
         load_quantized(BRECQ(network()), path)
 
 
 def test_a_quantized_checkpoint_given_as_float_is_refused(quantized, path):
     with pytest.raises(ValueError, match='tools/test.py'):
         load_float(BRECQ(network()), path)
+
+
+@pytest.mark.parametrize(
+    'other, words',
+    [
+        (
+            lambda: nn.Sequential(*network(), nn.Conv2d(4, 2, 1)),
+            ["the file lacks the layer '3' of the Sequential"],
+        ),
+        (
+            lambda: network()[:2],
+            ["the Sequential lacks the layer '2' of the file"],
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 5), *network()[1:]),
+            ["'0' is 4 x 3 x 3 x 3 in the file, and 4 x 3 x 5 x 5 in the"],
+        ),
+        (
+            lambda: nn.Sequential(nn.Identity(), network()),
+            ["lacks 2 layers, '1.0' first", "lacks 2 layers, '0' first"],
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_network_gives_one_error(
+    quantized, path, other, words, warnings_log
+):
+    with pytest.raises(ValueError, match='does not belong to') as info:
+        load_quantized(BRECQ(other()), path)
+    for text in (*words, 'network that was quantized'):
+        assert text in str(info.value)
+    assert '\n' not in str(info.value) and warnings_log == []
 
 
 def test_a_quantized_checkpoint_of_another_config_is_refused(quantized, path):

@@ -11,6 +11,7 @@ from mmrazor_brecq.reconstruction import UnitReport
 from mmrazor_brecq.report import (
     UnitProgress,
     closing_table,
+    export_table,
     setback,
     weight_bytes,
 )
@@ -49,6 +50,46 @@ def test_closing_table_has_all_models():
         '6 of 7 layers quantized; up is not',
     ):
         assert text in table
+
+
+def layer(name, exact, ties=0.0, within=1.0):
+    return dict(name=name, exact=exact, ties=ties, within=within, largest=0.6)
+
+
+@pytest.mark.parametrize(
+    'layers, words, without',
+    [
+        ([], '', 'Layer by layer'),
+        (
+            [layer('a', 1.0), layer('b', 1.0)],
+            '2 of 2 give the same integers throughout',
+            'furthest',
+        ),
+        (
+            [layer('a', 1.0), layer('b', 0.99, ties=0.008, within=0.99999)],
+            '1 of 2 give the same integers throughout; of the others at least '
+            '99.99% differ by at most one; furthest is b, 99.00% equal and '
+            '0.80% ties',
+            'furthest is a',
+        ),
+        ([layer('a', 0.97), layer('b', 0.99)], 'is a, 97.00% equal', 'ties'),
+    ],
+)
+def test_the_table_of_an_export_says_how_layers_differ(layers, words, without):
+    match = dict.fromkeys(
+        ('agreement', 'largest', 'mean', 'accuracy', 'accuracy_torch'), 0.5
+    )
+    table = export_table(
+        dict(
+            matches=[dict(match, runtime='ONNX Runtime', images=8)],
+            layers=layers,
+            refused={},
+            operators={},
+            float_convolutions={},
+        )
+    )
+    text = ' '.join(table.split())
+    assert words in text and without not in text
 
 
 def test_a_table_without_metrics_says_so_and_has_the_divergence():
