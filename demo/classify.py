@@ -68,7 +68,7 @@ def read_image(path: str, size: list, resize: dict):
 
 
 def to_input(pixels, about: dict):
-    """One image as the model takes it: uint8 as it is, or normalised."""
+    """One image as the model takes it: uint8 as it is, or normalized."""
     import numpy as np
 
     if about['input']['dtype'] == 'uint8':

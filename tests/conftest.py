@@ -222,7 +222,7 @@ TOYS = dict(
 )
 
 
-def randomise(network, generator):
+def randomize(network, generator):
     """Norms that move every channel, weights that are of no special form."""
     for norm in network.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -237,7 +237,7 @@ def make(name, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = TOYS[name]()
-    return randomise(network, torch.Generator().manual_seed(seed)).eval()
+    return randomize(network, torch.Generator().manual_seed(seed)).eval()
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -67,7 +67,7 @@ def test_as_many_images_as_there_are(count, toy, generator, warnings_log):
 
 
 @pytest.mark.parametrize('count', [0, 1])
-def test_an_image_to_learn_from_and_one_to_judge_by(count, toy):
+def test_an_image_to_learn_from_and_one_to_validate_on(count, toy):
     images = torch.zeros(count, 3, 8, 8)
     with pytest.raises(
         ValueError, match=f'{count} images, expected 2 or more'

@@ -59,7 +59,7 @@ def main() -> int:
     for name, least, what in (
         ('agreement', 0.9, 'images of the same class'),
         ('exact', 0.97, 'equal integers in each layer'),
-        ('within', 0.9999, 'integers within one step'),
+        ('within', 0.9999, 'integers that differ by at most one'),
     ):
         parser.add_argument(
             f'--least-{name}',

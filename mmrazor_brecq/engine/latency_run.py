@@ -5,16 +5,20 @@ This module finds the shapes of the layers in the config's model.
 
 from __future__ import annotations
 
+import logging
 import os.path as osp
 import platform
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from mmengine.config import Config
 
+from ..algorithms import BRECQ
 from ..checkpoint import keep_older, write_whole
 from ..mixed_precision import model_shape
 from ..mixed_precision.cost import FLOAT, LatencyTable
 from ..mixed_precision.latency import Row, format_rows, measure_latency
+from ..mixed_precision.shapes import CallShape
 from ..validation import Count, validated
 from .launch import bare_model, build_runner, calibration_images
 from .runners import starting
@@ -47,40 +51,28 @@ def write_latency_table(
     """
     ending = osp.splitext(path)[1]
     format_rows([], ending)
-    settings = MixedPrecision.of(cfg)
+    searched = MixedPrecision.of(cfg).bits
     runner = build_runner(cfg)
     model = bare_model(runner)
     count = model.reconstructor.batch_size
     with starting(runner):
-        example = calibration_images(runner, model, count).batch(0)
+        example = calibration_images(runner, model, count).batch(0)[:1]
     runner.begin()
     model.eval()
-    model.prepare(example[:1])
+    model.prepare(example)
     shapes = [
         call
-        for layer in model_shape(model.architecture, example[:1]).layers
+        for layer in model_shape(model.architecture, example).layers
         for call in layer.calls
     ]
-    weights, activations = zip(*model.bits.values())
-    weight_bits = sorted({*settings.bits, *weights})
-    activation_bits = [*sorted({*settings.bits, *activations}), FLOAT]
+    weight_bits, activation_bits = _bits(model, searched)
     if measure:
-        rows: list[Row] = []
-        for row in measure_latency(
+        found = measure_latency(
             shapes, weight_bits, activation_bits, repeats, threads
-        ):
-            if not rows or rows[-1]['shape'] != row['shape']:
-                runner.logger.info(
-                    f'{row["shape"]}: {row["latency_ms"]:.3f} ms'
-                )
-            rows.append(row)
+        )
+        rows = list(_logged(found, runner.logger))
     else:
-        rows = [
-            dict(zip(LatencyTable.COLUMNS, (key, weight, activation, '')))
-            for key in dict.fromkeys(shape.key for shape in shapes)
-            for weight in weight_bits
-            for activation in activation_bits
-        ]
+        rows = _template(shapes, weight_bits, activation_bits)
     device = dict(
         machine=platform.machine(),
         system=platform.platform(),
@@ -91,3 +83,41 @@ def write_latency_table(
     keep_older(path)
     write_whole(path, format_rows(rows, ending, device))
     runner.logger.info(f'The latency table is in {path}')
+
+
+def _bits(model: BRECQ, searched: Sequence[int]) -> tuple[list, list]:
+    """Return the bits of weights and of activations that a table needs.
+
+    Args:
+        model (BRECQ): Prepared, with the bits of its config.
+        searched (list[int]): The bits that a search may choose.
+    """
+    weights, activations = zip(*model.bits.values())
+    return (
+        sorted({*searched, *weights}),
+        [*sorted({*searched, *activations}), FLOAT],
+    )
+
+
+def _logged(rows: Iterable[Row], logger: logging.Logger) -> Iterator[Row]:
+    """Yield the rows of a table, and log the first of each layer."""
+    before = None
+    for row in rows:
+        if row['shape'] != before:
+            logger.info(f'{row["shape"]}: {row["latency_ms"]:.3f} ms')
+        before = row['shape']
+        yield row
+
+
+def _template(
+    shapes: Iterable[CallShape],
+    weight_bits: Sequence[int],
+    activation_bits: Sequence[int],
+) -> list[Row]:
+    """Return the rows of a table without times."""
+    return [
+        dict(zip(LatencyTable.COLUMNS, (key, weight, activation, '')))
+        for key in dict.fromkeys(shape.key for shape in shapes)
+        for weight in weight_bits
+        for activation in activation_bits
+    ]

@@ -46,6 +46,9 @@ from .sensitivity_run import (
 #: A model with its bits, loss and costs, as an entry of ``search.json``.
 Result = dict[str, Any]
 
+#: Bits of the weights and of the activations of a uniform model.
+UniformBits = tuple[int, Optional[int]]
+
 #: Points of the Pareto front in the figure.
 FRONT_POINTS = 10
 
@@ -95,12 +98,7 @@ def search_bits(
         )
     settings = MixedPrecision.of(cfg)
     costs = _build_costs(settings, latency_table)
-    # Mistakes in the budgets are found before any work.
-    known = {cost.name: cost for cost in costs}
-    wanted = [parse_budget(text, known) for text in budgets]
-    uniform = {text: parse_uniform(text) for text in equal_to}
-    if not wanted and not uniform:
-        raise ValueError('There is no budget: give --budget or --equal-to')
+    wanted, uniform = _parse_limits(costs, budgets, equal_to)
     with one_run(
         cfg,
         'once that is fixed, the same command continues after the last '
@@ -126,17 +124,28 @@ def search_bits(
             raise ValueError('; '.join(refused))
         if changed:
             source = _write_base(cfg)
-        paths = [_write(cfg, source, result) for result in results]
-        _report(runner, search, results)
-        for path in paths:
-            runner.logger.info(
-                f'Quantize with tools/ptq.py {path} {checkpoint}'
-            )
-        if refused:
-            raise ValueError(
-                '; '.join(refused) + '. The other budgets are done'
-            )
-        return paths
+        paths = _write_results(runner, search, results, source)
+    for path in paths:
+        runner.logger.info(f'Quantize with tools/ptq.py {path} {checkpoint}')
+    if refused:
+        raise ValueError('; '.join(refused) + '. The other budgets are done')
+    return paths
+
+
+def _parse_limits(
+    costs: Sequence[CostModel], budgets: Sequence[str], equal_to: Sequence[str]
+) -> tuple[list[Budget], dict[str, UniformBits]]:
+    """Return the budgets, and the bits of uniform models by their text.
+
+    Raises:
+        ValueError: If there is neither, or one is none.
+    """
+    known = {cost.name: cost for cost in costs}
+    wanted = [parse_budget(text, known) for text in budgets]
+    uniform = {text: parse_uniform(text) for text in equal_to}
+    if not wanted and not uniform:
+        raise ValueError('There is no budget: give --budget or --equal-to')
+    return wanted, uniform
 
 
 def _build_costs(
@@ -303,6 +312,15 @@ def _uniform(search: BitSearch) -> list[Result]:
         loss = search.loss_of(model_bits)
         found.append(dict(bits=bits, loss=loss, costs=costs))
     return found
+
+
+def _write_results(
+    runner: Runner, search: BitSearch, results: Sequence[Result], source: str
+) -> list[str]:
+    """Write configs, ``search.json`` and figures; return the configs."""
+    paths = [_write(runner.cfg, source, result) for result in results]
+    _report(runner, search, results)
+    return paths
 
 
 def _report(

@@ -91,8 +91,11 @@ def find_choices(
             ]
     if not choices:
         raise ValueError(
-            'No layer is free: `quantization.first_last_bits` and '
-            '`quantization.bit_overrides` decide the bits of all layers'
+            'No layer is free: `model.quantization.first_last_bits` and '
+            '`model.quantization.bit_overrides` decide the bits of all '
+            'layers. Remove entries of `bit_overrides`, or set '
+            '`first_last_bits=None`, for the layers whose bits are to be '
+            'searched'
         )
     return choices
 

@@ -158,7 +158,7 @@ def test_a_quantized_checkpoint_given_as_float_is_refused(quantized, path):
         ),
         (
             lambda: nn.Sequential(nn.Identity(), network()),
-            ["lacks 2 layers, '1.0' first", "lacks 2 layers, '0' first"],
+            ["lacks 2 layers, '1.0' first", "lacks the layer '2' of the"],
         ),
     ],
 )

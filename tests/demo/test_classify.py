@@ -189,7 +189,7 @@ def test_it_needs_three_packages_alone():
         ),
     ],
 )
-def test_metadata_is_judged_before_room_is_made(
+def test_metadata_is_checked_before_memory_is_taken(
     monkeypatch, tmp_path, picture, about, message
 ):
     path = model(tmp_path / 'm.onnx', 'uint8')

@@ -171,9 +171,9 @@ def results(x, keep):
     out = fake_quantize(a, s, torch.tensor(0.3), torch.tensor(7), 0, 15, keep)
     (out * x).sum().backward()
     alpha = to_flat(x).view(2, -1).clone().requires_grad_()
-    step = torch.tensor([[0.1], [0.2]], requires_grad=True)
+    scale = torch.tensor([[0.1], [0.2]], requires_grad=True)
     base = alpha.detach().floor()
-    grid = step, torch.tensor([[3.0], [0.0]]), -2, 1
+    grid = scale, torch.tensor([[3.0], [0.0]]), -2, 1
     fused = FusedPenalty()
     relaxed = relaxed_rows(alpha, base, *grid)
     pushed = relaxed_rows(alpha, base, *grid, fused)
@@ -189,7 +189,7 @@ def results(x, keep):
         t.detach()
         for t in (
             *(out, a.grad, s.grad, *outputs, error, b.grad),
-            *(alpha.grad, step.grad),
+            *(alpha.grad, scale.grad),
         )
     ]
 
