@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mmrazor_brecq.config.recipe import known_parts
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'CHANGELOG')),
@@ -49,6 +51,15 @@ def anchors(page: Path) -> set[str]:
 def test_readme_is_a_front_door():
     words = (ROOT / 'README.md').read_text(encoding='utf-8').split()
     assert len(words) <= 1200
+
+
+@pytest.mark.parametrize('kind', ['bits', 'schedule'])
+def test_readme_names_all_recipes_and_schedules(kind):
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    names = known_parts(kind)
+    assert len(names) > 2
+    for name in names:
+        assert f'`{name}`' in text
 
 
 @each_page
