@@ -58,6 +58,7 @@ from .image_set import ImageSet
 from .loaders import CALIBRATION, build_dataloader
 from .progress import Progress, in_first
 from .results import (
+    best_metric,
     earlier_reports,
     finished_metrics,
     made_by,
@@ -347,6 +348,7 @@ class PTQLoop(TestLoop):
         """Write the quantized checkpoint and the report, and log them."""
         report = dict(
             **progress.metrics,
+            metric=best_metric(self.runner.cfg),
             seconds=clock.seconds,
             peak_memory_mb=round(peak_memory_mb()),
             activations_mb=dict(

@@ -160,3 +160,15 @@ def _read_report(path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path!r} is damaged ({error})') from error
     return content
+
+
+def best_metric(cfg: Config) -> Optional[str]:
+    """Return the metric by which a config saves the best checkpoint.
+
+    Args:
+        cfg (Config): Config of a run.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    names = hook.get('save_best')
+    name = names[0] if isinstance(names, (list, tuple)) and names else names
+    return name if isinstance(name, str) and name != 'auto' else None

@@ -1,7 +1,7 @@
 from .bits import bits_figures, bits_table
 from .earlier_runs import outdone
 from .size import weight_bytes
-from .tables import closing_table, export_table, setback
+from .tables import closing_table, export_table, main_metric, setback
 from .terminal import UnitProgress
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     'bits_table',
     'closing_table',
     'export_table',
+    'main_metric',
     'outdone',
     'setback',
     'weight_bytes',

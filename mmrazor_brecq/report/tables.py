@@ -17,13 +17,19 @@ Report = Mapping[str, Any]
 
 #: Keys of a report, and the names of their models in tables.
 MODELS = dict(float='float', nearest='nearest rounding', quantized='BRECQ')
+#: Number of metrics that a table has room for.
+MAX_COLUMNS = 4
+#: Names of metrics that count where the config names none, the first one
+#: first. Those of classifiers come first by themselves.
+MAIN_METRICS = ('bbox_mAP', 'segm_mAP', 'mAP', 'PQ', 'mIoU')
 
 
 def closing_table(report: Report) -> str:
     """Return metrics and size of the float, nearest and learned model.
 
-    Without metrics the table has the sizes, and the divergence from the
-    float network below it.
+    More than :data:`MAX_COLUMNS` metrics do not fit beside each other: then
+    the table has the main one alone. Without metrics the table has the
+    sizes, and the divergence from the float network below it.
 
     Args:
         report (dict): As in ``report.json``.
@@ -32,19 +38,50 @@ def closing_table(report: Report) -> str:
         str: A table of a few lines.
     """
     metrics = list(report['quantized'])
+    if len(metrics) > MAX_COLUMNS:
+        metrics = [main_metric(report)]
     table = Table('Model', *metrics, 'Weight bytes')
     for key, name in MODELS.items():
         size = report['weight_bytes'][
             'float' if key == 'float' else 'quantized'
         ]
         table.add_row(
-            name, *(f'{report[key][m]:.2f}' for m in metrics), f'{size:,}'
+            name, *(_show(report, key, m) for m in metrics), f'{size:,}'
         )
     console = Console(file=io.StringIO(), width=100)
     console.print(table)
     for line in _closing_lines(report):
         console.print(line, highlight=False, markup=False)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def main_metric(report: Report) -> str:
+    """Return the metric that a network is judged by, '' without any.
+
+    It is the one that the config saves the best checkpoint by (``metric`` of
+    the report), or else the first one that has a name of
+    :data:`MAIN_METRICS`, or else the first one.
+
+    Args:
+        report (dict): As in ``report.json``.
+    """
+    metrics = list(report['quantized'])
+    wanted = [report.get('metric'), *MAIN_METRICS]
+    for name in filter(None, wanted):
+        for metric in metrics:
+            if metric == name or metric.endswith((f'/{name}', f'_{name}')):
+                return metric
+    return next(iter(metrics), '')
+
+
+def _show(report: Report, model: str, metric: str) -> str:
+    """Return a value with two digits that tell the models apart.
+
+    Metrics that are fractions have three digits after the point.
+    """
+    values = [abs(report[key][metric]) for key in MODELS]
+    digits = 3 if metric == main_metric(report) and max(values) <= 1 else 2
+    return f'{report[model][metric]:.{digits}f}'
 
 
 def _closing_lines(report: Report) -> list[str]:
@@ -62,6 +99,13 @@ def _closing_lines(report: Report) -> list[str]:
         f'{memory["spilled"]} went through files), {rejected} of '
         f'{len(report["units"])} units kept nearest rounding'
     ]
+    main, metrics = main_metric(report), list(report['quantized'])
+    if len(metrics) > MAX_COLUMNS or metrics[:1] not in ([], [main]):
+        lines.insert(
+            0,
+            f'The models are judged by {main}; report.json has '
+            f'{len(metrics) - 1} other metrics',
+        )
     if not report['quantized']:
         lines.append(_unmeasured(report['divergence']))
     if 'account' in report:
@@ -89,13 +133,13 @@ def setback(report: Report) -> str:
     A metric that is better than that of the float model needs no advice.
 
     Args:
-        report (dict): As in ``report.json``; its first metric counts.
+        report (dict): As in ``report.json``; its main metric counts.
 
     Returns:
         str: A sentence, or an empty string.
     """
-    metric = next(iter(report['quantized']), None)
-    if metric is None:
+    metric = main_metric(report)
+    if not metric:
         return ''
     floating, nearest, learned = (report[key][metric] for key in MODELS)
     worse = operator.gt if _is_error(metric) else operator.lt

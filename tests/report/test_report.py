@@ -12,6 +12,7 @@ from mmrazor_brecq.report import (
     UnitProgress,
     closing_table,
     export_table,
+    main_metric,
     setback,
     weight_bytes,
 )
@@ -147,3 +148,63 @@ def test_each_unit_has_a_line(caplog):
         show(UnitReport('b', note='something was wrong'))
     assert 'a: error 2 -> 1, 3.0 s' in caplog.text
     assert 'something was wrong' in caplog.text
+
+
+COCO = {
+    f'coco/bbox_mAP{end}': 0.335 + i / 10
+    for i, end in enumerate(('', '_50', '_75', '_s', '_m', '_l'))
+}
+IOU = {'aAcc': 90.0, 'mIoU': 61.5, 'mAcc': 70.0}
+
+
+def three(metrics, **more):
+    """A report of three models; nearest rounding has a tenth of all."""
+    return dict(
+        float=metrics,
+        nearest={k: v / 10 for k, v in metrics.items()},
+        quantized=metrics,
+        weight_bytes=dict(float=4000, quantized=500),
+        seconds=dict(reconstruct=3.0, total=5.0),
+        peak_memory_mb=100,
+        activations_mb=dict(budget=None, held=70, spilled=20),
+        units=[dict(accepted=True)],
+        **more,
+    )
+
+
+def test_of_many_metrics_the_table_has_the_main_one():
+    table = closing_table(three(COCO))
+    assert 'coco/bbox_mAP ' in table and '0.335' in table
+    assert '0.034' in table  # Two digits would not tell it from others.
+    assert 'bbox_mAP_50' not in table and '0.435' not in table
+    assert 'judged by coco/bbox_mAP; report.json has 5 other' in table
+
+
+@pytest.mark.parametrize(
+    ('metrics', 'named', 'main'),
+    [
+        (COCO, None, 'coco/bbox_mAP'),
+        (COCO, 'coco/bbox_mAP_50', 'coco/bbox_mAP_50'),
+        (COCO, 'bbox_mAP_75', 'coco/bbox_mAP_75'),
+        (COCO, 'a metric that there is not', 'coco/bbox_mAP'),
+        (IOU, None, 'mIoU'),
+        (IOU, 'mAcc', 'mAcc'),
+        ({'pascal_voc/AP50': 1, 'pascal_voc/mAP': 2}, None, 'pascal_voc/mAP'),
+        ({'accuracy/top5': 9.0, 'accuracy/top1': 8.0}, None, 'accuracy/top5'),
+        ({}, 'mIoU', ''),
+    ],
+)
+def test_the_metric_of_the_config_counts(metrics, named, main):
+    assert main_metric(three(metrics, metric=named)) == main
+
+
+def test_a_metric_that_is_not_the_first_is_named():
+    assert 'judged by mIoU' in closing_table(three(IOU))
+
+
+def test_advice_is_about_the_main_metric():
+    report = three(IOU)
+    report['quantized'] = dict(IOU, mIoU=1.0)
+    assert setback(report).startswith('mIoU is 1.00')
+    report['quantized'] = dict(IOU, aAcc=1.0)
+    assert not setback(report)
