@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..graph import Recording, record
 from ..registry import TASK_UTILS
+from .dense_head import chance_of_object, value_maps
 from .gradients import real_outputs
 from .likelihood import Bernoulli, Gaussian, Likelihood
 
@@ -26,11 +27,14 @@ class Form(NamedTuple):
             element, or ``'value'``.
         axis (int): Axis of the classes.
         probabilities (bool): Whether it has probabilities, not logits.
+        chances (tuple[int]): Of a value of a dense head, the outputs whose
+            product is the chance that it matters.
     """
 
     kind: Literal['classes', 'event', 'value']
     axis: int = -1
     probabilities: bool = False
+    chances: tuple[int, ...] = ()
 
 
 @TASK_UTILS.register_module()
@@ -47,6 +51,10 @@ class FromOutput(Likelihood):
       between 0 and 1 a sigmoid. Their logarithms and logits are used.
     - An image like the input, a scalar, and numbers too large for logits are
       values of unit variance.
+    - Of a dense head, such as that of a detector (:func:`value_maps`), maps
+      whose channels are all below 0 at most positions are logits of events;
+      the others are values, whose error counts as likely as an object is at
+      that position.
 
     A network that regresses cannot always be told from one that classifies:
     name ``Gaussian`` for it. The losses of several outputs are added.
@@ -76,6 +84,10 @@ class FromOutput(Likelihood):
         if any(out.dim() > 2 for out in outputs):
             layers = _last_layers(teacher, images[:1], len(outputs))
         forms = [_form(*pair, images) for pair in zip(outputs, layers)]
+        for i, chances in value_maps(outputs).items():
+            forms[i] = Form('value', chances=chances)
+            for k in chances:
+                forms[k] = Form('event')
         message = [forms]
         broadcast_object_list(message)
         (self.forms,) = message
@@ -87,7 +99,8 @@ class FromOutput(Likelihood):
         loss = outputs[0].new_zeros(())
         for out, form in zip(outputs, self._forms(outputs)):
             likelihood = self._likelihood(form)
-            loss = loss + likelihood([_logits(out, form)], generator)
+            out = _weighted(out, outputs, form)
+            loss = loss + likelihood([out], generator)
         return loss
 
     def divergence(self, outputs: list[Tensor], goals: list[Tensor]) -> Tensor:
@@ -96,13 +109,16 @@ class FromOutput(Likelihood):
         An output counts only if both have one shape: some networks choose
         the size of an output by its content.
         """
-        parts = [
-            self._likelihood(form).divergence(
-                [_logits(out, form)], [_logits(goal, form)]
+        parts = []
+        for out, goal, form in zip(outputs, goals, self._forms(goals)):
+            if out.shape != goal.shape:
+                continue
+            parts.append(
+                self._likelihood(form).divergence(
+                    [_weighted(out, goals, form)],
+                    [_weighted(goal, goals, form)],
+                )
             )
-            for out, goal, form in zip(outputs, goals, self._forms(goals))
-            if out.shape == goal.shape
-        ]
         return torch.stack(parts).sum() if parts else torch.zeros(())
 
     def _forms(self, outputs: list[Tensor]) -> list[Form]:
@@ -122,6 +138,8 @@ class FromOutput(Likelihood):
             name = str(self._likelihood(form))
             if form.probabilities:
                 name += ' of probabilities'
+            if form.chances:
+                name += ' where an object is likely'
             names.append(name)
         return ' and '.join(dict.fromkeys(names)) or 'no real output'
 
@@ -187,6 +205,22 @@ def _logits(out: Tensor, form: Form) -> Tensor:
     if form.kind == 'classes':
         return out.clamp(min=1e-12).log()
     return out.logit(1e-6)
+
+
+def _weighted(out: Tensor, outputs: list[Tensor], form: Form) -> Tensor:
+    """Return an output as its likelihood expects it, scaled by its weight.
+
+    Args:
+        out (Tensor): The output.
+        outputs (list[Tensor]): All outputs of the network that the weight is
+            taken from.
+        form (Form): Its meaning.
+    """
+    out = _logits(out, form)
+    if not form.chances:
+        return out
+    chance = chance_of_object([outputs[i] for i in form.chances])
+    return out * chance.sqrt()  # Its error is squared.
 
 
 def _last_layers(
