@@ -1,5 +1,5 @@
 # Trains the RetinaNet of the demo, on a set that demo/compose_detection.py
-# composes: see README.md beside this file.
+# composes: see docs/guides/detection.md.
 default_scope = 'mmdet'
 custom_imports = dict(
     imports=['mmrazor_brecq', 'mmrazor_brecq.mmcv_ext'],
