@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import logging
 import os
 import os.path as osp
 import re
@@ -364,6 +365,8 @@ def run_tool(
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformable')
     # The number of workers is that of somebody else's config.
     warnings.filterwarnings('ignore', 'This DataLoader will create')
+    # Where torch finds a compiler of an accelerator and no accelerator.
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
     try:
         with _interrupt.working(after_interrupt):
             action()

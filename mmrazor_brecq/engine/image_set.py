@@ -12,6 +12,8 @@ from mmengine.logging import print_log
 
 #: The shape of an image: channels, height, width.
 Size = tuple[int, ...]
+#: Number of sizes that a message names.
+MAX_NAMED = 3
 
 
 class ImageSet:
@@ -69,17 +71,19 @@ class ImageSet:
         for size, name in sizes:
             self.sizes.setdefault(size, name)
         if len(self.sizes) > 1:
-            found = ', '.join(
+            found = [
                 _in_words(size) + (f' ({name!r})' if name else '')
                 for size, name in self.sizes.items()
-            )
+            ]
+            more = len(found) - MAX_NAMED
             raise ValueError(
-                f'Calibration images have the sizes {found} (channels x '
-                'height x width), expected one size: end the pipeline of '
-                '`test_cfg.calibration.dataloader` (with --recipe, the test '
-                'pipeline of the float config) with `Resize(scale=(W, H))`, '
-                'or with `Resize(scale=(W, H), keep_ratio=True)` and '
-                '`Pad(size=(W, H))`'
+                f'Calibration images have the sizes {", ".join(found[:MAX_NAMED])}'
+                + (f' and {more} more' if more > 0 else '')
+                + ' (channels x height x width), expected one size: give the '
+                'pipeline of `test_cfg.calibration.dataloader` (with '
+                '--recipe, the test pipeline of the float config) a '
+                '`Resize(scale=(W, H))`, or a `Resize(scale=(W, H), '
+                'keep_ratio=True)` and a `Pad(size=(W, H))`, before it packs'
             )
 
     def count(self, data: dict) -> int:

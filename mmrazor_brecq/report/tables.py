@@ -245,7 +245,7 @@ def _layer_line(layers: Sequence[Mapping[str, Any]]) -> str:
         f'; of the others at least {_floor(within)} differ by at most one; '
         f'furthest is {worst["name"]}, {_floor(worst["exact"])} equal'
     )
-    if ties:
+    if ties >= 5e-5:  # Else the line would say 0.00 %.
         line += f' and {ties:.2%} ties, halfway between two integers'
     return line
 

@@ -166,6 +166,12 @@ def test_images_of_mixed_sizes_are_refused_before_they_are_padded(odd, size):
     assert '`Resize(' in words and '`Pad(size=' in words
 
 
+def test_of_many_sizes_some_are_named():
+    seen = ImageSet()
+    with pytest.raises(ValueError, match='3 x 4 x 2 and 17 more'):
+        seen.add(dict(inputs=[torch.zeros(3, 4, i) for i in range(20)]))
+
+
 def test_images_of_mixed_sizes_in_two_processes_are_refused(monkeypatch):
     seen, other = ImageSet(), ImageSet()
     seen.add(dict(inputs=torch.zeros(2, 3, 4, 4)))
