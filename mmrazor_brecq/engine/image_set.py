@@ -75,9 +75,9 @@ class ImageSet:
                 _in_words(size) + (f' ({name!r})' if name else '')
                 for size, name in self.sizes.items()
             ]
-            more = len(found) - MAX_NAMED
+            shown, more = ', '.join(found[:MAX_NAMED]), len(found) - MAX_NAMED
             raise ValueError(
-                f'Calibration images have the sizes {", ".join(found[:MAX_NAMED])}'
+                f'Calibration images have the sizes {shown}'
                 + (f' and {more} more' if more > 0 else '')
                 + ' (channels x height x width), expected one size: give the '
                 'pipeline of `test_cfg.calibration.dataloader` (with '
