@@ -43,6 +43,7 @@ from ..graph import (
     prepare,
     record,
     run_float,
+    show_calls,
     unwrap_parts,
 )
 from ..reconstruction import (
@@ -189,6 +190,8 @@ class BRECQ(BaseModel):
         run_through_layers(network)
         make_plain(network, example)
         recording = _record_in_fast_order(network, example)
+        if show_calls(network, recording):
+            recording = record(network, example)
         leave_float(recording, self.scheme)
         if state is None:
             kept_norms = None

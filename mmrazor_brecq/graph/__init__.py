@@ -19,6 +19,7 @@ from .partition import (
     StagePartition,
     Unit,
 )
+from .past_call import show_calls
 from .prepare import (
     Door,
     Override,
@@ -64,6 +65,7 @@ __all__ = [
     'record',
     'relative_difference',
     'run_float',
+    'show_calls',
     'unwrap',
     'unwrap_parts',
 ]

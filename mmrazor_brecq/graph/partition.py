@@ -165,6 +165,10 @@ class BlockPartition(Partition):
     ``nn.Sequential``, and its parent is a container or the backbone. A block
     is a candidate with no other candidate inside.
 
+    Beside the backbone, a module is a block, too, if layers in it are called
+    more than once in a pass, and the module itself is not: a head whose
+    layers are shared by all levels of a pyramid learns on all of them.
+
     Args:
         backbone (str): Name of the module that is the backbone. A network
             without a module of this name is its own backbone.
@@ -199,7 +203,41 @@ class BlockPartition(Partition):
                     > 1
                 ]
         found = set(candidates)
-        return [m for m in candidates if found.isdisjoint(_inside([m]))]
+        blocks = [m for m in candidates if found.isdisjoint(_inside([m]))]
+        if backbone is model:
+            return blocks
+        return blocks + _sharing(recording, [backbone, *blocks])
+
+
+def _sharing(
+    recording: Recording, taken: Sequence[nn.Module]
+) -> list[nn.Module]:
+    """Return the modules around layers that are called more than once.
+
+    Of the modules around such a layer it is the innermost one that is called
+    once. It is not the network, and nothing that is taken is inside it.
+
+    Args:
+        recording (Recording): A recorded pass.
+        taken (list[nn.Module]): Modules that hold no other unit.
+    """
+    calls = recording.by_module()
+    by_name = {uses[0].name: module for module, uses in calls.items()}
+    inside = _inside(taken)
+    found: dict[nn.Module, None] = {}
+    for module, uses in calls.items():
+        if len(uses) == 1 or not recording.is_layer(module):
+            continue
+        name = uses[0].name
+        while name := name.rpartition('.')[0]:
+            around = by_name.get(name)
+            if around is not None and len(calls[around]) == 1:
+                break
+        if name and module not in inside and module not in taken:
+            around = by_name[name]
+            if not {*taken} & {*around.modules()}:
+                found[around] = None
+    return _outermost(list(found))
 
 
 class _JointPartition(Partition):

@@ -1,0 +1,93 @@
+"""Modules whose parent runs ``module.forward(x)`` past ``module(x)``.
+
+No hook sees such a run, so the module is in no recorded pass and could be no
+unit. mmdet's detectors run their heads so.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from .record import Recording
+
+#: Attribute of a module between the begin of its call and its ``forward``.
+CALLED = 'is_called'
+
+
+class CalledModule(nn.Module):
+    """Mixin of a module whose ``forward`` is always a call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self)[CALLED] = True
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            vars(self).pop(CALLED, None)  # A hook may have failed.
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module, through a call if this is none."""
+        # It is taken away at once: the pass may be suspended in the module
+        # while that of another batch begins.
+        if vars(self).pop(CALLED, False):
+            return super().forward(*args, **kwargs)
+        return self(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        """Pickle by the class of the module, which can be imported."""
+        reduced = super().__reduce_ex__(protocol)
+        assert isinstance(reduced, tuple)
+        return (_new_module, (type(self).__bases__[1],), *reduced[2:])
+
+
+@cache
+def _called_class(cls: type) -> type[CalledModule]:
+    return type(cls.__name__, (CalledModule, cls), {})
+
+
+def _new_module(cls: type) -> CalledModule:
+    """Return an empty module of the class made of another, for pickle."""
+    called_class = _called_class(cls)
+    return called_class.__new__(called_class)
+
+
+def show_calls(network: nn.Module, recording: Recording) -> bool:
+    """Make calls of all runs of modules whose layers are called.
+
+    Args:
+        network (nn.Module): The network; the classes of these modules change
+            in place.
+        recording (Recording): A recorded pass of it.
+
+    Returns:
+        bool: Whether there are such modules, so that another pass may show
+        more.
+    """
+    called = {call.module for call in recording.calls}
+    names = {c.name for c in recording.calls if recording.is_layer(c.module)}
+    around = {
+        '.'.join(parts[:i])
+        for parts in (name.split('.') for name in names)
+        for i in range(1, len(parts))
+    }
+    found = [
+        module
+        for module in map(network.get_submodule, sorted(around))
+        if module not in called
+        and not isinstance(module, CalledModule)
+        and _has_forward(module)
+    ]
+    for module in found:
+        cls: type = type(module)
+        module.__class__ = _called_class(cls)
+    return bool(found)
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Return whether a module's class has a ``forward``, as no list has."""
+    return (
+        'forward' not in vars(module)
+        and type(module).forward is not nn.Module.forward
+    )
