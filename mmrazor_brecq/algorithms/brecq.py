@@ -190,7 +190,7 @@ class BRECQ(BaseModel):
         run_through_layers(network)
         make_plain(network, example)
         recording = _record_in_fast_order(network, example)
-        if show_calls(network, recording):
+        if show_calls(network, recording, state):
             recording = record(network, example)
         leave_float(recording, self.scheme)
         if state is None:

@@ -6,8 +6,9 @@ unit. mmdet's detectors run their heads so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, Optional
 
 from torch import nn
 
@@ -53,13 +54,20 @@ def _new_module(cls: type) -> CalledModule:
     return called_class.__new__(called_class)
 
 
-def show_calls(network: nn.Module, recording: Recording) -> bool:
+def show_calls(
+    network: nn.Module,
+    recording: Recording,
+    state: Optional[Iterable[str]] = None,
+) -> bool:
     """Make calls of all runs of modules whose layers are called.
 
     Args:
         network (nn.Module): The network; the classes of these modules change
             in place.
         recording (Recording): A recorded pass of it.
+        state (iterable[str], optional): Keys of a quantized state. Then a
+            module counts only if it is a unit there, so that states from
+            before this function still fit.
 
     Returns:
         bool: Whether there are such modules, so that another pass may show
@@ -72,6 +80,8 @@ def show_calls(network: nn.Module, recording: Recording) -> bool:
         for parts in (name.split('.') for name in names)
         for i in range(1, len(parts))
     }
+    if state is not None:
+        around &= {key.partition('.door.')[0] for key in state}
     found = [
         module
         for module in map(network.get_submodule, sorted(around))

@@ -124,3 +124,21 @@ def test_saves_and_loads(tmp_path):
     again = mmrazor_brecq.load(network, tmp_path / 'quantized.pth')
     for x, y in zip(again(images()), model(images())):
         assert torch.equal(x, y)
+
+
+def test_a_state_without_the_unit_still_loads(monkeypatch):
+    """As it was saved when heads that are run so were no units."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            'mmrazor_brecq.algorithms.brecq.show_calls', lambda *_: False
+        )
+        old = BRECQ(Detector().eval(), reconstructor=SCHEDULE)
+        teacher = old.prepare(images(2))
+        for _ in old.reconstruct(teacher, list(images().split(12))):
+            pass
+    assert 'bbox_head' not in [unit.name for unit in old.units]
+    new = BRECQ(Detector().eval(), reconstructor=SCHEDULE)
+    new.load_state_dict(old.state_dict())
+    assert [u.name for u in new.units] == [u.name for u in old.units]
+    for x, y in zip(new(images()), old(images())):
+        assert torch.equal(x, y)
