@@ -47,8 +47,8 @@ def misfit(network: nn.Module, state: Mapping[str, Tensor]) -> str:
         and not any(owner in weights for owner in _owners(name))
     ]
     other = [
-        f'{name!r} is {_shape(found)} in the file, and {_shape(weight)} in '
-        'the network'
+        f'{PREFIX}{name}.weight is {_shape(found)} in the file, and '
+        f'{_shape(weight)} in the network'
         for name, weight in weights.items()
         if (found := state.get(f'{PREFIX}{name}.weight')) is not None
         and found.shape != weight.shape
@@ -60,7 +60,7 @@ def misfit(network: nn.Module, state: Mapping[str, Tensor]) -> str:
     if unknown:
         problems.append(f'the {kind} lacks {_named(unknown)} of the file')
     if other:
-        problems.append(f'the weight of {other[0]}')
+        problems.append(other[0])
     return '; '.join(problems)
 
 

@@ -154,7 +154,7 @@ def test_a_quantized_checkpoint_given_as_float_is_refused(quantized, path):
         ),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 4, 5), *network()[1:]),
-            ["'0' is 4 x 3 x 3 x 3 in the file, and 4 x 3 x 5 x 5 in the"],
+            ['architecture.0.weight is 4 x 3 x 3 x 3 in the file, and 4'],
         ),
         (
             lambda: nn.Sequential(nn.Identity(), network()),
