@@ -362,7 +362,7 @@ def test_channels_of_zeros_are_told_and_harmless(
     model, teacher = quantize(network, (8, 8))
 
     (message,) = warnings_log
-    assert 'blocks.0.conv2' in message and '2 output channels' in message
+    assert "2 channels of 'blocks.0.conv2'" in message
     finish(model, teacher, batches, learner())
     layer = model.architecture.blocks[0].conv2
     with torch.no_grad():

@@ -365,7 +365,7 @@ CASES = {
     parametrized_and_tied: None,
     parametrized_and_frozen: None,
     pruned: None,
-    pruned_again: 'c1 has 2 output channels of zeros',
+    pruned_again: "2 channels of 'c1' have weights of zeros",
     pruned_and_tied: None,
     weight_norm_pruned: None,
     own_forward: 'b1 stays',
