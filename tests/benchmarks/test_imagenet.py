@@ -135,7 +135,7 @@ def test_measures_each_row_once(toys):
     )
     done = run(toys, *arguments)
     assert done.returncode == 0, done.stderr
-    assert 'W2A8' in done.stdout and 'residual' in done.stdout
+    assert 'W2A8' in done.stdout and 'shortcut' in done.stdout
     rows = json.loads((toys / 'out/imagenet.json').read_text())['rows']
     assert [row['bits'] for row in rows] == ['w8a8', 'w2a8']
     for found in rows:
