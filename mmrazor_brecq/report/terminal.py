@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from types import TracebackType
-from typing import Optional
+from typing import Any, Optional
 
 from rich.progress import (
     BarColumn,
@@ -44,7 +45,7 @@ class UnitProgress:
             speed_estimate_period=3600,
         )
         self.task = self.bar.add_task('units', total=total)
-        self._streams: list[tuple[logging.StreamHandler, object]] = []
+        self._streams: list[tuple[logging.StreamHandler, Any]] = []
 
     def __enter__(self) -> UnitProgress:
         self.bar.start()
@@ -52,7 +53,7 @@ class UnitProgress:
         for handler in self.logger.handlers:
             if type(handler) is logging.StreamHandler:
                 self._streams.append((handler, handler.stream))
-                handler.setStream(sys.stderr)
+                _send_to(handler, sys.stderr)
         return self
 
     def __exit__(
@@ -62,7 +63,7 @@ class UnitProgress:
         traceback: Optional[TracebackType],
     ) -> None:
         for handler, stream in self._streams:
-            handler.setStream(stream)
+            _send_to(handler, stream)
         self.bar.stop()
 
     def __call__(self, report: UnitReport) -> None:
@@ -88,3 +89,13 @@ class UnitProgress:
         if line:
             self.logger.info(line)
         self.bar.advance(self.task)
+
+
+def _send_to(handler: logging.StreamHandler, stream: Any) -> None:
+    """Let a handler write to another stream.
+
+    The present one may be closed, as those of notebooks and tests are.
+    """
+    with suppress(ValueError):
+        handler.flush()
+    handler.stream = stream
