@@ -207,7 +207,11 @@ def export_table(report: Report) -> str:
 
 def _export_lines(report: Report) -> list[str]:
     """Return sentences on the layers of an exported file and its runtimes."""
-    lines = [_layer_line(report['layers'])] if report['layers'] else []
+    lines = [
+        'The largest difference is relative to the largest output, the mean '
+        'one to the mean magnitude'
+    ]
+    lines += [_layer_line(report['layers'])] if report['layers'] else []
     lines += [
         f'{name} does not take it: {reason}'
         for name, reason in report['refused'].items()
@@ -233,8 +237,9 @@ def _layer_line(layers: Sequence[Mapping[str, Any]]) -> str:
     """Return a sentence on how many integers of the layers are equal."""
     unequal = [layer for layer in layers if layer['exact'] < 1]
     line = (
-        f'Layer by layer, each on the same input: {len(layers) - len(unequal)}'
-        f' of {len(layers)} give the same integers throughout'
+        'Layers and quantizers of inputs, each on the same input: '
+        f'{len(layers) - len(unequal)} of {len(layers)} give the same '
+        'integers throughout'
     )
     if not unequal:
         return line
