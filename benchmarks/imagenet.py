@@ -40,7 +40,7 @@ from mmrazor_brecq.checkpoint import save_json
 from mmrazor_brecq.cli import CfgOptions
 from mmrazor_brecq.config.recipe import Recipe
 from mmrazor_brecq.engine.launch import load_config
-from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
+from mmrazor_brecq.engine.usage import peak_memory_mb
 
 #: Where quantizers stand, without which no two tables compare: by
 #: `quantize_shortcuts`.
@@ -212,7 +212,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         *('Network', 'Bits', 'Schedule', 'Float', 'Top-1', 'Top-5'),
         *('To float', 'Agreement', 'KL', 'CPU s', 'Peak MB'),
-        caption='; '.join({found['placement'] for found in rows}),
+        caption=rows[0]['placement'],
     )
     for found in rows:
         table.add_row(

@@ -31,7 +31,7 @@ from mmrazor_brecq.activations import (
 )
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.engine.memory import activation_store
-from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
+from mmrazor_brecq.engine.usage import peak_memory_mb
 
 MB = 2**20
 

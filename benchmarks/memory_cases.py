@@ -24,7 +24,7 @@ import mmrazor_brecq
 from mmrazor_brecq import api
 from mmrazor_brecq.activations import Store
 from mmrazor_brecq.engine.memory import DEFAULT_MEMORY
-from mmrazor_brecq.engine.ptq_loop import peak_memory_mb
+from mmrazor_brecq.engine.usage import peak_memory_mb
 
 MB = 2**20
 

@@ -52,8 +52,6 @@ Quantized = Annotated[
 ]
 #: A path, not an empty one.
 FileName = Union[Annotated[str, Field(min_length=1)], os.PathLike]
-
-
 #: The default schedule, `configs/_base_/schedules/default.py`.
 SCHEDULE = dict(
     type='BlockReconstructor',
