@@ -1,7 +1,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-# What the tests of detectors need beside [dev]; see the extra [detection].
-DETECTION := mmdet==3.3.0 pycocotools shapely terminaltables six tqdm
+# The libraries of models that the tests run; see docs/reference/versions.md.
+HOSTS := lite,mmpretrain,detection,segmentation
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Toy networks keep one core busy: a process for each core, of one thread.
@@ -16,8 +16,7 @@ $(STAMP): setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install $(TORCH)
 	$(BIN)/pip install 'setuptools>=77.0.3,<82' wheel
-	$(BIN)/pip install -e '.[lite,dev]'
-	$(BIN)/pip install --no-deps $(DETECTION)
+	$(BIN)/pip install -e '.[$(HOSTS),dev]'
 	touch $@
 
 demo: venv

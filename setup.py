@@ -66,9 +66,16 @@ class BuildMim(Command):
 
 build.sub_commands.append(('build_mim', None))
 
-lite = ['mmcv-lite>=2.0.1,<2.1', 'mmcls==1.0.0rc6']
+mmengine = ['mmengine>=0.10.1,<1.0']
+mmcv_lite = [*mmengine, 'mmcv-lite>=2.0.1,<2.2']
+lite = [*mmengine, 'mmcv-lite>=2.0.1,<2.1', 'mmcls==1.0.0rc6']
+mmpretrain = [*mmcv_lite, 'mmpretrain>=1.2,<1.3']
 # mmdet and mmsegmentation beside mmcv-lite: see mmrazor_brecq/mmcv_ext.py.
-detection = [lite[0], 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex']
+detection = [*mmcv_lite, 'mmdet==3.3.0']
+segmentation = [*mmcv_lite, 'mmsegmentation==1.2.2', 'ftfy', 'regex']
+# The maintained line, under the same import names. It needs an mmcv too, which
+# users choose: see docs/reference/versions.md.
+onedl = ['onedl-mmengine>=0.10.8,<1.0', 'onedl-mmpretrain>=1.3']
 search = ['scipy>=1.9']
 # ONNX Runtime has left Python 3.9 behind.
 export = ['onnx', 'onnxscript', 'onnx-ir', 'safetensors']
@@ -110,13 +117,13 @@ setup(
     cmdclass={'build_mim': BuildMim},
     entry_points={'console_scripts': [f'mmrazor-brecq = {PACKAGE}.cli:main']},
     python_requires='>=3.9',
-    # mmcv and mmcv-lite own the same `import mmcv`: an extra brings one of
-    # them, and `mmrazor_brecq/_requirements.py` checks the one that is there.
+    # mmengine and onedl-mmengine own the same `import mmengine`, and there are
+    # four of `import mmcv`: an extra brings one of each, and
+    # `mmrazor_brecq/_requirements.py` checks the one that is there.
     install_requires=[
         'torch>=2.4',
         'torchvision',
         'numpy',
-        'mmengine>=0.10.1,<1.0',
         'greenlet',
         'pillow',
         'psutil',
@@ -129,7 +136,11 @@ setup(
         'lite': lite,
         'dev': dev,
         'search': search,
+        'mmengine': mmengine,
+        'mmpretrain': mmpretrain,
         'detection': detection,
+        'segmentation': segmentation,
+        'onedl': onedl,
         'export': export,
         'openvino': openvino,
         'report': report,

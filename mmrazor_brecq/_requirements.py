@@ -5,14 +5,24 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
-#: Required distributions: name, lowest version, first version too high.
-REQUIRED = (('torch', '2.4', None), ('mmengine', '0.10.1', '1.0'))
+#: Packages of OpenMMLab and the distributions that install each of them:
+#: those of OpenMMLab itself, and those of its successor, OneDL Lab. Two of one
+#: package overwrite each other's files.
+PROVIDERS = {
+    'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
+    'mmcls': ('mmcls',),
+    'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+}
 
-#: Distributions that install the package ``mmcv``.
-MMCV = ('mmcv', 'mmcv-lite', 'mmcv-full')
+#: Required packages: lowest version, first version too high.
+REQUIRED = {'torch': ('2.4', None), 'mmengine': ('0.10.1', '1.0')}
 
 #: Model libraries and the mmcv that they need: lowest, first too high.
 MMCV_OF_HOST = {
@@ -20,6 +30,9 @@ MMCV_OF_HOST = {
     'mmpretrain': ('2.0.0', '2.2'),
     'mmdet': ('2.0.0', '2.2'),
     'mmsegmentation': ('2.0.0', '2.2'),
+    'onedl-mmpretrain': ('2.0.0', '2.4'),
+    'onedl-mmdetection': ('2.0.0', '2.4'),
+    'onedl-mmsegmentation': ('2.0.0', '2.4'),
 }
 
 #: For each optional package, the extra of this one that installs it.
@@ -46,20 +59,27 @@ def check_requirements() -> None:
             The message names the installed version, the expected one, and a
             command that installs it.
     """
-    for name, low, high in REQUIRED:
-        found, wanted = _find(name), _specifier(low, high)
-        if found is None or not _fits(found, low, high):
-            raise ImportError(
-                f'mmrazor_brecq needs {name}{wanted}, and found '
-                f'{found or "none"}: pip install "{name}{wanted}"'
+    for package, bounds in REQUIRED.items():
+        found = _installed(PROVIDERS.get(package, (package,)))
+        if any(_fits(version, *bounds) for version in found.values()):
+            continue
+        wanted = _specifier(*bounds)
+        raise ImportError(
+            f'mmrazor_brecq needs {package}{wanted}, and found '
+            f'{_named(found) or "none"}: pip install '
+            + ' or '.join(
+                f'"{name}{wanted}"' for name in _choices(package, found)
             )
+        )
+    for package, names in PROVIDERS.items():
+        _warn_of_several(package, _installed(names))
     _check_mmcv()
 
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages above that are installed."""
-    names = [name for name, *_ in REQUIRED] + [*MMCV, *MMCV_OF_HOST]
-    return {name: found for name in names if (found := _find(name))}
+    names = (name for several in PROVIDERS.values() for name in several)
+    return _installed(('torch', *names))
 
 
 def require(name: str) -> ModuleType:
@@ -87,43 +107,48 @@ def require(name: str) -> ModuleType:
         ) from error
 
 
-def _check_mmcv() -> None:
-    """Refuse a missing or unfit mmcv, and warn of several ones."""
-    owners = {name: found for name in MMCV if (found := _find(name))}
-    hosts = {name: MMCV_OF_HOST[name] for name in MMCV_OF_HOST if _find(name)}
-    if not owners and hosts:
-        host = ' and '.join(hosts)
-        highest = max((high for _, high in hosts.values()), key=_release)
-        raise ImportError(
-            f'{host} needs mmcv, and found none: either {_cure(highest)}; '
-            'never both, since both install the package `mmcv`'
-        )
+def _warn_of_several(package: str, owners: dict[str, str]) -> None:
+    """Warn of distributions that overwrite each other's files."""
     if len(owners) > 1:
         warnings.warn(
             f'{_named(owners)} are installed together and both provide '
-            '`import mmcv`: which one is imported depends on the order of '
-            f'installation. Run `pip uninstall {" ".join(owners)}`, then '
+            f'`import {package}`: which one is imported depends on the order '
+            f'of installation. Run `pip uninstall {" ".join(owners)}`, then '
             'install the one that you need',
-            stacklevel=3,
+            stacklevel=4,
         )
-    if (
-        owners
-        and hosts
-        and not any(
-            _fits(found, *bounds)
-            for found in owners.values()
-            for bounds in hosts.values()
-        )
+
+
+def _check_mmcv() -> None:
+    """Refuse an mmcv that is missing or fits no installed model library."""
+    owners = _installed(PROVIDERS['mmcv'])
+    hosts = _installed(MMCV_OF_HOST)
+    bounds = {host: MMCV_OF_HOST[host] for host in hosts}
+    if not hosts or any(
+        _fits(found, *pair)
+        for found in owners.values()
+        for pair in bounds.values()
     ):
-        wanted = ', '.join(
-            f'{host} {_find(host)} needs mmcv{_specifier(*hosts[host])}'
-            for host in hosts
-        )
-        highest = max((high for _, high in hosts.values()), key=_release)
+        return
+    if not owners:
         raise ImportError(
-            f'Found {_named(owners)}, but {wanted}: run `pip uninstall '
-            f'{" ".join(owners)}`, then either {_cure(highest)}; never both'
+            f'{" and ".join(hosts)} needs mmcv, and found none: '
+            f'{_cure(bounds)}; never both, since both install the package '
+            '`mmcv`'
         )
+    wanted = ', '.join(
+        f'{host} {found} needs mmcv{_specifier(*bounds[host])}'
+        for host, found in hosts.items()
+    )
+    raise ImportError(
+        f'Found {_named(owners)}, but {wanted}: run `pip uninstall '
+        f'{" ".join(owners)}`, then {_cure(bounds)}; never both'
+    )
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those distributions that are installed."""
+    return {name: found for name in names if (found := _find(name))}
 
 
 def _find(name: str) -> str | None:
@@ -155,9 +180,22 @@ def _named(owners: dict[str, str]) -> str:
     return ' and '.join(f'{name} {found}' for name, found in owners.items())
 
 
-def _cure(high: str) -> str:
-    """Return the commands that install an mmcv below a version."""
+def _choices(package: str, found: dict[str, str]) -> list[str]:
+    """Return what to install of a package: what is there, or each line's."""
+    living = [x for x in PROVIDERS.get(package, ()) if x.startswith('onedl')]
+    return [*found] or [package, *living]
+
+
+def _cure(bounds: dict[str, tuple[str, str]]) -> str:
+    """Return the commands that install an mmcv for model libraries."""
+    high = max((high for _, high in bounds.values()), key=_release)
+    if all(host.startswith('onedl') for host in bounds):
+        return (
+            f'either `pip install "onedl-mmcv>=2.3,<{high}"` or `pip install '
+            '--no-deps "mmcv-lite>=2.0.1,<2.2"` (no compiled ops, works '
+            'everywhere)'
+        )
     return (
-        f'`pip install "mmcv-lite>=2.0.1,<{high}"` (no compiled ops, '
+        f'either `pip install "mmcv-lite>=2.0.1,<{high}"` (no compiled ops, '
         f'works everywhere) or `mim install "mmcv>=2.0.1,<{high}"`'
     )

@@ -19,8 +19,11 @@ BUILDING_BLOCKS = ('bits', 'schedule', 'calibration')
 #: Data sets that read existing files, and download nothing.
 LOCAL_DATASETS = (
     *('UnlabeledImages', 'IDXDataset', 'ImageNet', 'ImageNet21k'),
-    *('CustomDataset', 'CocoDataset'),
+    *('CustomDataset', 'CocoDataset', 'CityscapesDataset'),
+    *('BaseSegDataset', 'ADE20KDataset', 'PascalVOCDataset'),
 )
+#: Steps of a pipeline that load images alone.
+IMAGE_STEPS = {'LoadImageFromFile', 'LoadImageFromNDArray'}
 #: Keys of a data set that name its files.
 FILES = ('data_root', 'data_prefix', 'ann_file')
 #: Keys that options may add: the runner or a tool takes them.
@@ -182,12 +185,9 @@ def _check_dataset(key: str, dataset: Mapping, cure: str) -> None:
     if str(dataset.get('type')).split('.')[-1] not in LOCAL_DATASETS:
         return  # It may download its files.
     root = dataset.get('data_root') or ''
-    prefix = dataset.get('data_prefix') or ''
-    if isinstance(prefix, Mapping):
-        prefix = prefix.get('img_path') or ''
     for name, value in (
         ('data_root', root),
-        ('data_prefix', prefix),
+        *_prefixes(dataset),
         ('ann_file', dataset.get('ann_file') or ''),
     ):
         if not isinstance(value, str) or not value or '://' in root + value:
@@ -209,6 +209,28 @@ def _check_dataset(key: str, dataset: Mapping, cure: str) -> None:
             check_regular(
                 osp.expanduser(path), f'a file or a folder for {key}.{name}'
             )
+
+
+def _prefixes(dataset: Mapping) -> Iterator[tuple[str, object]]:
+    """Yield the folders of a data set's images, each with its key.
+
+    mmcls has one folder, and others name several, such as ``img_path`` and
+    ``seg_map_path``. Annotations are needed only where a step of the pipeline
+    loads them.
+    """
+    prefix = dataset.get('data_prefix')
+    if not isinstance(prefix, Mapping):
+        yield 'data_prefix', prefix
+        return
+    steps = {
+        str(step.get('type')).split('.')[-1]
+        for step in dataset.get('pipeline') or []
+        if isinstance(step, Mapping)
+    }
+    labeled = any(step.startswith('Load') for step in steps - IMAGE_STEPS)
+    for name, value in prefix.items():
+        if name.startswith('img') or labeled:
+            yield f'data_prefix.{name}', value
 
 
 def find_key(cfg: Config, path: str) -> Optional[str]:

@@ -182,7 +182,12 @@ def _calibration_loader(content: PlainConfig, recipe: Recipe) -> PlainConfig:
             '--recipe: the config has no `test_dataloader`, expected one: '
             'calibration images go through its pipeline'
         )
-    pipeline = _pipeline(loader['dataset'])
+    # Calibration needs no annotations, and their files may not be there.
+    pipeline = [
+        x
+        for x in _pipeline(loader['dataset'])
+        if _type_name(x) not in LABEL_TRANSFORMS
+    ]
     if recipe.calibration is None:
         train = content.get('train_dataloader')
         if not train:
@@ -210,16 +215,15 @@ def _unlabeled(path: str, pipeline: list[dict]) -> PlainConfig:
             f'--calibration {path!r} does not exist, expected a folder of '
             'images or a list of images'
         )
-    transforms = [x for x in pipeline if _type_name(x) not in LABEL_TRANSFORMS]
-    if not any(_type_name(x).startswith('LoadImage') for x in transforms):
-        transforms = [dict(type='LoadImageFromFile'), *transforms]
+    if not any(_type_name(x).startswith('LoadImage') for x in pipeline):
+        pipeline = [dict(type='LoadImageFromFile'), *pipeline]
     path = osp.abspath(path)
     source = (
         dict(data_root=path)
         if osp.isdir(path)
         else dict(data_root=osp.dirname(path), ann_file=osp.basename(path))
     )
-    return dict(type=f'{SCOPE}.UnlabeledImages', pipeline=transforms, **source)
+    return dict(type=f'{SCOPE}.UnlabeledImages', pipeline=pipeline, **source)
 
 
 def _type_name(transform: dict) -> str:

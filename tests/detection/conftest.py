@@ -1,8 +1,9 @@
-"""The images that the tests of detectors compose."""
+"""The images that the tests of detectors and segmenters compose."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,3 +26,33 @@ def detection_set(tmp_path_factory):
         content[key] = [x for x in content[key] if x[name] < 100]
     (folder / 'few.json').write_text(json.dumps(content))
     return folder
+
+
+@pytest.fixture
+def quantize(detection_set, tmp_path):
+    """A function that runs the tool; returns the report, and what it told."""
+
+    def run_tool(config, checkpoint, bits, *options, images=64):
+        run = subprocess.run(
+            [
+                *(sys.executable, ROOT / 'tools/ptq.py'),
+                *(ROOT / config, ROOT / checkpoint),
+                *('--recipe', bits, '--schedule', 'fast'),
+                *('--calibration', detection_set / 'calibration'),
+                *('--num-images', str(images), '--work-dir', tmp_path),
+                *('--cfg-options', *options),
+            ],
+            env=dict(
+                os.environ,
+                PYTHONPATH=str(ROOT),
+                OMP_NUM_THREADS='1',
+                MMRAZOR_BRECQ_DETECTION=str(detection_set),
+            ),
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        report = json.loads((tmp_path / 'report.json').read_text())
+        return report, run.stdout + run.stderr
+
+    return run_tool

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import importlib.util
 from typing import NamedTuple, Optional
 
 import pytest
@@ -307,9 +308,16 @@ class Probe(NearestRounding):
         return report
 
 
+def models_of_a_host():
+    """The models of mmcls, or of mmpretrain, which has the same ones."""
+    if importlib.util.find_spec('mmcls'):
+        return pytest.importorskip('mmcls.models')
+    return pytest.importorskip('mmpretrain.models')
+
+
 @pytest.mark.parametrize('name', CASES)
 def test_a_backbone_is_quantized_to_eight_bits(name):
-    models = pytest.importorskip('mmcls.models')
+    models = models_of_a_host()
     case, scheme = CASES[name], eight_bits()
     torch.manual_seed(case.seed)
     network = models.build_backbone(copy.deepcopy(case.config))

@@ -13,6 +13,10 @@ from mmrazor_brecq import _requirements
 from mmrazor_brecq._requirements import check_requirements
 
 FINE = {'torch': '2.14.1', 'mmengine': '0.10.7', 'mmcv-lite': '2.0.1'}
+#: Changes to it: the distributions of the maintained line.
+LIVING = dict(
+    mmengine=None, onedl_mmengine='0.10.12', onedl_mmpretrain='1.3.6'
+)
 
 
 @pytest.fixture
@@ -49,6 +53,12 @@ def installed(monkeypatch):
         dict(mmpretrain='1.2.0', mmcls='1.0.0rc6', mmcv_lite='2.1.0'),
         dict(mmcv_lite='2.2.0'),
         dict(mmcv_lite=None),
+        dict(mmengine=None, mmengine_lite='0.10.7'),
+        dict(mmengine=None, onedl_mmengine='0.10.12'),
+        dict(LIVING, mmcv_lite=None, onedl_mmcv='2.3.6'),
+        dict(LIVING, mmcv_lite='2.1.0'),
+        dict(LIVING, onedl_mmpretrain=None, onedl_mmsegmentation='1.4.2'),
+        dict(mmsegmentation='1.2.2', mmdet='3.3.0', mmcv_lite='2.1.0'),
     ],
 )
 def test_accepts(installed, changes):
@@ -65,6 +75,22 @@ def test_accepts(installed, changes):
         (dict(torch=None), ['torch>=2.4', 'none']),
         (dict(mmengine='0.10.0'), ['mmengine>=0.10.1,<1.0', '0.10.0']),
         (dict(mmengine='1.0.0rc1'), ['mmengine>=0.10.1,<1.0', '1.0.0rc1']),
+        (
+            dict(mmengine=None),
+            ['and found none', '"mmengine>=', 'or "onedl-mmengine>=0.10.1'],
+        ),
+        (
+            dict(mmengine=None, onedl_mmengine='1.0.0'),
+            ['found onedl-mmengine 1.0.0', 'install "onedl-mmengine>=0.10.1'],
+        ),
+        (
+            dict(LIVING, mmcv_lite=None),
+            ['onedl-mmpretrain needs mmcv', 'pip install "onedl-mmcv>=2.3'],
+        ),
+        (
+            dict(LIVING, mmcv_lite=None, onedl_mmcv='2.4.0'),
+            ['onedl-mmcv 2.4.0', 'onedl-mmpretrain 1.3.6', '>=2.0.0,<2.4'],
+        ),
         (
             dict(mmcls='1.0.0rc6', mmcv_lite=None),
             [
@@ -107,9 +133,20 @@ def test_refuses_and_names_the_cure(installed, changes, message):
         assert part in str(error.value)
 
 
-def test_warns_of_two_owners_of_mmcv(installed):
-    installed(mmcv='2.0.1')
-    with pytest.warns(UserWarning, match='mmcv 2.0.1 and mmcv-lite 2.0.1'):
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(mmcv='2.0.1'), 'mmcv 2.0.1 and mmcv-lite 2.0.1'),
+        (dict(onedl_mmengine='0.10.12'), '0.10.7 and onedl-mmengine 0.10.12'),
+        (
+            dict(mmdet='3.3.0', onedl_mmdetection='3.5.1'),
+            r'uninstall mmdet onedl-mmdetection`',
+        ),
+    ],
+)
+def test_warns_of_two_owners_of_a_package(installed, changes, message):
+    installed(**changes)
+    with pytest.warns(UserWarning, match=message):
         check_requirements()
 
 

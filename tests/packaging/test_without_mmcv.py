@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 #: What belongs to libraries of models, by the beginning of its name.
 OF_HOSTS = ('mmcv', 'mmcls', 'mmpretrain', 'mmdet', 'mmseg', 'mmrazor')
+OF_HOSTS += ('onedl_mmcv', 'onedl_mmpretrain', 'onedl_mmdet', 'onedl_mmseg')
 
 CODE = """
 import importlib.util
