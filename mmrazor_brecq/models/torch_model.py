@@ -25,9 +25,11 @@ class Classification:
 
         Args:
             logits (Tensor): N x C.
-            samples (list): N data samples with ``gt_label``.
+            samples (list): N data samples with ``gt_label``: a tensor of
+                mmpretrain, or a ``LabelData`` of mmcls.
         """
-        labels = stack([s.gt_label.label.reshape(()) for s in samples])
+        found = [getattr(s.gt_label, 'label', s.gt_label) for s in samples]
+        labels = stack([label.reshape(()) for label in found])
         return dict(loss=F.cross_entropy(logits, labels.to(logits.device)))
 
     def predict(self, logits: Tensor, samples: list) -> list:

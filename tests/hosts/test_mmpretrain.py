@@ -36,7 +36,7 @@ test_dataloader = dict(
         data_root={str(ROOT / 'demo/fashion_mnist')!r},
         images='t10k-images-idx3-ubyte.gz',
         labels='t10k-labels-idx1-ubyte.gz',
-        indices=200,
+        indices=100,
         metainfo=dict(classes=tuple('abcdefghij')),
         pipeline=[dict(type='Resize', scale=64), dict(type='PackInputs')],
     ),
@@ -70,8 +70,9 @@ def test_a_config_of_its_zoo_is_quantized_and_tested(tmp_path):
     run_tool(
         *('ptq', tmp_path, 'mine.py'),
         ROOT / 'demo/resnet18_fashion-mnist.pth',
-        *('--recipe', 'w2a8', '--schedule', 'fast', '--num-images', '48'),
+        *('--recipe', 'w4a8', '--schedule', 'fast', '--num-images', '24'),
         *('--work-dir', 'out'),
+        *('--cfg-options', 'model.reconstructor.iterations=4'),
     )
     report = json.loads((tmp_path / 'out/report.json').read_text())
     top1 = {
@@ -82,7 +83,7 @@ def test_a_config_of_its_zoo_is_quantized_and_tested(tmp_path):
     assert top1['float'] - top1['quantized'] < 10
     assert report['versions']['mmrazor_brecq']
     assert any('mmpretrain' in name for name in report['versions'])
-    told = run_tool('test', tmp_path, 'out/mine_w2a8.py', 'out/quantized.pth')
+    told = run_tool('test', tmp_path, 'out/mine_w4a8.py', 'out/quantized.pth')
     assert f'accuracy/top1: {top1["quantized"]:.4f}' in told
 
 
