@@ -20,7 +20,12 @@ from mmengine.registry import Registry
 from pydantic import Field
 from torch import nn
 
-from .activations import MAX_ELEMENTS_FORWARD, CachedBatches, images_per_pass
+from .activations import (
+    MAX_ELEMENTS_FORWARD,
+    CachedBatches,
+    images_per_pass,
+    with_samples,
+)
 from .algorithms import BRECQ
 from .checkpoint import build_quantized, load_quantized, save_quantized
 from .config.load import read_config
@@ -187,6 +192,7 @@ def quantize(
     store = activation_store(memory, parameter.device, tempfile.gettempdir())
     rows = CachedBatches(batches, [len(batch) for batch in batches], store)
     left_out = leave_out(rows)
+    rows = with_samples(brecq.architecture, rows)
     teacher = brecq.prepare(rows.batch(0)[:1])
     units = []
     logger = MMLogger.get_current_instance()

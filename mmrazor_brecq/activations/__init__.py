@@ -5,11 +5,13 @@ from .batched import (
     images_per_pass,
 )
 from .cached_tensor import CachedTensor, FreeableTensor
+from .samples import CachedSamples, with_samples
 from .store import Store
 from .stream import Stream
 
 __all__ = [
     'CachedBatches',
+    'CachedSamples',
     'CachedTensor',
     'FreeableTensor',
     'MAX_ELEMENTS_BACKWARD',
@@ -17,4 +19,5 @@ __all__ = [
     'Store',
     'Stream',
     'images_per_pass',
+    'with_samples',
 ]

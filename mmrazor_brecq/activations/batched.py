@@ -177,6 +177,16 @@ class CachedBatches:
             ]
         )
 
+    def first(self, count: int) -> CachedBatches:
+        """Return the first images, at most ``count``, in the same store."""
+        index = torch.arange(min(count, len(self)))
+        parts = index.split(max(self.sizes))
+        return CachedBatches(
+            (CachedBatches.take(self, part) for part in parts),
+            [*map(len, parts)],
+            self.store,
+        )
+
     def split(self) -> Iterator[Nested]:
         """Yield copies of all batches, as they were given."""
         return map(self.batch, range(len(self.sizes)))

@@ -18,6 +18,7 @@ from ..activations import (
     CachedBatches,
     Stream,
     images_per_pass,
+    with_samples,
 )
 from ..functional import (
     in_grad_mode,
@@ -27,23 +28,28 @@ from ..functional import (
 )
 from ..graph import (
     Account,
+    Inputs,
     Network,
     PartitionConfig,
     QuantizationConfig,
     QuantizationScheme,
     Recording,
+    Samples,
     Unit,
     check_behavior,
     check_layers,
     check_overrides,
     copy_network,
     fold_batch_norm,
+    has_regions,
+    inputs_for,
     leave_float,
     make_plain,
     prepare,
     record,
     run_float,
     show_calls,
+    show_second_stage,
     unwrap_parts,
 )
 from ..reconstruction import (
@@ -126,6 +132,8 @@ class BRECQ(BaseModel):
         )
         self.held_out = held_out
         self.units: list[Unit] = []
+        #: Whether the network is given data samples beside images.
+        self.takes_samples = False
         self.bits: dict[str, Any] = {}
         self._register_load_state_dict_pre_hook(self._before_load)
 
@@ -156,15 +164,17 @@ class BRECQ(BaseModel):
     @no_fast_path()
     def prepare(
         self,
-        example: Tensor,
+        example: Inputs,
         state: Optional[Mapping[str, Tensor]] = None,
     ) -> nn.Module:
         """Fold batch norms, swap the layers and place the quantizers.
 
         Args:
-            example (Tensor): N x ... preprocessed inputs. One forward pass
-                records how the modules are connected, others compare the
-                folded network with the original.
+            example (Tensor | Samples): N x ... preprocessed inputs. One
+                forward pass records how the modules are connected, others
+                compare the folded network with the original. If the network
+                needs data samples and there are none, each says that the
+                image fills the tensor.
             state (dict, optional): State of the quantized architecture that
                 will be loaded. It then decides what is folded and
                 quantized, and the values of the example do not matter.
@@ -188,6 +198,10 @@ class BRECQ(BaseModel):
         network.eval()
         make_tensors_normal(network)
         run_through_layers(network)
+        if isinstance(example, Tensor):
+            example = inputs_for(network, example)
+        if isinstance(example, Samples) and has_regions(example.data):
+            show_second_stage(network)
         make_plain(network, example)
         recording = _record_in_fast_order(network, example)
         if show_calls(network, recording, state):
@@ -210,6 +224,15 @@ class BRECQ(BaseModel):
         fold_batch_norm(network, recording, kept_norms)
         teacher = copy_network(network).requires_grad_(False)
         units = self.partition(network, recording)
+        for unit in units:
+            if unit.module in recording.given_samples:
+                raise ValueError(
+                    f'The unit {unit.name or type(network).__name__!r} is '
+                    'given data samples, of which each belongs to one image: '
+                    'choose a `partition` with smaller units, such as '
+                    'BlockPartition'
+                )
+        self.takes_samples = isinstance(example, Samples)
         self.bits = prepare(network, recording, units, self.scheme)
         self.units = units
         shape = torch.tensor(example.shape[1:], device=example.device)
@@ -231,7 +254,8 @@ class BRECQ(BaseModel):
         Args:
             teacher (nn.Module): What :meth:`prepare` returned.
             images (CachedBatches | list[Tensor]): Preprocessed calibration
-                images, batch by batch; activations are cached in the store
+                images, batch by batch, with data samples if the network
+                needs them; activations are cached in the store
                 of ``CachedBatches``. In several processes, those of this
                 one.
             seed (int): Seeds a separate generator for each unit, so that a
@@ -249,6 +273,8 @@ class BRECQ(BaseModel):
         done = done or {}
         if not isinstance(images, CachedBatches):
             images = CachedBatches(images, [len(batch) for batch in images])
+        if self.takes_samples:
+            images = with_samples(teacher, images)
         held_out = self.held_out_of(len(images))
         with reuse_freed_memory(), no_fast_path():
             reconstructor.objective.watch(
@@ -386,7 +412,7 @@ def _modules_with(state: Mapping[str, Tensor], key: str) -> set[str]:
     }
 
 
-def _record_in_fast_order(network: nn.Module, example: Tensor) -> Recording:
+def _record_in_fast_order(network: nn.Module, example: Inputs) -> Recording:
     """Record a pass, with channels last in memory where that works.
 
     Channels last is faster, but code such as ``x.view(len(x), -1)`` works

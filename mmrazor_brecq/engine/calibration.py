@@ -12,6 +12,7 @@ from typing import Annotated, Any, Optional
 import torch
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.logging import print_log
+from mmengine.structures import BaseDataElement
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -21,8 +22,10 @@ from ..activations import (
     CachedBatches,
     Store,
     images_per_pass,
+    with_samples,
 )
 from ..algorithms import BRECQ
+from ..graph import images_of
 from ..runtime.distributed import local_share
 from ..validation import Config, Count, Fraction, ImageCount, Natural
 from .image_set import ImageSet
@@ -187,7 +190,8 @@ def collect_images(
     check_count(num_images, model.reconstructor.batch_size, given, used)
     count = local_share(num_images)
     readable = ReadableBatches(loader, count, max_unreadable)
-    batches = _batches(model, readable, count, images)
+    data: list[Any] = []
+    batches = _batches(model, readable, count, images, data)
     first = next(batches)
     whole = min(loader.batch_size or len(first), count)
     # Large images are cached in parts of a batch, which limits the memory
@@ -206,7 +210,10 @@ def collect_images(
     readable.log_unreadable()
     images.unreadable = readable.unreadable
     images.left_out = leave_out(cached, images.names)
-    return cached
+    known = len(data) == count and all(
+        isinstance(sample, BaseDataElement) for sample in data
+    )
+    return with_samples(model.architecture, cached, data if known else None)
 
 
 def _split(count: int, size: int) -> list[int]:
@@ -241,13 +248,22 @@ def _available(loader: DataLoader) -> Optional[int]:
 
 
 def _batches(
-    model: BRECQ, loader: ReadableBatches, num_images: int, images: ImageSet
+    model: BRECQ,
+    loader: ReadableBatches,
+    num_images: int,
+    images: ImageSet,
+    samples: list[Any],
 ) -> Iterator[Tensor]:
-    """Yield checked and preprocessed batches of N x C x H x W."""
+    """Yield checked and preprocessed batches of N x C x H x W.
+
+    Their data samples, if they have any, are added to a list.
+    """
     count = 0
     for data in loader:
         images.add(data)
-        batch = _preprocess(model, data)[: num_images - count]
+        batch, found = _preprocess(model, data)
+        batch = batch[: num_images - count]
+        samples += found[: len(batch)]
         bad = (~batch.flatten(1).isfinite().all(1)).nonzero().flatten()
         if len(bad):
             raise ValueError(
@@ -265,16 +281,21 @@ def _batches(
         )
 
 
-def _preprocess(model: BRECQ, data: dict) -> Tensor:
-    """Return the preprocessed images of a batch, on the model's device."""
+def _preprocess(model: BRECQ, data: dict) -> tuple[Tensor, list[Any]]:
+    """Return the preprocessed images of a batch, and their data samples.
+
+    The images are on the model's device.
+    """
     with torch.no_grad():
-        inputs: Tensor = model.data_preprocessor(data, False)['inputs']
-    return inputs.to(next(model.parameters()).device)
+        found = model.data_preprocessor(data, False)
+    inputs: Tensor = found['inputs']
+    samples = [*(found.get('data_samples') or ())]
+    return inputs.to(next(model.parameters()).device), samples
 
 
 def fingerprint_images(images: CachedBatches) -> str:
     """Return the SHA-256 of the images of each process, in hexadecimal."""
     digest = hashlib.sha256()
     for batch in images.split():
-        digest.update(batch.cpu().contiguous().numpy().tobytes())
+        digest.update(images_of(batch).cpu().contiguous().numpy().tobytes())
     return '-'.join(all_gather_object(digest.hexdigest()))

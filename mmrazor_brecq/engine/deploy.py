@@ -100,6 +100,7 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
     source = calibration_source(cfg)
     model = build_model(cfg)
     meta = load_quantized(model, checkpoint)
+    _check_images_alone(model)
     about = dict(
         classes=meta.get('classes') or None,
         resize=resizing(cfg),
@@ -149,6 +150,7 @@ def write(
         FileExistsError, ImportError, ValueError: As :func:`export`.
     """
     check_quantized(model)
+    _check_images_alone(model)
     _check(request)
     target, path = build_target(request.target), str(request.output)
     network = copy.deepcopy(model.architecture).cpu()
@@ -221,6 +223,17 @@ def _check(request: Request) -> None:
     build_target(request.target)
     for package in PACKAGES:
         require(package)
+
+
+def _check_images_alone(model: BRECQ) -> None:
+    """Refuse a network that takes more than images, which no file can."""
+    if model.takes_samples:
+        raise ValueError(
+            f'{type(model.architecture).__name__} takes data samples beside '
+            'images, and a file takes images alone: detectors in two stages '
+            'or with queries are not exported. Evaluate the quantized model '
+            'in torch, or quantize a detector with a dense head'
+        )
 
 
 def check_output(path: str, force: bool) -> None:

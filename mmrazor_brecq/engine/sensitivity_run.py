@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Optional
 
-import torch
 from mmengine.config import Config as MMEngineConfig
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -415,7 +414,7 @@ def sensitivities(
             space.model.units,
             models,
             choices,
-            _first(images, settings.num_images),
+            images.first(settings.num_images),
             TASK_UTILS.build(settings.error),
             seed,
             done,
@@ -502,11 +501,3 @@ def _reconstruct(
         ):
             progress.add_unit(report, modules[report.name])
             show(report)
-
-
-def _first(images: CachedBatches, count: int) -> CachedBatches:
-    """Return the first calibration images."""
-    index = torch.arange(min(count, len(images)))
-    sizes = [len(part) for part in index.split(images.sizes[0])]
-    batches = (images.take(part) for part in index.split(images.sizes[0]))
-    return CachedBatches(batches, sizes, images.store)

@@ -29,7 +29,17 @@ from .prepare import (
     leave_float,
     prepare,
 )
-from .record import Call, Recording, record, run_float
+from .record import Call, Recording, record
+from .regions import has_regions, most_images, show_second_stage
+from .samples import (
+    Inputs,
+    Samples,
+    images_of,
+    inputs_for,
+    map_images,
+    run_float,
+    sampled,
+)
 from .unwrap import unwrap, unwrap_parts
 
 __all__ = [
@@ -39,6 +49,7 @@ __all__ = [
     'Call',
     'Door',
     'Images',
+    'Inputs',
     'LayerPartition',
     'Network',
     'NetworkPartition',
@@ -48,9 +59,10 @@ __all__ = [
     'QuantizationConfig',
     'QuantizationScheme',
     'Reference',
-    'Rewrite',
-    'StagePartition',
     'Recording',
+    'Rewrite',
+    'Samples',
+    'StagePartition',
     'Unit',
     'apply_checked',
     'check_batch',
@@ -59,13 +71,20 @@ __all__ = [
     'check_overrides',
     'copy_network',
     'fold_batch_norm',
+    'has_regions',
+    'images_of',
+    'inputs_for',
     'leave_float',
     'make_plain',
+    'map_images',
+    'most_images',
     'prepare',
     'record',
     'relative_difference',
     'run_float',
+    'sampled',
     'show_calls',
+    'show_second_stage',
     'unwrap',
     'unwrap_parts',
 ]

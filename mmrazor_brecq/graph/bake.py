@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..layers import is_quantizable
 from .compare import Reference
+from .samples import Inputs
 from .unwrap import unwrap
 
 _NOT_CONSTANT = (
@@ -54,7 +55,7 @@ def copy_network(network: Network) -> Network:
     return copy.deepcopy(network, memo)
 
 
-def make_plain(network: nn.Module, inputs: Tensor) -> None:
+def make_plain(network: nn.Module, inputs: Inputs) -> None:
     """Give each layer a weight of its own: the one that it computes with.
 
     Weight norms, spectral norms, pruning masks and other parametrizations
@@ -63,7 +64,7 @@ def make_plain(network: nn.Module, inputs: Tensor) -> None:
     Args:
         network (nn.Module): The network in evaluation mode; it is changed in
             place.
-        inputs (Tensor): Preprocessed images, N x C x H x W.
+        inputs (Tensor | Samples): Preprocessed images, N x C x H x W.
 
     Raises:
         ValueError: If the network's output is another one afterwards.

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..functional import preserve_random_state, tensors
 from .check import warn
 from .compare import TOLERANCE, differences
-from .record import Recording, run_float, watched
+from .record import Recording, watched
+from .samples import Inputs, images_of, map_images, run_float
 
 #: Sum and norm of a tensor's elements, to tell whether two tensors are equal.
 Digest = tuple[float, float]
@@ -48,7 +49,7 @@ class _Pass(NamedTuple):
 
 @torch.no_grad()
 def check_behavior(
-    model: nn.Module, inputs: Tensor, recording: Recording
+    model: nn.Module, inputs: Inputs, recording: Recording
 ) -> None:
     """Check that a network does the same in each pass.
 
@@ -61,7 +62,7 @@ def check_behavior(
 
     Args:
         model (nn.Module): The network, in evaluation mode.
-        inputs (Tensor): Preprocessed images, N x C x H x W.
+        inputs (Tensor | Samples): Preprocessed images, N x C x H x W.
         recording (Recording): A recorded pass of them.
 
     Raises:
@@ -71,19 +72,19 @@ def check_behavior(
     _check_modes(model, recording)
     pair = _two_images(inputs)
     buffers = {name: (x, x.clone()) for name, x in model.named_buffers()}
-    original = pair.clone()
+    original = map_images(Tensor.clone, pair)
     try:
         with preserve_random_state(inputs.device):
             first = _run(model, pair)
-            if not torch.equal(pair, original):
+            if not torch.equal(images_of(pair), images_of(original)):
                 warn(
                     'The forward pass writes to the images that it is given: '
                     'copies are used here, but other callers find their '
                     'images changed'
                 )
             _check_finite(model, first)
-            second = _run(model, original.flip(0))
-            _check_same_calls(recording, first, second)
+            second = _run(model, original[[1, 0]])
+            _check_same_calls(model, recording, first, second)
             if any(call.random for call in first.calls) or not _same_outputs(
                 first.outputs, second.outputs, swapped=True
             ):
@@ -113,15 +114,19 @@ def _check_modes(model: nn.Module, recording: Recording) -> None:
             )
 
 
-def _two_images(inputs: Tensor) -> Tensor:
+def _two_images(inputs: Inputs) -> Inputs:
     """Return the first two images, or the only one and its mirror image."""
     if len(inputs) > 1:
-        return inputs[:2].clone()
-    other = inputs.flip(-1) if inputs.dim() > 1 else inputs
-    return torch.cat([inputs, other])
+        return map_images(Tensor.clone, inputs[:2])
+    return map_images(_second_mirrored, inputs[[0, 0]])
 
 
-def _run(model: nn.Module, images: Tensor) -> _Pass:
+def _second_mirrored(pair: Tensor) -> Tensor:
+    first, other = pair.split(1)
+    return torch.cat([first, other.flip(-1) if pair.dim() > 1 else other])
+
+
+def _run(model: nn.Module, images: Inputs) -> _Pass:
     """Run the network and return its outputs and the digests of its calls."""
     calls: list[_CallDigest] = []
     names = {module: name for name, module in model.named_modules()}
@@ -174,11 +179,24 @@ def _has_nan(digests: tuple[Digest, ...]) -> bool:
 
 
 def _check_same_calls(
-    recording: Recording, first: _Pass, second: _Pass
+    model: nn.Module, recording: Recording, first: _Pass, second: _Pass
 ) -> None:
-    """Refuse a network whose passes call different modules."""
-    names = [[call.name for call in run.calls] for run in (first, second)]
-    recorded = {call.name for call in recording.calls}
+    """Refuse a network whose passes call different modules.
+
+    What is inside a module without weights may differ: it is as good as
+    Python between modules, such as the pooling of regions level by level.
+    """
+    inside = {
+        f'{name}.{child}'
+        for name, module in model.named_modules()
+        if not {**module.state_dict()}
+        for child, _ in module.named_modules()
+    }
+    names = [
+        [call.name for call in calls if call.name not in inside]
+        for calls in (first.calls, second.calls, recording.calls)
+    ]
+    recorded = {*names.pop()}
     differ = {*recorded} ^ {*names[0]} or {*names[0]} ^ {*names[1]}
     if differ or names[0] != names[1]:
         raise ValueError(
@@ -220,10 +238,10 @@ def _close(x: Tensor, y: Tensor) -> bool:
 
 
 def _warn_of_difference(
-    model: nn.Module, images: Tensor, first: _Pass
+    model: nn.Module, images: Inputs, first: _Pass
 ) -> None:
     """Run the same images again and warn of the reason for a difference."""
-    again = _run(model, images.clone())
+    again = _run(model, map_images(Tensor.clone, images))
     random = next(
         (
             a.name

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import map_tensors, preserve_random_state, tensors
-from .record import run_float
+from .samples import Inputs, map_images, run_float
 
 #: Smallest difference, relative to the largest value, that counts as a
 #: mistake and not as a rounding error.
@@ -53,13 +53,13 @@ class Reference:
 
     Args:
         model (nn.Module): The network, in evaluation mode.
-        inputs (Tensor): Preprocessed images, N x C x H x W.
+        inputs (Tensor | Samples): Preprocessed images, N x C x H x W.
         names (iterable): Names of modules whose outputs are compared,
             besides those of the network.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Tensor, names: Iterable[str] = ()
+        self, model: nn.Module, inputs: Inputs, names: Iterable[str] = ()
     ) -> None:
         self.model = model
         self.inputs = inputs
@@ -67,7 +67,7 @@ class Reference:
         self.outputs = self._outputs()
         # Some outputs change a lot with tiny changes of the input, such as
         # boxes that are sorted by score. Their tolerance is larger.
-        noise, _ = self._compare(_add_noise(inputs))
+        noise, _ = self._compare(map_images(_add_noise, inputs))
         self.tolerances = {
             name: [max(TOLERANCE, 10 * x) for x in found]
             for name, found in noise.items()
@@ -113,12 +113,12 @@ class Reference:
         return {**found, NETWORK: [result]}
 
     def _compare(
-        self, inputs: Tensor, replace: bool = False
+        self, inputs: Inputs, replace: bool = False
     ) -> tuple[dict[str, list[float]], set[str]]:
         """Run the network and compare outputs with those before the rewrite.
 
         Args:
-            inputs (Tensor): Preprocessed images, N x C x H x W.
+            inputs (Tensor | Samples): Preprocessed images, N x C x H x W.
             replace (bool): Whether each module's output is replaced by the
                 one before the rewrite.
 
@@ -151,12 +151,12 @@ class Reference:
 
     @torch.no_grad()
     def _run(
-        self, inputs: Tensor, on_output: Callable[[str, object], object]
+        self, inputs: Inputs, on_output: Callable[[str, object], object]
     ) -> object:
         """Run the network and return its output.
 
         Args:
-            inputs (Tensor): Preprocessed images, N x C x H x W.
+            inputs (Tensor | Samples): Preprocessed images, N x C x H x W.
             on_output (callable): Gets name and output of each module that is
                 compared, and returns another output or None.
         """
@@ -168,16 +168,15 @@ class Reference:
         ]
         try:
             with _fixed_seed(inputs.device):
-                return map_tensors(
-                    Tensor.clone, run_float(self.model, inputs.clone())
-                )
+                copied = map_images(Tensor.clone, inputs)
+                return map_tensors(Tensor.clone, run_float(self.model, copied))
         finally:
             for hook in hooks:
                 hook.remove()
 
 
 def apply_checked(
-    model: nn.Module, rewrites: Sequence[Rewrite], inputs: Tensor
+    model: nn.Module, rewrites: Sequence[Rewrite], inputs: Inputs
 ) -> list[Rewrite]:
     """Apply the rewrites that leave a network's outputs the same.
 
@@ -185,7 +184,7 @@ def apply_checked(
         model (nn.Module): The network in evaluation mode; it is rewritten in
             place.
         rewrites (list[Rewrite]): Rewrites, of which none is applied yet.
-        inputs (Tensor): Preprocessed images, N x C x H x W.
+        inputs (Tensor | Samples): Preprocessed images, N x C x H x W.
 
     Returns:
         list[Rewrite]: The rewrites that would change outputs. They are not
@@ -252,7 +251,7 @@ def _difference(x: Tensor, y: Tensor) -> float:
 
 
 def relative_difference(
-    model: nn.Module, other: nn.Module, inputs: Tensor
+    model: nn.Module, other: nn.Module, inputs: Inputs
 ) -> float:
     """Return the largest difference of two networks' outputs.
 

@@ -7,18 +7,18 @@ unit. mmdet's detectors run their heads so.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, Optional
 
 from torch import nn
 
+from .mixed_in import MixedIn, mix_in
 from .record import Recording
 
 #: Attribute of a module between the begin of its call and its ``forward``.
 CALLED = 'is_called'
 
 
-class CalledModule(nn.Module):
+class CalledModule(MixedIn):
     """Mixin of a module whose ``forward`` is always a call."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -35,23 +35,6 @@ class CalledModule(nn.Module):
         if vars(self).pop(CALLED, False):
             return super().forward(*args, **kwargs)
         return self(*args, **kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        """Pickle by the class of the module, which can be imported."""
-        reduced = super().__reduce_ex__(protocol)
-        assert isinstance(reduced, tuple)
-        return (_new_module, (type(self).__bases__[1],), *reduced[2:])
-
-
-@cache
-def _called_class(cls: type) -> type[CalledModule]:
-    return type(cls.__name__, (CalledModule, cls), {})
-
-
-def _new_module(cls: type) -> CalledModule:
-    """Return an empty module of the class made of another, for pickle."""
-    called_class = _called_class(cls)
-    return called_class.__new__(called_class)
 
 
 def show_calls(
@@ -90,8 +73,7 @@ def show_calls(
         and _has_forward(module)
     ]
     for module in found:
-        cls: type = type(module)
-        module.__class__ = _called_class(cls)
+        mix_in(CalledModule, module)
     return bool(found)
 
 

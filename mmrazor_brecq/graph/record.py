@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import torch
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -20,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..functional import tensors
 from ..layers import is_quantizable
+from .samples import Inputs, has_samples, run_float
 
 #: Why a layer is not quantized that could be.
 LEFT_FLOAT = 'left in float by `bit_overrides`'
@@ -112,11 +112,12 @@ class Recording:
     """One recorded forward pass.
 
     Attributes:
-        inputs (Tensor): The network's input.
+        inputs (Tensor | Samples): The network's input.
         calls (list[Call]): All calls, in the order in which they began.
         users (dict): For each value, the modules whose own code computes
             with it.
         operations (list[Operation]): All operations, in order.
+        given_samples (set): Modules that are given data samples.
         unfit (dict): Convolutions and linear layers that are called but
             cannot be quantized, each with the reason.
         references (list): Weak references to all tensors. They keep the
@@ -125,10 +126,11 @@ class Recording:
         write_counts (Counter): Number of writes to each memory.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     calls: list[Call] = field(default_factory=list)
     users: dict[Value, set[nn.Module]] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
+    given_samples: set[nn.Module] = field(default_factory=set)
     unfit: dict[nn.Module, str] = field(default_factory=dict)
     references: list[object] = field(default_factory=list, repr=False)
     write_counts: Counter[int] = field(default_factory=Counter, repr=False)
@@ -222,19 +224,6 @@ class _OperationRecorder(TorchDispatchMode):
                     self.recording.write_counts[memory_of(tensor)] += 1
 
 
-def run_float(model: nn.Module, inputs: Tensor) -> Any:
-    """Return the network's raw output, without post-processing.
-
-    Args:
-        model (nn.Module): A model of OpenMMLab, which is called with
-            ``mode='tensor'``, or any other module.
-        inputs (Tensor): Preprocessed images, N x C x H x W.
-    """
-    if isinstance(model, BaseModel):
-        return model(inputs, mode='tensor')
-    return model(inputs)
-
-
 @contextmanager
 def watched(
     modules: Iterable[nn.Module],
@@ -262,12 +251,12 @@ def watched(
 
 
 @torch.no_grad()
-def record(model: nn.Module, inputs: Tensor) -> Recording:
+def record(model: nn.Module, inputs: Inputs) -> Recording:
     """Run the network once and record which tensor goes where.
 
     Args:
         model (nn.Module): The network, in evaluation mode.
-        inputs (Tensor): Preprocessed images, N x C x H x W.
+        inputs (Tensor | Samples): Preprocessed images, N x C x H x W.
 
     Returns:
         Recording: All calls and operations of the pass.
@@ -278,6 +267,8 @@ def record(model: nn.Module, inputs: Tensor) -> Recording:
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
         call = Call(names[module], module, recording.values((args, kwargs)))
+        if has_samples((*args, *kwargs.values())):
+            recording.given_samples.add(module)
         start = len(recording.operations)
         call.span = (start, start)
         recording.calls.append(call)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..graph import run_float
+from ..graph import Inputs, run_float
 from ..layers import QuantLayer, quant_layers
 
 
@@ -96,12 +96,12 @@ class ModelShape:
 
 
 @torch.no_grad()
-def model_shape(network: nn.Module, example: Tensor) -> ModelShape:
+def model_shape(network: nn.Module, example: Inputs) -> ModelShape:
     """Find all shapes of a network in a forward pass.
 
     Args:
         network (nn.Module): A network whose layers have quantizers.
-        example (Tensor): N x ... preprocessed images.
+        example (Tensor | Samples): N x ... preprocessed images.
     """
     layers = quant_layers(network)
     shapes = [
@@ -119,7 +119,7 @@ def model_shape(network: nn.Module, example: Tensor) -> ModelShape:
 
 
 def _record_calls(
-    network: nn.Module, layers: Mapping[str, QuantLayer], example: Tensor
+    network: nn.Module, layers: Mapping[str, QuantLayer], example: Inputs
 ) -> dict[str, list[CallShape]]:
     """Run a network, and return the calls of its layers, in their order."""
     calls: dict[str, list[CallShape]] = {}

@@ -8,11 +8,12 @@ import torch
 from mmengine.dist import broadcast_object_list
 from torch import Tensor, nn
 
-from ..graph import Recording, record
+from ..graph import Inputs, Recording, images_of, record
 from ..registry import TASK_UTILS
 from .dense_head import chance_of_object, value_maps
 from .gradients import real_outputs
 from .likelihood import Bernoulli, Gaussian, Likelihood
+from .region_head import chance_of_box, values_of_regions
 
 #: A logit, or the distance between the two largest logits, that no network
 #: has for half of its images. Larger numbers are values, not logits.
@@ -27,8 +28,8 @@ class Form(NamedTuple):
             element, or ``'value'``.
         axis (int): Axis of the classes.
         probabilities (bool): Whether it has probabilities, not logits.
-        chances (tuple[int]): Of a value of a dense head, the outputs whose
-            product is the chance that it matters.
+        chances (tuple[int]): Of a value of a detector's head, the outputs
+            that tell the chance that it matters.
     """
 
     kind: Literal['classes', 'event', 'value']
@@ -55,6 +56,9 @@ class FromOutput(Likelihood):
       whose channels are all below 0 at most positions are logits of events;
       the others are values, whose error counts as likely as an object is at
       that position.
+    - Of a second stage (:func:`values_of_regions`), which says something of
+      regions, boxes count as likely as their class is, and masks are logits
+      of events.
 
     A network that regresses cannot always be told from one that classifies:
     name ``Gaussian`` for it. The losses of several outputs are added.
@@ -77,17 +81,23 @@ class FromOutput(Likelihood):
 
     @torch.no_grad()
     def see(
-        self, teacher: nn.Module, images: Tensor, outputs: list[Tensor]
+        self, teacher: nn.Module, images: Inputs, outputs: list[Tensor]
     ) -> None:
         """Choose the forms by some images, the same in all processes."""
         layers: list[Optional[nn.Module]] = [None] * len(outputs)
         if any(out.dim() > 2 for out in outputs):
             layers = _last_layers(teacher, images[:1], len(outputs))
-        forms = [_form(*pair, images) for pair in zip(outputs, layers)]
+        shown = images_of(images)
+        forms = [_form(*pair, shown) for pair in zip(outputs, layers)]
         for i, chances in value_maps(outputs).items():
             forms[i] = Form('value', chances=chances)
             for k in chances:
                 forms[k] = Form('event')
+        boxes, masks = values_of_regions(outputs, len(images))
+        for i, k in boxes.items():
+            forms[i], forms[k] = Form('value', chances=(k,)), Form('classes')
+        for i in masks:
+            forms[i] = Form('event')
         message = [forms]
         broadcast_object_list(message)
         (self.forms,) = message
@@ -219,12 +229,17 @@ def _weighted(out: Tensor, outputs: list[Tensor], form: Form) -> Tensor:
     out = _logits(out, form)
     if not form.chances:
         return out
-    chance = chance_of_object([outputs[i] for i in form.chances])
+    logits = [outputs[i] for i in form.chances]
+    chance = (
+        chance_of_object(logits)
+        if out.dim() > 2
+        else chance_of_box(logits[0], out.shape[1])
+    )
     return out * chance.sqrt()  # Its error is squared.
 
 
 def _last_layers(
-    network: nn.Module, image: Tensor, count: int
+    network: nn.Module, image: Inputs, count: int
 ) -> list[Optional[nn.Module]]:
     """Return the last layer before each of ``count`` real outputs."""
     outputs: list[Tensor] = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..activations import MAX_ELEMENTS_BACKWARD, CachedBatches, images_per_pass
 from ..functional import Nested, from_rows, map_tensors, tensors, to_rows
-from ..graph import Unit, run_float
+from ..graph import Inputs, Unit, map_images, run_float
 from .likelihood import Likelihood
 
 #: Name of a unit, and position of a tensor among its outputs.
@@ -82,7 +82,9 @@ def teacher_gradients(
             current = slice(current.stop, current.stop + len(part))
             # The first unit's output requires a gradient only if its input
             # does. The copy may be written to, a leaf may not.
-            inputs = part.detach().requires_grad_().clone()
+            inputs = map_images(
+                lambda x: x.detach().requires_grad_().clone(), part
+            )
             outputs = real_outputs(run_float(teacher, inputs))
             if not current.start and isinstance(likelihood, Likelihood):
                 likelihood.see(teacher, inputs, outputs)
@@ -91,7 +93,7 @@ def teacher_gradients(
     return reached
 
 
-def _parts(images: CachedBatches, count: int) -> Iterator[Tensor]:
+def _parts(images: CachedBatches, count: int) -> Iterator[Inputs]:
     """Yield the first ``count`` images, as many at a time as memory allows."""
     size = images_per_pass(
         images.elements, max_images=32, max_elements=MAX_ELEMENTS_BACKWARD
@@ -136,9 +138,13 @@ class _UnitHook:
         # A hook that kept the tensor itself would keep it in memory. A copy
         # without data has the same order of memory.
         form = torch.empty_like(out, device='meta')
-        out.register_hook(
-            lambda grad: self.take(key, from_rows(to_rows(grad, form), form))
-        )
+
+        def take(gradient: Optional[Tensor]) -> None:
+            # Some operations pass on none, where none has reached them.
+            if gradient is not None:
+                self.take(key, from_rows(to_rows(gradient, form), form))
+
+        out.register_hook(take)
 
 
 def _with_gradient(out: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import weighted_squared_error
+from ..graph import Inputs
 from ..registry import TASK_UTILS
 from ..validation import Config, Positive
 
@@ -25,13 +26,13 @@ class Likelihood:
     """
 
     def see(
-        self, teacher: nn.Module, images: Tensor, outputs: list[Tensor]
+        self, teacher: nn.Module, images: Inputs, outputs: list[Tensor]
     ) -> None:
         """Examine the float network before any other method is called.
 
         Args:
             teacher (nn.Module): The float network.
-            images (Tensor): Some preprocessed images, N x ...
+            images (Tensor | Samples): Some preprocessed images, N x ...
             outputs (list[Tensor]): Its real outputs for them, none of them
                 empty.
         """

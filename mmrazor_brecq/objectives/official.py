@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..activations import CachedBatches
 from ..functional import Nested, flatten, tensors, weighted_squared_error
-from ..graph import Unit, run_float
+from ..graph import Inputs, Unit, images_of, run_float
 from ..registry import TASK_UTILS
 from .base import Objective, takes_low_precision
 from .gradients import real_outputs
@@ -65,13 +65,13 @@ class OfficialFisher(Objective):
             ]
 
     def _with_gradients(
-        self, module: nn.Module, images: Tensor, output: Nested
+        self, module: nn.Module, images: Inputs, output: Nested
     ) -> list[Tensor]:
         """Return copies of a unit's output tensors that have gradients.
 
         Args:
             module (nn.Module): The unit in the float network.
-            images (Tensor): Preprocessed images.
+            images (Tensor | Samples): Preprocessed images.
             output (Any): Nested of the quantized unit for them.
         """
         values, rebuild = flatten(output)
@@ -113,9 +113,9 @@ class OfficialFisher(Objective):
         )
 
 
-def _logits(network: nn.Module, images: Tensor) -> Tensor:
+def _logits(network: nn.Module, images: Inputs) -> Tensor:
     """Return the first real output, its classes last; zeros without one."""
     outputs = real_outputs(run_float(network, images))
     if not outputs:
-        return images.new_zeros(len(images), 1)
+        return images_of(images).new_zeros(len(images), 1)
     return outputs[0].movedim(1, -1) if outputs[0].dim() > 3 else outputs[0]

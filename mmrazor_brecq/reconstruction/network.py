@@ -17,7 +17,7 @@ from ..activations import (
     images_per_pass,
 )
 from ..functional import at_least_float32, to_normal_tensor
-from ..graph import run_float
+from ..graph import Inputs, map_images, run_float
 from ..layers import activation_quantizers, quant_layers
 from ..objectives import Likelihood, LikelihoodConfig, real_outputs
 from ..registry import TASK_UTILS
@@ -143,7 +143,7 @@ class NetworkRefiner:
         before = copy.deepcopy(network.state_dict())
         trained = len(images) - held_out
 
-        def held_out_images() -> Iterator[Tensor]:
+        def held_out_images() -> Iterator[Inputs]:
             return self._held_out(images, trained, seed)
 
         with torch.no_grad():
@@ -273,7 +273,7 @@ class NetworkRefiner:
         report.iterations = descent.taken
 
     def _error(
-        self, network: nn.Module, teacher: nn.Module, images: Tensor
+        self, network: nn.Module, teacher: nn.Module, images: Inputs
     ) -> Tensor:
         """Return the divergence for some images."""
         with self.autocast(images.device):
@@ -284,7 +284,7 @@ class NetworkRefiner:
 
     def _held_out(
         self, images: CachedBatches, first: int, seed: int = 0
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Inputs]:
         """Yield the images from index ``first`` on, varied several times.
 
         They are few, and an image that lies between two classes can outweigh
@@ -305,7 +305,7 @@ class NetworkRefiner:
     def _validate(
         self,
         network: nn.Module,
-        images: Iterable[Tensor],
+        images: Iterable[Inputs],
         goals: Iterable[list[Tensor]],
     ) -> float:
         """Return the mean divergence of a network's outputs from goals."""
@@ -317,19 +317,22 @@ class NetworkRefiner:
 
     def _varied(
         self, images: CachedBatches, index: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    ) -> Inputs:
         """Return some images, varied anew."""
-        batch = images.take(index)
-        for augment in self.augment:
-            batch = augment(batch, generator)
-        return batch
+
+        def vary(batch: Tensor) -> Tensor:
+            for augment in self.augment:
+                batch = augment(batch, generator)
+            return batch
+
+        return map_images(vary, images.take(index))
 
 
 #: Type of a parameter that takes the config of a refiner.
 RefinerConfig = Annotated[dict, Config(NetworkRefiner, TASK_UTILS)]
 
 
-def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+def _outputs(network: nn.Module, images: Inputs) -> list[Tensor]:
     """Return the real outputs of a network, in float32 or float64."""
     return [
         to_normal_tensor(x)
