@@ -37,6 +37,7 @@ class Images(Dataset):
 class Model(nn.Linear):
     """Model with all that the collection of images needs."""
 
+    architecture = nn.Identity()
     reconstructor = BlockReconstructor(batch_size=32)
 
     def __init__(self):

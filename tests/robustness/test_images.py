@@ -140,6 +140,7 @@ def fill(folder, count=150, **bad):
 class Model(nn.Linear):
     """What is asked of a model when images are collected."""
 
+    architecture = nn.Identity()
     reconstructor = BlockReconstructor(batch_size=2)
 
     def __init__(self):
