@@ -183,7 +183,17 @@ def install() -> ModuleType:
     for function in (nms, roi_align_forward, roi_align_backward):
         setattr(module, function.__name__, function)
     sys.modules[NAME] = module
+    _complete()
     return module
+
+
+def _complete() -> None:
+    """Give mmcv what it left out if it was imported without this module."""
+    left = sys.modules.get('mmcv.cnn.bricks.transformer')
+    name = 'MultiScaleDeformableAttention'
+    if left is not None and not hasattr(left, name):
+        source = importlib.import_module('mmcv.ops.multi_scale_deform_attn')
+        setattr(left, name, getattr(source, name))
 
 
 install()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+from importlib import import_module
 
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.registry import init_default_scope
 
 import mmrazor_brecq
 from mmrazor_brecq.functional import tensors
@@ -20,11 +20,10 @@ pytest.importorskip('mmdet', reason='the extra [detection] is missing')
 
 def network(kind='StandardRoIHead', masks=False):
     """A Faster R-CNN, Mask R-CNN or Cascade R-CNN of a few channels."""
+    import_module('mmrazor_brecq.mmcv_ext')
+    import_module('mmdet.models')  # Then it can be imported.
     from mmdet.registry import MODELS
 
-    import mmrazor_brecq.mmcv_ext  # noqa: F401
-
-    init_default_scope('mmdet')
     bbox_head = dict(
         type='Shared2FCBBoxHead',
         in_channels=8,
@@ -69,7 +68,7 @@ def network(kind='StandardRoIHead', masks=False):
     return MODELS.build(
         ConfigDict(
             type='FasterRCNN',
-            data_preprocessor=dict(type='DetDataPreprocessor'),
+            data_preprocessor=dict(type='mmdet.DetDataPreprocessor'),
             backbone=dict(
                 type='ResNet',
                 depth=18,

@@ -92,6 +92,19 @@ for aligned in (False, True):
     )
 
 
+def test_it_may_come_after_what_imports_mmcv():
+    check(
+        HEAD
+        + """
+import mmcv.cnn.bricks.transformer
+import mmrazor_brecq.mmcv_ext
+from mmcv.cnn.bricks.transformer import MultiScaleDeformableAttention
+from mmcv.ops import MultiScaleDeformableAttention as same
+assert MultiScaleDeformableAttention is same
+"""
+    )
+
+
 def test_other_operators_say_what_to_build():
     check(
         STAND_IN
