@@ -22,11 +22,18 @@ from .version import __version__  # noqa: E402
 # site-packages, where an editable install has nothing.
 MODULE2PACKAGE[SCOPE] = f'{__name__}.version'
 
-__all__ = ['__version__', 'export_onnx', 'load', 'quantize', 'save']
+__all__ = [
+    '__version__',
+    'export_onnx',
+    'finetune',
+    'load',
+    'quantize',
+    'save',
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ('export_onnx', 'load', 'quantize', 'save'):
+    if name in __all__:
         from . import api
 
         return getattr(api, name)

@@ -4,13 +4,16 @@ model, report = mmrazor_brecq.quantize(network, images)
 mmrazor_brecq.save(model, 'quantized.pth')
 model = mmrazor_brecq.load(network, 'quantized.pth')
 mmrazor_brecq.export_onnx(model, images, 'quantized.onnx')
+model = mmrazor_brecq.finetune(model, loader, loss=F.cross_entropy)
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Annotated, Any, Optional, Union
 
@@ -19,6 +22,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 from pydantic import Field
 from torch import nn
+from torch.utils.data import DataLoader
 
 from .activations import (
     MAX_ELEMENTS_FORWARD,
@@ -27,14 +31,21 @@ from .activations import (
     with_samples,
 )
 from .algorithms import BRECQ
-from .checkpoint import build_quantized, load_quantized, save_quantized
+from .checkpoint import (
+    build_quantized,
+    check_quantized,
+    load_quantized,
+    save_quantized,
+)
 from .config.load import read_config
-from .config.recipe import known_parts, read_part
+from .config.recipe import known_parts, read_base, read_part
 from .engine.calibration import check_count
 from .engine.deploy import Request, write
+from .engine.fine_tuning import FineTuning, Loss, folded, train
 from .engine.launch import build_model
 from .engine.memory import DEFAULT_MEMORY, Memory, activation_store
 from .engine.outliers import leave_out
+from .engine.training import WatchingRunner
 from .functional import in_grad_mode, to_normal_tensor
 from .graph import (
     Images,
@@ -48,7 +59,16 @@ from .graph import (
 from .reconstruction import Reconstructor
 from .registry import TASK_UTILS
 from .report import UnitProgress, weight_bytes
-from .validation import Batch, Bits, Config, Count, KeyPath, Seed, validated
+from .validation import (
+    Batch,
+    Bits,
+    Config,
+    Count,
+    KeyPath,
+    Positive,
+    Seed,
+    validated,
+)
 
 #: A model that can be saved and exported.
 Quantized = Annotated[
@@ -209,6 +229,77 @@ def quantize(
         weight_bytes=weight_bytes(brecq),
         seconds=time.perf_counter() - start,
     )
+
+
+@in_grad_mode
+@torch.random.fork_rng(devices=[])  # Leaves the caller's random state.
+@validated
+def finetune(
+    model: Quantized,
+    loader: DataLoader,
+    loss: Optional[Loss] = None,
+    teacher: Optional[Network] = None,
+    epochs: Count = 1,
+    lr: Positive = 5e-3,
+    seed: Seed = 0,
+) -> BRECQ:
+    """Train weights and scales of a quantized network further.
+
+    Rounding passes gradients straight through, and scales learn (LSQ, Esser
+    et al., ICLR 2020), with Adam and a rate that falls along a cosine.
+
+    Args:
+        model (BRECQ): What :func:`quantize` or :func:`load` returned; it is
+            not changed.
+        loader (DataLoader): Batches of images, preprocessed as the network
+            expects them, or of images and labels.
+        loss (callable, optional): Loss of outputs and labels, such as
+            ``torch.nn.functional.cross_entropy``. A network of OpenMMLab
+            has its own.
+        teacher (nn.Module, optional): The float network, whose outputs are
+            learned. Then labels count only if ``loss`` is given.
+        epochs (int): Number of passes through the images.
+        lr (float): Learning rate of the weights, in units of their scale.
+        seed (int): Seeds what mmengine's runner draws.
+
+    Returns:
+        BRECQ: The network with the integers that were learned. If training
+        diverged, that is said, and it has its best state before.
+
+    Raises:
+        ValueError: If there are no labels and no teacher.
+
+    Example:
+        >>> model = mmrazor_brecq.finetune(
+        ...     model, loader, torch.nn.functional.cross_entropy, epochs=4
+        ... )
+    """
+    source: Any = unwrap(model)
+    check_quantized(source)
+    tuning = FineTuning(
+        copy.deepcopy(source),
+        teacher=None if teacher is None else folded(source, teacher),
+        labels=loss is not None or teacher is None,
+        loss=loss,
+    )
+    options = read_base('fine_tuning')
+    options['optim_wrapper']['type'] = 'OptimWrapper'
+    options['optim_wrapper']['optimizer']['lr'] = lr
+    options['param_scheduler']['T_max'] = epochs
+    with tempfile.TemporaryDirectory() as folder:
+        runner = WatchingRunner(
+            tuning,
+            folder,
+            loader,
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=options['optim_wrapper'],
+            param_scheduler=options['param_scheduler'],
+            default_hooks=dict(checkpoint=None),
+            randomness=dict(seed=seed),
+            log_level='WARNING',
+            experiment_name=uuid.uuid4().hex,
+        )
+        return train(runner).quantized.eval()
 
 
 @in_grad_mode

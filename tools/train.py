@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import os.path as osp
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 from mmengine.config import Config
 
@@ -52,35 +49,11 @@ def main() -> int:
 
 def train(cfg: Config) -> None:
     """Train, and write the weights."""
-    import numpy as np
     import torch
-    from mmengine.hooks import Hook
-    from mmengine.runner import Runner
 
     from mmrazor_brecq.checkpoint import save_tensors
-    from mmrazor_brecq.engine import loaders
+    from mmrazor_brecq.engine.training import PlainCheckpoint, WatchingRunner
 
-    class WatchingRunner(Runner):
-        """Names images that cannot be read."""
-
-        build_dataloader = staticmethod(loaders.build_dataloader)
-
-    class PlainCheckpoint(Hook):
-        """Leaves out objects of Python, for torch refuses to load them."""
-
-        def before_save_checkpoint(
-            self, runner: Runner, checkpoint: dict[str, Any]
-        ) -> None:
-            known = checkpoint['message_hub']['runtime_info']
-            known = {
-                key: value.item() if isinstance(value, np.generic) else value
-                for key, value in known.items()
-            }
-            checkpoint['message_hub'] = dict(
-                log_scalars={}, runtime_info=known, resumed_keys={}
-            )
-
-    register_wrapper()
     runner = WatchingRunner.from_cfg(cfg)
     runner.register_hook(PlainCheckpoint())
     set_resumable()
@@ -91,26 +64,6 @@ def train(cfg: Config) -> None:
         {k: v.contiguous() for k, v in model.cpu().state_dict().items()}, path
     )
     runner.logger.info(f'The float model lies in {path}')
-
-
-def register_wrapper() -> None:
-    """Register a mixed precision that asks for no accelerator."""
-    import torch
-    from mmengine.optim import OptimWrapper
-    from mmengine.registry import OPTIM_WRAPPERS
-
-    @OPTIM_WRAPPERS.register_module(force=True)
-    class AutocastOptimWrapper(OptimWrapper):
-        """Runs the forward pass in bfloat16, on any device."""
-
-        @contextmanager
-        def optim_context(self, model: Any) -> Iterator[None]:
-            device = next(model.parameters()).device.type
-            with (
-                super().optim_context(model),
-                torch.autocast(device, dtype=torch.bfloat16),
-            ):
-                yield
 
 
 if __name__ == '__main__':

@@ -137,13 +137,25 @@ def known_parts(kind: str) -> dict[str, Path]:
     Returns:
         dict[str, Path]: Their paths, by the name that users give.
     """
-    folder = next(
-        folder
+    folder = _base_folder() / f'{kind.removesuffix("s")}s'
+    return {file.stem: file for file in sorted(folder.glob('*.py'))}
+
+
+def read_base(name: str) -> PlainConfig:
+    """Read a file of this package's `configs/_base_`.
+
+    Args:
+        name (str): Its name without the ending.
+    """
+    return read_file(str(_base_folder() / f'{name}.py')).to_dict()
+
+
+def _base_folder() -> Path:
+    return next(
+        folder / 'configs/_base_'
         for folder in (PACKAGE / '.mim', PACKAGE.parent)
         if (folder / 'configs').is_dir()
     )
-    folder /= f'configs/_base_/{kind.removesuffix("s")}s'
-    return {file.stem: file for file in sorted(folder.glob('*.py'))}
 
 
 def read_part(kind: str, name: str, option: str) -> PlainConfig:

@@ -9,6 +9,7 @@ from .block import BlockReconstructor
 from .nearest import NearestRounding
 from .network import WHOLE, NetworkRefiner
 from .optimize import CannotLearn, NonFinite
+from .reopen import close, reopen
 from .stopping import WhenSettled
 from .unit import UnitData, UnitReport
 
@@ -28,6 +29,8 @@ __all__ = [
     'UnitReport',
     'WHOLE',
     'WhenSettled',
+    'close',
+    'reopen',
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Optional, cast
+from typing import Annotated, Optional
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ..activations import (
 )
 from ..functional import at_least_float32, to_normal_tensor
 from ..graph import Inputs, map_images, run_float
-from ..layers import activation_quantizers, quant_layers
+from ..layers import quant_layers
 from ..objectives import Likelihood, LikelihoodConfig, real_outputs
 from ..registry import TASK_UTILS
 from ..runtime.autocast import Autocast
@@ -31,6 +31,7 @@ from ..runtime.distributed import (
 from ..validation import Config, Count, Rate
 from .augment import AugmentationConfig
 from .optimize import CannotLearn, Descent
+from .reopen import close, reopen
 from .unit import UnitReport
 
 #: Name of the whole network in reports.
@@ -158,11 +159,7 @@ class NetworkRefiner:
             self._minimize(network, teacher, images, trained, seed, report)
         except CannotLearn as error:
             report.note = f'{error}: left as it was'
-        for quantizer in activation_quantizers(network):
-            quantizer.freeze()
-        for layer in quant_layers(network).values():
-            layer.freeze()
-        network.requires_grad_(False)
+        close(network)
         copy_from_first_process(network.state_dict().values())
         if not report.note:
             report.after = self._validate(network, held_out_images(), goals)
@@ -203,42 +200,6 @@ class NetworkRefiner:
         ]
         self.likelihood.see(teacher, some, _outputs(teacher, some))
 
-    def _reopen(
-        self, network: nn.Module, teacher: nn.Module
-    ) -> list[tuple[list[nn.Parameter], float]]:
-        """Return the parameters that learn, and their learning rates.
-
-        The integers become real weights near those of the teacher.
-        """
-        weights: list[nn.Parameter] = []
-        scales: list[nn.Parameter] = []
-        input_scales: list[nn.Parameter] = []
-        biases: list[nn.Parameter] = []
-        for name, layer in quant_layers(network).items():
-            quantizer = layer.weight_quantizer
-            layer.thaw(teacher.get_parameter(f'{name}.weight'))
-            quantizer.learn(layer.stored_weight, dict(type='StraightThrough'))
-            weights += quantizer.trainable()
-            if quantizer.log_scale is not None:
-                scales.append(quantizer.log_scale)
-            if layer.bias is not None:
-                bias = cast(nn.Parameter, layer.bias)
-                bias.requires_grad_()
-                biases.append(bias)
-        for activation in activation_quantizers(network):
-            # With 8 bits the error is small. A scale for the images would
-            # need the backward pass of the first layer, which is 10 % of the
-            # time of an iteration.
-            if activation.active and activation.grid.bits < 8:
-                activation.learn()
-                input_scales += activation.trainable()
-        return [
-            (weights, self.rounding_lr),
-            (scales, self.weight_scale_lr),
-            (input_scales, self.activation_scale_lr),
-            (biases, self.bias_lr),
-        ]
-
     def _minimize(
         self,
         network: nn.Module,
@@ -260,8 +221,16 @@ class NetworkRefiner:
         size = images_per_pass(
             images.elements, max_images=batch, max_elements=max_elements
         )
+        parts = reopen(network, teacher)
         descent = Descent(
-            self._reopen(network, teacher), self.iterations, report.losses
+            [
+                (parts.weights, self.rounding_lr),
+                (parts.weight_scales, self.weight_scale_lr),
+                (parts.activation_scales, self.activation_scale_lr),
+                (parts.biases, self.bias_lr),
+            ],
+            self.iterations,
+            report.losses,
         )
         for _ in descent:
             index = torch.randint(trained, (batch,), generator=generator)

@@ -1,30 +1,9 @@
 # Fashion-MNIST at 64 x 64 pixels: the whole training set, and the test set.
-# FASHION_MNIST names the folder with the four .gz files.
-_base_ = './fashion_mnist_demo.py'
-data_root = '{{$FASHION_MNIST:data/FashionMNIST/raw}}'
+_base_ = ['./fashion_mnist_demo.py', './fashion_mnist_train.py']
 
-train_pipeline = [
-    dict(type='RandomCrop', crop_size=28, padding=2),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='Resize', scale=64),
-    dict(type='PackClsInputs'),
-]
-
-train_dataloader = dict(
-    batch_size=128,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        _base_.test_dataloader.dataset,
-        data_root=data_root,
-        images='train-images-idx3-ubyte.gz',
-        labels='train-labels-idx1-ubyte.gz',
-        pipeline=train_pipeline,
-    ),
-)
 val_dataloader = dict(
     _base_.test_dataloader,
-    dataset=dict(_base_.test_dataloader.dataset, data_root=data_root),
+    dataset=dict(_base_.test_dataloader.dataset, data_root=_base_.data_root),
 )
 val_evaluator = _base_.test_evaluator
 test_dataloader = val_dataloader
