@@ -85,6 +85,8 @@ def read_config(
             raise KeyError(
                 f'--cfg-options {key}: the config has no {root!r}{hint}'
             )
+    for key in options:
+        _check_there(cfg, key, recipe)
     cfg.merge_from_dict(options)
     if not _quantizes(cfg):
         raise ValueError(
@@ -93,6 +95,24 @@ def read_config(
             "model.type = 'mmrazor_brecq.BRECQ'"
         )
     return cfg
+
+
+def _check_there(cfg: Config, key: str, recipe: Optional[Recipe]) -> None:
+    """Refuse an option for a part of what the config says is not there."""
+    value: object = cfg.to_dict()
+    *outer, _ = key.split('.')
+    for i, part in enumerate(outer):
+        if not isinstance(value, Mapping) or part not in value:
+            return
+        value = value[part]
+        if value is None:
+            name = '.'.join(outer[: i + 1])
+            without = recipe is not None and not recipe.evaluate
+            why = '--no-eval leaves it out' if without else 'it is None'
+            raise ValueError(
+                f'--cfg-options {key}: there is no `{name}` to change, for '
+                f'{why}; leave the option out, or give the whole of `{name}`'
+            )
 
 
 def _quantizes(cfg: Config) -> bool:

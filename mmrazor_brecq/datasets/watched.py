@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from typing import Any, NamedTuple, Optional
 
 from mmengine.dataset import Compose
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
+from .masks import IGNORED, unknown_values, why_unfit
 from .readable import why_unreadable
 
 
@@ -39,6 +42,7 @@ class WatchedImages(Dataset):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
+        self.warned = False
 
     def __getattr__(self, name: str) -> Any:
         if name == 'dataset' or name.startswith('__'):
@@ -55,16 +59,44 @@ class WatchedImages(Dataset):
         why = why_unreadable(path)
         if why is None:
             try:
-                return self.dataset[idx]
+                sample = self.dataset[idx]
             except Exception as error:
                 why = _reason_of_reader(error)
                 if why is None and _lacks_image(error):
                     # Whoever collates this misses `inputs`, and knows the
                     # key of the pipeline.
                     return dict.fromkeys(self.dataset.get_data_info(idx), 0)
+                if why is None and _loads_annotations(error):
+                    file = getattr(error, 'filename', None)
+                    why = _message(error) + (f': {file!r}' if file else '')
+                    raise _unlabeled(path, why) from error
                 if why is None:  # The file is not at fault.
                     raise
+            else:
+                self._check_mask(path, sample)
+                return sample
         return Unreadable(path, why)
+
+    def _check_mask(self, path: str, sample: Any) -> None:
+        """Refuse a mask that does not fit, and warn once of its values."""
+        why = why_unfit(sample)
+        if why is not None:
+            raise _unlabeled(path, why)
+        classes = (getattr(self.dataset, 'metainfo', None) or {}).get(
+            'classes'
+        )
+        if not classes or self.warned:
+            return
+        values = unknown_values(sample, len(classes))
+        if values:
+            self.warned = True
+            print_log(
+                f'The mask of {path!r} has pixels of {values[:5]}, and the '
+                f'data set {len(classes)} classes, 0 to {len(classes) - 1} '
+                f'(and {IGNORED}, which does not count): they count as errors',
+                'current',
+                logging.WARNING,
+            )
 
 
 def watched(dataset: Any) -> Any:
@@ -97,6 +129,22 @@ def _reason_of_reader(error: BaseException) -> Optional[str]:
         if kind.startswith('Load') and 'Annotation' not in kind:
             return _message(error)
     return None
+
+
+def _loads_annotations(error: BaseException) -> bool:
+    """Return whether a transform failed that loads annotations."""
+    return any(
+        type(frame.f_locals.get('self')).__name__ == 'LoadAnnotations'
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+def _unlabeled(path: str, why: str) -> ValueError:
+    """Return the error of an image whose annotations cannot be used."""
+    return ValueError(
+        f'The annotations of {path!r} cannot be used ({why}): mend them, or '
+        'add --no-eval to quantize without measuring the accuracy'
+    )
 
 
 def _lacks_image(error: BaseException) -> bool:

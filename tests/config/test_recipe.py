@@ -7,6 +7,7 @@ import copy
 import pytest
 from mmengine.config import Config
 
+from mmrazor_brecq.config.load import read_config
 from mmrazor_brecq.config.recipe import Recipe, compose
 
 TEST_PIPELINE = [
@@ -207,3 +208,12 @@ def test_the_error_names_a_file_that_defines_no_bits(cfg, tmp_path):
     (tmp_path / 'empty.py').write_text('x = 1\n')
     with pytest.raises(ValueError, match='defines no `bits`'):
         compose(cfg, Recipe(str(tmp_path / 'empty.py')))
+
+
+def test_an_option_for_what_no_eval_leaves_out_is_named(cfg, tmp_path):
+    path = tmp_path / 'float.py'
+    cfg.dump(path)
+    recipe = Recipe('w4a4', evaluate=False)
+    key = 'test_dataloader.dataset.data_root'
+    with pytest.raises(ValueError, match='no `test_dataloader`.*--no-eval'):
+        read_config(str(path), {key: 'elsewhere'}, recipe)
