@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from ._interrupt import install
@@ -28,6 +29,7 @@ __all__ = [
     'finetune',
     'load',
     'quantize',
+    'report',
     'save',
 ]
 
@@ -37,4 +39,6 @@ def __getattr__(name: str) -> Any:
         from . import api
 
         return getattr(api, name)
+    if name == 'report':
+        return import_module(f'{__name__}.report')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -142,8 +142,19 @@ def _check_archive(file: IO[bytes], size: int) -> None:
 
 
 def save_json(content: Mapping[str, object], path: str) -> None:
-    """Save plain Python values as JSON."""
-    write_whole(path, json.dumps(content, indent=2))
+    """Save plain Python values as JSON, a list of numbers on one line."""
+    text = json.dumps(content, indent=2)
+    # No string has a line break in JSON, so nothing in one is matched.
+    text = re.sub(
+        r'\[\n[^][{}"]*\]',
+        lambda found: (
+            re.sub(r'\s*\n\s*', ' ', found[0])
+            .replace('[ ', '[')
+            .replace(' ]', ']')
+        ),
+        text,
+    )
+    write_whole(path, text)
 
 
 def checksum_of(content: object) -> str:

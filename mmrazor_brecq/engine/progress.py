@@ -321,6 +321,7 @@ def _check_report(unit: dict[str, Any]) -> str:
         (report.seconds, (int, float)),
         (report.note, str),
         (report.losses, list),
+        (report.histograms, dict),
     ):
         if not isinstance(value, kind):
             raise ValueError(f'the report of a unit has {value!r:.80}')

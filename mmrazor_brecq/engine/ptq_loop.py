@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from .._requirements import installed_versions
 from ..activations import CachedBatches, Store
 from ..algorithms import BRECQ
+from ..analysis import describe, divergence
 from ..checkpoint import (
     check_container,
     check_describable,
@@ -36,7 +37,7 @@ from ..checkpoint import (
 )
 from ..functional import in_grad_mode
 from ..graph import copy_network
-from ..reconstruction import NearestRounding, NetworkRefiner, UnitReport
+from ..reconstruction import NearestRounding, UnitReport
 from ..registry import LOOPS
 from ..report import (
     UnitProgress,
@@ -44,6 +45,7 @@ from ..report import (
     outdone,
     setback,
     weight_bytes,
+    write,
 )
 from ..runtime.allocator import reuse_freed_memory
 from ..version import __version__
@@ -62,6 +64,7 @@ from .results import (
     earlier_reports,
     finished_metrics,
     made_by,
+    read_report,
     refuse_other_run,
 )
 from .runners import begin, starting
@@ -173,9 +176,16 @@ class PTQLoop(TestLoop):
                 quantized=divergence(model, teacher, images)
             )
             metrics = self._evaluate(self.runner.model, 'quantized', progress)
+        with clock('report'):
+            found = describe(self.model, teacher, images, progress.reports)
         if is_main_process():
             self._write(
-                progress, clock, bytes_of_weights, identity, images.store
+                progress,
+                clock,
+                bytes_of_weights,
+                identity,
+                images.store,
+                found,
             )
             progress.remove()
         barrier()
@@ -248,6 +258,9 @@ class PTQLoop(TestLoop):
             f'is in {paths[0]}, the report in {paths[1]}'
         )
         if is_main_process():
+            page = self._path('report.html')
+            if not osp.exists(page):  # It was killed before that.
+                write(read_report(paths[1]), page)
             remove_folder(self._path('progress'))
         barrier()
         return done
@@ -344,6 +357,7 @@ class PTQLoop(TestLoop):
         bytes_of_weights: dict[str, int],
         identity: dict[str, str],
         store: Store,
+        found: dict[str, list],
     ) -> None:
         """Write the quantized checkpoint and the report, and log them."""
         report = dict(
@@ -361,38 +375,32 @@ class PTQLoop(TestLoop):
             weight_bytes=bytes_of_weights,
             left_out=self.calibration_set.left_out,
             unreadable=self.calibration_set.unreadable,
-            units=[unit.to_dict() for unit in progress.reports],
+            **found,
             versions=dict(mmrazor_brecq=__version__, **installed_versions()),
             device=get_device(),
             seed=self.runner.seed,
             identity=identity,
         )
-        checkpoint, table = map(self._path, (self.checkpoint, 'report.json'))
-        for path in (checkpoint, table):
+        names = self.checkpoint, 'report.json', 'report.html'
+        checkpoint, table, page = map(self._path, names)
+        for path, of in (checkpoint,) * 2, (table,) * 2, (page, table):
             # A resumed run may have written them before it was killed.
-            if not self.resume or not made_by(path, identity):
+            if not self.resume or not made_by(of, identity):
                 keep_older(path)
         earlier = earlier_reports(self.runner.work_dir)
         meta = dict(identity=identity, classes=self._classes())
         save_quantized(self.model, meta, checkpoint)
         save_json(dict(report, checksum=checksum_of(report)), table)
+        write(report, page)
         begin(self.runner)  # The folder may have been removed meanwhile.
         self.runner.logger.info('\n' + closing_table(report))
         for worse in setback(report), outdone(report, earlier):
             if worse:
                 self.runner.logger.warning(worse)
         self.runner.logger.info(
-            f'The quantized model is in {checkpoint}, the report in {table}'
+            f'The quantized model is in {checkpoint}, the report in {page}, '
+            f'as data in {table}'
         )
-
-
-def divergence(
-    model: BRECQ, teacher: nn.Module, images: CachedBatches
-) -> float:
-    """Return a model's divergence from float on held-out images, in nats."""
-    validator = NetworkRefiner(augment=[], likelihood=dict(type='FromOutput'))
-    first = len(images) - model.held_out_of(len(images))
-    return validator.divergence(model.architecture, teacher, images, first)
 
 
 def _mb(size: int) -> int:

@@ -80,7 +80,7 @@ def finished_metrics(
         identity (dict): Its identity, as in ``run.json``.
     """
     if all(made_by(path, identity) for path in (checkpoint, report)):
-        return _read_report(report).get('quantized')
+        return read_report(report).get('quantized')
     return None
 
 
@@ -98,7 +98,7 @@ def refuse_other_run(
         ValueError: If the report is of a run with another identity.
     """
     try:
-        before = _read_report(report).get('identity')
+        before = read_report(report).get('identity')
     except (OSError, ValueError):  # A new one is written.
         return
     # Reports of an earlier version have no identity.
@@ -115,7 +115,7 @@ def earlier_reports(folder: str) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(glob(osp.join(glob_escape(folder), 'report*.json'))):
         try:
-            found[osp.basename(path)] = _read_report(path)
+            found[osp.basename(path)] = read_report(path)
         except (OSError, ValueError):
             continue  # It is damaged, and stays unchanged.
     return found
@@ -128,7 +128,7 @@ def made_by(path: str, identity: Mapping[str, str]) -> bool:
     """
     try:
         if path.endswith('report.json'):
-            found = _read_report(path).get('identity')
+            found = read_report(path).get('identity')
         else:
             found = read_quantized(path)['meta'].get('identity')
     except FileNotFoundError:
@@ -143,7 +143,7 @@ def made_by(path: str, identity: Mapping[str, str]) -> bool:
     return found == identity
 
 
-def _read_report(path: str) -> dict[str, Any]:
+def read_report(path: str) -> dict[str, Any]:
     """Return the checked content of a report."""
     check_regular(path, 'a report')
     try:

@@ -6,6 +6,7 @@ from .affine import (
     rounding_error,
 )
 from .extra_state import is_extra, pack_extra, unpack_extra
+from .histogram import Histogram, histogram
 from .layout import (
     from_flat,
     from_rows,
@@ -42,6 +43,7 @@ from .relaxation import (
 
 __all__ = [
     'FusedPenalty',
+    'Histogram',
     'Nested',
     'annealed_beta',
     'at_least_float32',
@@ -51,6 +53,7 @@ __all__ = [
     'flatten',
     'from_flat',
     'from_rows',
+    'histogram',
     'in_grad_mode',
     'in_order_of',
     'integer_range',

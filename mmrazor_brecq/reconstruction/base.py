@@ -76,7 +76,9 @@ class Reconstructor:
             unit.name, list(unit.layers), autocast=self.autocast.chosen
         )
         try:
-            fit_scales(unit, data, self.fit_images, self.batch_size)
+            report.histograms = fit_scales(
+                unit, data, self.fit_images, self.batch_size
+            )
             self.objective.begin(
                 unit, self.outputs(unit, data), data.targets.split()
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Optional
+from typing import Annotated, Callable, Optional
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +193,29 @@ class NetworkRefiner:
         return self._validate(network, self._held_out(images, first), goals)
 
     @torch.no_grad()
+    def divergence_from(
+        self, teacher: nn.Module, images: CachedBatches, span: range
+    ) -> Callable[[nn.Module], float]:
+        """Return a function from a network to its divergence, in nats.
+
+        The outputs of the float network are computed once and kept.
+
+        Args:
+            teacher (nn.Module): The float network.
+            images (CachedBatches): Preprocessed images of this process.
+            span (range): Indices of the images that count, a few.
+        """
+        self._see(teacher, images)
+        ends = span.start, 0, span.stop
+        goals = [_outputs(teacher, x) for x in self._held_out(images, *ends)]
+
+        def divergence(network: nn.Module) -> float:
+            some = self._held_out(images, *ends)
+            return self._validate(network, some, goals)
+
+        return divergence
+
+    @torch.no_grad()
     def _see(self, teacher: nn.Module, images: CachedBatches) -> None:
         """Show the likelihood as many images as an objective shows it."""
         some = images.batch(0)[
@@ -252,9 +275,13 @@ class NetworkRefiner:
         return self.likelihood.divergence(outputs, goals)
 
     def _held_out(
-        self, images: CachedBatches, first: int, seed: int = 0
+        self,
+        images: CachedBatches,
+        first: int,
+        seed: int = 0,
+        stop: Optional[int] = None,
     ) -> Iterator[Inputs]:
-        """Yield the images from index ``first`` on, varied several times.
+        """Yield the images from ``first`` to ``stop``, varied several times.
 
         They are few, and an image that lies between two classes can outweigh
         all others. Its variations rarely do so together.
@@ -266,7 +293,8 @@ class NetworkRefiner:
             max_elements=MAX_ELEMENTS_FORWARD,
         )
         draws = self.draws if self.augment else 1
-        index = torch.arange(first, len(images)).repeat(draws)
+        stop = len(images) if stop is None else stop
+        index = torch.arange(first, stop).repeat(draws)
         for part in index.split(size):
             yield self._varied(images, part, generator)
 

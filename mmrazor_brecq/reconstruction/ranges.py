@@ -11,6 +11,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..functional import Histogram, histogram
 from ..graph import Unit
 from ..quantizers import ActivationQuantizer
 from ..runtime.distributed import (
@@ -34,7 +35,7 @@ class _LastCall(BaseException):
 @torch.no_grad()
 def fit_scales(
     unit: Unit, data: UnitData, images: int, batch_size: int
-) -> None:
+) -> dict[str, Histogram]:
     """Choose scales and zero points of all quantizers of a unit.
 
     The quantizers are fitted in the order of execution, each on activations
@@ -46,6 +47,9 @@ def fit_scales(
         images (int): Number of images in all processes together that
             activation scales are chosen on.
         batch_size (int): Maximum number of images at a time.
+
+    Returns:
+        dict: Histograms of the activations, by name of the quantizer.
 
     Raises:
         NonFinite: If an activation is NaN or infinite. All quantizers have
@@ -61,6 +65,7 @@ def fit_scales(
     chosen = torch.arange(min(local_share(images), len(data.inputs)))
     parts = data.parts(chosen, batch_size)
     broken = []
+    seen = {}
     while (found := _next_input(unit, data, parts, list(names))) is not None:
         quantizer, sample = found
         finite = sample.isfinite()
@@ -76,12 +81,14 @@ def fit_scales(
                 logging.WARNING,
             )
         quantizer.fit(values)
+        seen[names[quantizer]] = histogram(values)
         # Samples are allocated in the memory that activations freed.
         data.inputs.store.release_freed_memory()
     copy_from_first_process(unit.module.buffers())
     if sum_over_processes(torch.tensor(float(len(broken)))):
         where = ', '.join(broken) or 'another process'
         raise NonFinite(f'NaN or infinity at {where}')
+    return seen
 
 
 def _next_input(

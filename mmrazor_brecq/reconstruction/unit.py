@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..activations import CachedBatches, images_per_pass
+from ..functional import Histogram
 
 
 @dataclass
@@ -58,6 +59,8 @@ class UnitData:
 
 #: A value of a report: plain Python, as JSON has it.
 Plain = Union[str, int, float, None, list, dict]
+#: Number of points of a loss curve that a report keeps.
+CURVE_POINTS = 48
 
 
 @dataclass
@@ -81,6 +84,9 @@ class UnitReport:
         seconds (float): Duration.
         note (str): Why nearest rounding was kept, if it was.
         losses (list): Pairs of iteration and training error.
+        histograms (dict): Histogram of each activation that its quantizers
+            were fitted on, by name of the quantizer, as of
+            :func:`histogram`.
     """
 
     name: str
@@ -95,9 +101,13 @@ class UnitReport:
     seconds: float = 0.0
     note: str = ''
     losses: list[tuple[int, float]] = field(default_factory=list)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Plain]:
-        """Return the report in plain Python, without the losses."""
+        """Return the report in plain Python, its losses thinned out."""
         plain = asdict(self)
-        del plain['losses']
+        every = max(1, -(-len(self.losses) // CURVE_POINTS))
+        plain['losses'] = [
+            [step, float(f'{loss:.4g}')] for step, loss in self.losses[::every]
+        ]
         return plain

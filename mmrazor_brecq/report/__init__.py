@@ -1,17 +1,23 @@
 from .bits import bits_figures, bits_table
 from .earlier_runs import outdone
+from .findings import findings
+from .html import ShownReport, page, write
 from .size import weight_bytes
 from .tables import closing_table, export_table, main_metric, setback
 from .terminal import UnitProgress
 
 __all__ = [
+    'ShownReport',
     'UnitProgress',
     'bits_figures',
     'bits_table',
     'closing_table',
     'export_table',
+    'findings',
     'main_metric',
     'outdone',
+    'page',
     'setback',
     'weight_bytes',
+    'write',
 ]

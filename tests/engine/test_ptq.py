@@ -64,9 +64,15 @@ def test_a_run_writes_a_report_a_checkpoint_and_curves(finished):
         'nearest',
         'reconstruct',
         'evaluate',
+        'report',
         'total',
     }
     assert report['peak_memory_mb'] > 0
+    text = (folder / 'report.html').read_text()
+    assert 'accuracy/top1' in text and 'backbone.layer4.1' in text
+    assert [len(layer['input']['counts']) for layer in report['layers']] == (
+        [64] * 21
+    )
     far = report['divergence']
     assert 0 < far['quantized'] < far['nearest']
     assert report['weight_bytes']['quantized'] < (
@@ -171,6 +177,19 @@ def test_a_resumed_run_has_the_same_bits(
     )
     report = json.loads((tmp_path / 'killed/report.json').read_text())
     assert len(report['units']) == 10
+    # Histograms and curves of the units before it are still there.
+    whole = json.loads((folder / 'report.json').read_text())
+    assert report['layers'] == whole['layers']
+    for one, other in zip(report['units'], whole['units']):
+        assert one['losses'] == other['losses'] and one['cost'] is not None
+
+
+def test_a_finished_run_without_its_page_gets_one(finished, quick):
+    folder, metrics = finished
+    written = (folder / 'report.html').read_text()
+    (folder / 'report.html').unlink()
+    assert ptq(quick_config(folder), FLOAT, resume=True) == metrics
+    assert (folder / 'report.html').read_text() == written
 
 
 def test_a_resumed_run_keeps_its_low_precision_type(

@@ -26,7 +26,8 @@ LINES = [
     ['objectives'],
     ['reconstruction'],
     ['algorithms'],
-    ['checkpoint', 'export', 'report'],
+    ['checkpoint', 'export', 'analysis'],
+    ['report'],
     ['mixed_precision'],  # it times layers in the export's runtime
     ['engine'],
     ['api', 'cli'],

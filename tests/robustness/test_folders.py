@@ -322,7 +322,8 @@ def finished(tmp_path_factory, demo):
 
 
 @pytest.mark.parametrize(
-    'name', ['save_quantized', 'save_json', 'closing_table', 'remove_folder']
+    'name',
+    ['save_quantized', 'save_json', 'write', 'closing_table', 'remove_folder'],
 )
 @pytest.mark.parametrize('late', [False, True], ids=['before', 'after'])
 def test_killed_at_the_end_a_run_goes_on_or_is_done(
@@ -355,6 +356,7 @@ def test_killed_at_the_end_a_run_goes_on_or_is_done(
     assert {x for x in names if not x.endswith('.py')} == {
         'quantized.pth',
         'report.json',
+        'report.html',
     }
     assert not (run / 'progress').exists()
     if (

@@ -1,0 +1,159 @@
+"""How the weights and inputs of layers lie on their grids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..algorithms import BRECQ
+from ..functional import Histogram, histogram, to_rows
+from ..graph import Door
+from ..layers import QuantLayer, quant_layers
+from ..quantizers import ActivationQuantizer
+
+#: Elements of a weight that are looked at.
+MOST_ELEMENTS = 2**20
+
+#: Description of a layer or a tensor in plain Python, as JSON has it.
+Details = dict[str, Any]
+
+
+@torch.no_grad()
+def layer_details(
+    model: BRECQ, teacher: nn.Module, histograms: Mapping[str, Histogram]
+) -> list[Details]:
+    """Describe the quantized layers of a model, in the order of execution.
+
+    Args:
+        model (BRECQ): A quantized model.
+        teacher (nn.Module): Its float network.
+        histograms (dict): Histograms of activations, by name of the
+            quantizer, as in the reports of units.
+
+    Returns:
+        list[dict]: Of each layer its ``name``, ``unit``, ``kind``, number of
+        ``parameters`` of the weight, and two descriptions, ``weight`` and
+        ``input``, which is None if the input is float. Both have ``bits``
+        and the histogram ``low``, ``high`` and ``counts`` in integers of the
+        grid, which reaches ``from`` one integer ``to`` another; ``clipped``
+        is the fraction of elements beyond it. A weight has its
+        ``noise_db``, the signal to noise ratio, and ``lost_channels``, the
+        number of output channels whose elements all became zero.
+    """
+    layers = quant_layers(model.architecture)
+    sources = _input_quantizers(model.architecture)
+    return [
+        dict(
+            name=name,
+            unit=unit.name,
+            kind=type(layers[name]).__bases__[1].__name__,
+            parameters=layers[name].stored_weight.numel(),
+            weight=_weight(
+                layers[name], teacher.get_parameter(f'{name}.weight')
+            ),
+            input=_input(*sources[name], histograms)
+            if name in sources
+            else None,
+        )
+        for unit in model.units
+        for name in unit.layers
+    ]
+
+
+def _weight(layer: QuantLayer, weight: Tensor) -> Details:
+    """Describe a weight, given the float one."""
+    quantizer = layer.weight_quantizer
+    integers = to_rows(layer.stored_weight)
+    zero_point = quantizer.zero_point[:, None]
+    rows = to_rows(weight, layer.stored_weight)
+    empty = (integers == zero_point).all(1) & (rows != 0).any(1)
+    # Rows at equal distances stand for the whole.
+    step = -(-integers.numel() // MOST_ELEMENTS)
+    scale = quantizer.scale[:, None].expand(len(rows), 1)[::step]
+    offset = zero_point.expand(len(rows), 1)[::step]
+    rows = rows[::step].float()
+    values = (integers[::step].float() - offset) * scale
+    signal, noise = rows.square().sum(), (rows - values).square().sum()
+    return dict(
+        bits=quantizer.grid.bits,
+        **_on_grid(histogram(rows / scale + offset), quantizer.grid.range),
+        noise_db=_decibels(float(signal), float(noise)),
+        lost_channels=int(empty.sum()),
+    )
+
+
+def _input(
+    name: str,
+    quantizer: ActivationQuantizer,
+    histograms: Mapping[str, Histogram],
+) -> Details:
+    """Describe an activation, given the histogram of its real values."""
+    found = histograms.get(name)
+    scale, zero = float(quantizer.scale), float(quantizer.zero_point)
+    details: Details = dict(
+        quantizer=name,
+        bits=quantizer.grid.bits,
+        symmetric=quantizer.grid.symmetric,
+        scale=scale,
+    )
+    if found is not None:
+        on_grid = dict(
+            found,
+            low=found['low'] / scale + zero,
+            high=found['high'] / scale + zero,
+        )
+        details.update(_on_grid(on_grid, quantizer.grid.range))
+    return details
+
+
+def _on_grid(found: Mapping[str, Any], ends: tuple[int, int]) -> Details:
+    """Describe a histogram in integers of a grid between two ends."""
+    low, high, counts = found['low'], found['high'], found['counts']
+    size = (high - low) / len(counts)
+    start, stop = ends[0] - 0.5, ends[1] + 0.5
+    inside = 0.0
+    for i, count in enumerate(counts):
+        left = low + i * size
+        overlap = min(left + size, stop) - max(left, start)
+        # A bin without extent is inside or outside as a whole.
+        part = overlap / size if size > 0 else float(start <= left <= stop)
+        inside += count * min(1.0, max(0.0, part))
+    return {
+        'from': ends[0],
+        'to': ends[1],
+        'low': round(low, 3),
+        'high': round(high, 3),
+        'counts': counts,
+        'clipped': round(1 - inside / max(1, sum(counts)), 6),
+    }
+
+
+def _decibels(signal: float, noise: float) -> Optional[float]:
+    """Return the ratio of two energies in dB, None if one is zero."""
+    if not signal or not noise:
+        return None
+    return round(10 * math.log10(signal / noise), 2)
+
+
+def _input_quantizers(
+    network: nn.Module,
+) -> dict[str, tuple[str, ActivationQuantizer]]:
+    """Return of each layer the quantizer of its input, with its name."""
+    found: dict[str, tuple[str, ActivationQuantizer]] = {}
+    for name, module in network.named_modules():
+        dot = f'{name}.' if name else ''
+        if isinstance(module, QuantLayer):
+            if isinstance(module.input_quantizer, ActivationQuantizer):
+                found[name] = f'{dot}input_quantizer', module.input_quantizer
+        elif isinstance(module, Door):
+            for index, readers in module.readers.items():
+                quantizer = module.inputs[str(index)]
+                if isinstance(quantizer, ActivationQuantizer):
+                    for reader in readers:
+                        place = f'{dot}inputs.{index}', quantizer
+                        found[reader] = place
+    return found
