@@ -35,10 +35,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == 'report':
+        return import_module(f'{__name__}.report')
     if name in __all__:
         from . import api
 
         return getattr(api, name)
-    if name == 'report':
-        return import_module(f'{__name__}.report')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -114,6 +114,11 @@ def test_a_report_of_quantize_becomes_a_page(report, tmp_path):
     assert 'v-' in text and len(text) < 100_000
 
 
+def test_the_package_has_it_without_an_import_of_its_own():
+    # Another module may have imported it already, so ask as Python asks.
+    assert mmrazor_brecq.__getattr__('report') is mmrazor_brecq.report
+
+
 def test_the_page_is_the_same_from_json(report):
     assert page(json.loads(json.dumps(report))) == page(report)
 
