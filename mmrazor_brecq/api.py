@@ -247,7 +247,7 @@ def finetune(
     loss: Optional[Loss] = None,
     teacher: Optional[Network] = None,
     epochs: Count = 1,
-    lr: Positive = 5e-3,
+    lr: Positive = 1e-3,
     seed: Seed = 0,
 ) -> BRECQ:
     """Train weights and scales of a quantized network further.

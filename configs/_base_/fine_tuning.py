@@ -4,7 +4,7 @@ train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=1)
 val_cfg = dict()
 optim_wrapper = dict(
     type='AutocastOptimWrapper',
-    optimizer=dict(type='Adam', lr=5e-3),
+    optimizer=dict(type='Adam', lr=1e-3),
     paramwise_cfg=dict(
         custom_keys={
             'rounding.position': dict(lr_mult=1.0),
