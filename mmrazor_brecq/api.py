@@ -78,12 +78,6 @@ Quantized = Annotated[
 ]
 #: A path, not an empty one.
 FileName = Union[Annotated[str, Field(min_length=1)], os.PathLike]
-#: The default schedule, `configs/_base_/schedules/default.py`.
-SCHEDULE = dict(
-    type='BlockReconstructor',
-    autocast='fastest',
-    objective=dict(type='FisherLowRank'),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +188,8 @@ def quantize(
             bit_overrides=bit_overrides or {},
         ),
         partition=partition,
-        reconstructor=reconstructor or SCHEDULE,
+        reconstructor=reconstructor
+        or read_part('schedule', 'default', 'reconstructor'),
     )
     check_batch(model, images)
     check_count(
