@@ -25,9 +25,8 @@ def check_regular(path: str, expected: str) -> None:
         raise SystemExit(f'{path!r} is no regular file: give {expected}')
 
 
-def read_image(path: str, size: list, resize: dict):
-    """Read an RGB image of the model's size, H x W x 3, from 0 to 255."""
-    import numpy as np
+def open_image(path: str):
+    """Open an image, RGB and upright."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # It refuses twice as many.
@@ -49,6 +48,15 @@ def read_image(path: str, size: list, resize: dict):
             f'{path!r} is no image that pillow can read ({error}): give a '
             'PNG, a JPEG or the like'
         ) from None
+    return image
+
+
+def read_image(path: str, size: list, resize: dict):
+    """Read an RGB image of the model's size, H x W x 3, from 0 to 255."""
+    import numpy as np
+    from PIL import Image
+
+    image = open_image(path)
     height, width = size
     if 'edge' in resize:  # the short edge first, then the middle of it
         factor = resize['edge'] / min(image.size)
@@ -89,17 +97,26 @@ def read_model(path: str):
     import onnxruntime
 
     check_regular(path, 'a file that tools/export.py wrote')
-    options = onnxruntime.SessionOptions()
-    # x86 CPUs without VNNI saturate without it, and are wrong by points.
-    options.add_session_config_entry('session.x64quantprecision', '1')
-    try:
-        session = onnxruntime.InferenceSession(
-            path, options, providers=['CPUExecutionProvider']
+    session = None
+    # x86 CPUs without VNNI saturate without it, and are wrong by points. But
+    # there it does not work where layers share their weights.
+    for precision in '1', '0':
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.add_session_config_entry(
+            'session.x64quantprecision', precision
         )
-    except Exception as error:
+        try:
+            session = onnxruntime.InferenceSession(
+                path, options, providers=['CPUExecutionProvider']
+            )
+            break
+        except Exception as error:
+            reason = error
+    if session is None:
         raise SystemExit(
-            f'{path!r} is no model that ONNX Runtime can run: {error}'
-        ) from None
+            f'{path!r} is no model that ONNX Runtime can run: {reason}'
+        )
     about = {}
     for key, text in session.get_modelmeta().custom_metadata_map.items():
         try:

@@ -46,6 +46,12 @@ def main() -> int:
         help='take uint8 images, N x H x W x 3, RGB, and normalize inside',
     )
     parser.add_argument(
+        '--with-postprocess',
+        action='store_true',
+        help='put out boxes, scores and classes of a detector, suppressed '
+        'inside',
+    )
+    parser.add_argument(
         '--no-verify',
         action='store_true',
         help='write the file without comparing it with torch',
@@ -60,6 +66,7 @@ def main() -> int:
         ('agreement', 0.9, 'images of the same class'),
         ('exact', 0.97, 'equal integers in each layer'),
         ('within', 0.9999, 'integers that differ by at most one'),
+        ('metric', 0.9, 'the metric in torch'),
     ):
         parser.add_argument(
             f'--least-{name}',
@@ -81,11 +88,13 @@ def main() -> int:
             output=args.output,
             force=args.force,
             preprocess=args.with_preprocess,
+            postprocess=args.with_postprocess,
             verify=not args.no_verify,
             images=args.images,
             least_agreement=args.least_agreement,
             least_exact=args.least_exact,
             least_within=args.least_within,
+            least_metric=args.least_metric,
         )
         export(cfg, args.checkpoint, request)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
@@ -22,7 +22,7 @@ from ..checkpoint import (
     save_json,
     write_whole,
 )
-from ..export import build_target
+from ..export import build_target, decoder_of
 from ..report import export_table
 from ..validation import Batch, Count, Fraction, validated
 from .deploy_images import (
@@ -31,8 +31,13 @@ from .deploy_images import (
     proof_source,
     resizing,
 )
+from .deploy_metric import metric_of_file, metric_problem
 from .launch import build_model
 
+#: Least fraction of boxes that are the same in the file and in torch.
+LEAST_BOXES = 0.98
+#: Measures the content of a file.
+Metric = Callable[[bytes], Optional[dict[str, Any]]]
 #: Packages that the export needs.
 PACKAGES = ('onnx', 'onnxscript', 'onnx_ir', 'onnxruntime')
 
@@ -50,6 +55,8 @@ class Request:
             with the ending ``.onnx``.
         force (bool): Whether to overwrite the file.
         preprocess (bool): Whether the file normalizes the images itself.
+        postprocess (bool): Whether the file of a detector puts out boxes,
+            scores and classes, in place of the maps of its head.
         verify (bool): Whether to compare the file with the network in torch.
         images (int): Number of images to compare on.
         least_agreement (float): Least fraction of images with the same
@@ -58,6 +65,8 @@ class Request:
             from 0 to 1.
         least_within (float): Least fraction of integers in each layer that
             differ by at most 1, from 0 to 1.
+        least_metric (float): Least fraction of the metric in torch that the
+            file has, from 0 to 1, where the config measures one.
 
     Example:
         >>> request = Request(target='openvino', batch=1, images=256)
@@ -69,11 +78,13 @@ class Request:
     output: Optional[str] = None
     force: bool = False
     preprocess: bool = False
+    postprocess: bool = False
     verify: bool = True
     images: Count = 1024
     least_agreement: Fraction = 0.9
     least_exact: Fraction = 0.97
     least_within: Fraction = 0.9999
+    least_metric: Fraction = 0.9
 
 
 def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
@@ -99,11 +110,13 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
     _check(request)
     source = calibration_source(cfg)
     model = build_model(cfg)
+    if request.postprocess:
+        decoder_of(model.architecture)
     meta = load_quantized(model, checkpoint)
     _check_images_alone(model)
     about = dict(
         classes=meta.get('classes') or None,
-        resize=resizing(cfg),
+        resize=resizing(cfg, model.data_preprocessor),
         identity=meta.get('identity'),
     )
     count = 256 if build_target(request.target).quantized_outputs else 1
@@ -119,7 +132,15 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
             proof.append((images, inputs))
             labels += classes or [None] * len(images)
     known = None if None in labels else np.array(labels)
-    return write(model, calibration, proof, known, request, about)
+
+    def metric(content: bytes) -> Optional[dict[str, Any]]:
+        if known is not None or not cfg.get('test_evaluator'):
+            return None
+        return metric_of_file(
+            cfg, model, content, request.images, request.preprocess
+        )
+
+    return write(model, calibration, proof, known, request, about, metric)
 
 
 def write(
@@ -129,6 +150,7 @@ def write(
     labels: Optional[np.ndarray],
     request: Request,
     about: dict[str, Any],
+    metric: Optional[Metric] = None,
 ) -> dict[str, Any]:
     """Build a file, prove it, and write it if the proof succeeds.
 
@@ -142,6 +164,8 @@ def write(
             shape N.
         request (Request): Options of the export, with ``output``.
         about (dict): Additional metadata of the file.
+        metric (callable, optional): Measures the content of a file, as
+            :func:`metric_of_file` does.
 
     Returns:
         dict: The report of the proof; empty without a proof.
@@ -155,6 +179,8 @@ def write(
     target, path = build_target(request.target), str(request.output)
     network = copy.deepcopy(model.architecture).cpu()
     target.check(network)
+    if request.postprocess:
+        decoder_of(network)
     for remark in target.remarks(network, request.pack):
         print_log(remark, 'current', logging.WARNING)
     from ..export.build import Options, build
@@ -167,7 +193,21 @@ def write(
     report = {}
     if request.verify:
         runtime = target.runtime
-        report = _prove(network, built, proof, labels, request, runtime)
+        report = _prove(
+            network, built, proof, labels, request, runtime, metric
+        )
+    if request.postprocess:
+        built, boxes = _with_boxes(
+            network, built, calibration[0], proof, request
+        )
+        if boxes is not None:
+            report['boxes'] = boxes
+            print_log(
+                f'{boxes["equal"]} of {boxes["boxes"]} boxes on '
+                f'{boxes["images"]} images are those that torch makes of the '
+                "file's maps",
+                'current',
+            )
     content = to_bytes(built)
     if report:  # Before the file, so that an existing file has its report.
         save_json(report, f'{path}.json')
@@ -183,6 +223,7 @@ def _prove(
     labels: Optional[np.ndarray],
     request: Request,
     runtime: str,
+    metric: Optional[Metric],
 ) -> dict[str, Any]:
     """Return the report of a proof, and log it.
 
@@ -193,28 +234,72 @@ def _prove(
         labels (numpy.ndarray, optional): As for :func:`write`.
         request (Request): Options of the export.
         runtime (str): The runtime of the target.
+        metric (callable, optional): As for :func:`write`.
 
     Raises:
         ValueError: If the proof fails.
     """
+    from ..export.session import to_bytes
     from ..export.verify import verify
 
     at_once = 8 if request.batch == 'dynamic' else int(request.batch)
     fused = runtime == 'ONNX Runtime'
     found = verify(network, built, proof, labels, at_once, fused)
-    report = found.to_dict()
+    report: dict[str, Any] = found.to_dict()
+    if metric is not None:
+        report['metric'] = metric(to_bytes(built))
     print_log('\n' + export_table(report), 'current')
     problem = found.problem(
         runtime,
         request.least_agreement,
         request.least_exact,
         request.least_within,
-    )
+    ) or metric_problem(report.get('metric'), request.least_metric)
     if problem:
         raise ValueError(f'The file is not the network: {problem}')
     for warning in found.others(runtime, request.least_agreement):
         print_log(warning, 'current', logging.WARNING)
     return report
+
+
+def _with_boxes(
+    network: nn.Module,
+    built: Any,
+    example: Tensor,
+    proof: Sequence[tuple[Tensor, Tensor]],
+    request: Request,
+) -> tuple[Any, Optional[dict[str, int]]]:
+    """Return the content of a file with boxes, and how it was proven.
+
+    Args:
+        network (nn.Module): The quantized detector, on the CPU.
+        built (onnx_ir.Model): The content of the file with maps.
+        example (Tensor): Images as inputs of the file.
+        proof (list[tuple]): As for :func:`write`; empty without a proof.
+        request (Request): Options of the export.
+
+    Raises:
+        ValueError: If the boxes are not those of torch.
+    """
+    from ..export.nms import compare_boxes, with_boxes
+
+    example = example[:1]
+    if request.preprocess:
+        example = example.permute(0, 3, 1, 2).float()
+    boxed = with_boxes(network, built, example, request.batch)
+    if not proof:
+        return boxed, None
+    at_once = 8 if request.batch == 'dynamic' else int(request.batch)
+    images = proof[0][1][:at_once]
+    found = compare_boxes(network, built, boxed, images, example)
+    if found['equal'] < LEAST_BOXES * found['boxes']:
+        raise ValueError(
+            f'The file decodes its maps otherwise than torch: {found["equal"]}'
+            f' of {found["boxes"]} boxes on {found["images"]} images are the '
+            f'same, expected {LEAST_BOXES:.0%}. Without --with-postprocess '
+            '(`postprocess=True`) it has the maps'
+        )
+    return boxed, found
 
 
 def _check(request: Request) -> None:

@@ -91,13 +91,10 @@ def load_images(
         batches = ReadableBatches(batches, count, source.max_unreadable)
     for data in batches:
         with torch.no_grad():
-            images = model.data_preprocessor(data, False)['inputs'].cpu()
+            inputs, data = file_inputs(model, data, request.preprocess)
+        images = data['inputs']
         if request.batch not in ('dynamic', len(images)):
             continue  # Some of its images cannot be read.
-        inputs = images
-        if request.preprocess:
-            raw = torch.stack(list(data['inputs'])).to(torch.uint8)
-            inputs = raw.permute(0, 2, 3, 1).flip(-1).contiguous()
         labels = [
             int(sample.gt_label.label)
             for sample in data.get('data_samples') or []
@@ -111,17 +108,51 @@ def load_images(
             return
 
 
-def resizing(cfg: Config) -> Optional[dict[str, Any]]:
+def file_inputs(
+    model: BRECQ, data: dict[str, Any], preprocess: bool
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return images as inputs of the file, and as those of the network.
+
+    Args:
+        model (BRECQ): The model. Its preprocessor is applied.
+        data (dict): A collated batch of raw images, C x H x W each.
+        preprocess (bool): Whether the file normalizes the images itself.
+
+    Returns:
+        tuple: N x C x H x W preprocessed images, or N x H x W x 3 images,
+        ``uint8`` and RGB; and the preprocessed batch.
+    """
+    ready = model.data_preprocessor(data, False)
+    ready['inputs'] = images = ready['inputs'].cpu()
+    if not preprocess:
+        return images, ready
+    height, width = images.shape[-2:]
+    if any(x.shape[-2:] != (height, width) for x in data['inputs']):
+        raise ValueError(
+            '--with-preprocess (`preprocess=True`): the preprocessor of the '
+            'model pads normalized images, which no file of raw images can; '
+            'give the pipeline of `test_dataloader` a `Pad(size=(W, H))`'
+        )
+    raw = torch.stack(list(data['inputs'])).to(torch.uint8)
+    return raw.permute(0, 2, 3, 1).flip(-1).contiguous(), ready
+
+
+def resizing(
+    cfg: Config, preprocessor: Any = None
+) -> Optional[dict[str, Any]]:
     """Return how the pipeline of a config's test images resizes them.
 
     Without test images it is that of the calibration images.
 
     Args:
         cfg (Config): The config.
+        preprocessor (nn.Module, optional): Of the model; it may pad.
 
     Returns:
         dict: ``size`` (height and width) in pixels, or ``edge`` and
-        ``crop``; None if the pipeline does something else.
+        ``crop``; None if the pipeline does something else. With
+        ``keep_ratio`` the size is the most, and ``pad`` the raw value, RGB,
+        of what is added on the right and below.
     """
     loader = cfg.get('test_dataloader') or calibration_source(cfg).loader
     dataset = loader.get('dataset') or {}
@@ -132,8 +163,31 @@ def resizing(cfg: Config) -> Optional[dict[str, Any]]:
             scale = step['scale']
             pair = [scale, scale] if isinstance(scale, int) else list(scale)
             known['size'] = pair[::-1]  # A config has the width first.
+            if step.get('keep_ratio'):
+                known.update(keep_ratio=True, pad=_padding(preprocessor))
+        elif kind == 'Pad' and 'keep_ratio' in known:
+            value = step.get('pad_val', 0)
+            value = value.get('img', 0) if isinstance(value, dict) else value
+            known['pad'] = _triple(value)[::-1]  # Images are read as BGR.
         elif kind == 'ResizeEdge':
             known['edge'] = step['scale']
         elif kind == 'CenterCrop':
             known['crop'] = step['crop_size']
     return json.loads(json.dumps(known)) or None
+
+
+def _padding(preprocessor: Any) -> list[float]:
+    """Return the raw value, RGB, of what a preprocessor pads images with."""
+    from ..export.trace import is_rgb
+
+    value = getattr(preprocessor, 'pad_value', 0)
+    mean = getattr(preprocessor, 'mean', torch.zeros(3)).flatten()
+    std = getattr(preprocessor, 'std', torch.ones(3)).flatten()
+    raw = _triple((mean.cpu() + std.cpu() * value).tolist())
+    return raw if is_rgb(preprocessor) else raw[::-1]
+
+
+def _triple(value: Any) -> list[float]:
+    """Return a value for each of three channels."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [float(x) for x in (values * 3)[:3]]

@@ -1,3 +1,5 @@
+from .detections import decoder_of
+from .names import DECODES
 from .targets import (
     TARGETS,
     OnnxRuntime,
@@ -8,10 +10,12 @@ from .targets import (
 )
 
 __all__ = [
+    'DECODES',
     'TARGETS',
     'OnnxRuntime',
     'OpenVINO',
     'Target',
     'TensorRT',
     'build_target',
+    'decoder_of',
 ]

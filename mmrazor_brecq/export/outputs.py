@@ -16,9 +16,9 @@ class OutputMatch:
     Attributes:
         runtime (str): Runtime that ran the file.
         images (int): Number of images.
-        agreement (float, optional): Fraction of images (of elements, in
-            maps) with the same best class, 0 to 1; None where the last
-            output is not one of classes.
+        agreement (float, optional): Fraction of images with the same best
+            class, 0 to 1; None where the last output is not one of
+            classes.
         largest (float): Largest difference, relative to the largest output.
         mean (float): Mean difference, relative to the mean magnitude.
         accuracy (float, optional): Top-1 accuracy of the file, in per cent.
@@ -121,7 +121,7 @@ def _compare_classes(
 
     Args:
         match (OutputMatch): Changed in place.
-        expected (numpy.ndarray): N x K x ... scores of the network.
+        expected (numpy.ndarray): N x K scores of the network.
         found (numpy.ndarray): Those of the file.
         labels (numpy.ndarray, optional): N true classes.
         noise (float): How far scores may differ.
@@ -137,6 +137,10 @@ def _compare_classes(
 
 
 def has_classes(output: np.ndarray) -> bool:
-    """Return whether an output is N x K x ... scores of K > 1 classes."""
+    """Return whether an output is N x K scores of K > 1 classes.
+
+    Maps are none: where most of an image is background, or a detector's
+    head sees no object, the best of their channels says nothing.
+    """
     floating = np.issubdtype(output.dtype, np.floating)
-    return floating and output.ndim in (2, 4, 5) and output.shape[1] > 1
+    return floating and output.ndim == 2 and output.shape[1] > 1

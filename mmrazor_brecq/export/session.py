@@ -42,7 +42,7 @@ def open_session(
             default it is not written.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # Errors are raised.
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     if not fused:

@@ -6,8 +6,8 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import Optional, Union
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional, Union
 
 import onnx_ir as ir
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..functional import tensors
 from ..graph import run_float
+from .names import output_names
 from .nodes import name_calls
 from .quantizer_nodes import OPSET, with_nodes
 
@@ -84,9 +85,13 @@ class Plain(nn.Module):
         self.normalize = normalize
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensors(self.output(image)))
+
+    def output(self, image: Tensor) -> Any:
+        """Return what the network puts out."""
         if self.normalize is not None:
             image = self.normalize(image)
-        return tuple(tensors(run_float(self.network, image)))
+        return run_float(self.network, image)
 
 
 @contextlib.contextmanager
@@ -120,8 +125,8 @@ def trace(
             input then is N x H x W x 3, ``uint8``, RGB.
 
     Returns:
-        ir.Model: With the input ``image`` and the output ``logits``, or
-        ``output_0``, ``output_1`` and so on.
+        ir.Model: With the input ``image``, and outputs that have the names
+        of :func:`output_names`.
 
     Raises:
         ImportError: If torch is older than 2.8.
@@ -141,31 +146,57 @@ def trace(
             f'{type(network).__name__} cannot be exported: '
             f'{_reason(error)}{cure}'
         ) from error
-    outputs = model.graph.outputs
-    single = len(outputs) == 1 and len(outputs[0].shape) == 2
-    for i, output in enumerate(outputs):
-        output.name = 'logits' if single else f'output_{i}'
+    with torch.no_grad():
+        found = Plain(network, normalize).output(example[:1].cpu())
+    names = output_names(network, found)
+    for output, name in zip(model.graph.outputs, names):
+        output.name = name
     name_calls(model)
     return model
 
 
 def _export(plain: Plain, example: Tensor, batch: Union[str, int]) -> ir.Model:
     """Have torch make a model of ONNX; see :func:`trace`."""
+    return to_onnx(plain, [example], ['image'], batch)
+
+
+def to_onnx(
+    module: nn.Module,
+    examples: Sequence[Tensor],
+    names: Sequence[str],
+    batch: Union[str, int],
+) -> ir.Model:
+    """Have torch make a model of ONNX of a module.
+
+    Args:
+        module (nn.Module): In evaluation mode, on the CPU.
+        examples (list[Tensor]): N x ... arguments; the first element of
+            each is used.
+        names (list[str]): Names of the inputs.
+        batch (str | int): ``'dynamic'``, or the number of images.
+    """
     # A batch of one image would be taken for a constant of the network.
     count = 2 if batch == 'dynamic' else int(batch)
-    example = example[:1].cpu().expand(count, *example.shape[1:]).contiguous()
-    dynamic = ({0: torch.export.Dim('batch')},) if batch == 'dynamic' else None
+    args = tuple(
+        x[:1].detach().cpu().expand(count, *x.shape[1:]).contiguous()
+        for x in examples
+    )
+    dynamic: Any = None
+    if batch == 'dynamic':
+        dynamic = tuple({0: torch.export.Dim('batch')} for _ in args)
+        if not isinstance(module, Plain):  # It takes any number of tensors.
+            dynamic = (dynamic,)
     with _quiet(), torch.no_grad():
         # In two steps: by itself the exporter to ONNX silently fixes a batch
         # that the network's code makes a constant.
         captured = torch.export.export(
-            plain, (example,), dynamic_shapes=dynamic, strict=False
+            module, args, dynamic_shapes=dynamic, strict=False
         )
         program = torch.onnx.export(
             captured,
             dynamo=True,
             opset_version=OPSET,
-            input_names=['image'],
+            input_names=list(names),
             verbose=False,
         )
     return program.model  # type: ignore[union-attr]

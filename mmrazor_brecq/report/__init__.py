@@ -3,7 +3,13 @@ from .earlier_runs import outdone
 from .findings import findings
 from .html import ShownReport, page, write
 from .size import weight_bytes
-from .tables import closing_table, export_table, main_metric, setback
+from .tables import (
+    closing_table,
+    export_table,
+    is_error,
+    main_metric,
+    setback,
+)
 from .terminal import UnitProgress
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
     'closing_table',
     'export_table',
     'findings',
+    'is_error',
     'main_metric',
     'outdone',
     'page',

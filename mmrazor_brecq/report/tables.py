@@ -142,7 +142,7 @@ def setback(report: Report) -> str:
     if not metric:
         return ''
     floating, nearest, learned = (report[key][metric] for key in MODELS)
-    worse = operator.gt if _is_error(metric) else operator.lt
+    worse = operator.gt if is_error(metric) else operator.lt
     if not (worse(learned, floating) and worse(learned, nearest)):
         return ''
     return (
@@ -162,7 +162,7 @@ ERRORS = frozenset(
 )
 
 
-def _is_error(metric: str) -> bool:
+def is_error(metric: str) -> bool:
     """Return whether a metric is better when smaller, by its name."""
     return not ERRORS.isdisjoint(re.findall('[a-z]+', metric.lower()))
 
@@ -207,10 +207,15 @@ def export_table(report: Report) -> str:
 
 def _export_lines(report: Report) -> list[str]:
     """Return sentences on the layers of an exported file and its runtimes."""
-    lines = [
+    lines: list[str] = [
         'The largest difference is relative to the largest output, the mean '
         'one to the mean magnitude'
     ]
+    if metric := report.get('metric'):
+        lines.append(
+            f'{metric["name"]} of the file is {metric["file"]:.4g}, and '
+            f'{metric["torch"]:.4g} in torch ({metric["images"]} images)'
+        )
     lines += [_layer_line(report['layers'])] if report['layers'] else []
     lines += [
         f'{name} does not take it: {reason}'
