@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ from mmrazor_brecq.export import decoder_of  # noqa: E402
 from mmrazor_brecq.functional import tensors  # noqa: E402
 from mmrazor_brecq.graph import run_float  # noqa: E402
 
-from .test_demo import CHECKPOINT, CONFIG, ROOT  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs/detection/retinanet_fashion-detection.py'
+CHECKPOINT = ROOT / 'demo/retinanet_fashion-detection.pth'
 CLASSES, SIDE = 3, 64
 POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16])
 ANCHORS = dict(
