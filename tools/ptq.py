@@ -28,6 +28,12 @@ def main() -> int:
         action='store_true',
         help='continue the unfinished run in the folder',
     )
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='print units, layers, bits, what stays float, and an estimate '
+        'of time and memory; write nothing',
+    )
     add_trust_option(parser)
     add_recipe_options(parser)
     args = parser.parse_args()
@@ -37,6 +43,13 @@ def main() -> int:
             args, 'test_dataloader', 'test_cfg.calibration.dataloader'
         )
         # Imported late: torch takes seconds.
+        if args.dry_run:
+            from mmrazor_brecq.engine.dry_run import dry_run
+            from mmrazor_brecq.report import plan_table
+
+            plan = dry_run(cfg, args.checkpoint, args.trust_checkpoint)
+            print(plan_table(plan), end='')
+            return
         from mmrazor_brecq.engine.launch import ptq
 
         ptq(cfg, args.checkpoint, args.resume, args.trust_checkpoint)

@@ -2,6 +2,7 @@ from .bits import bits_figures, bits_table
 from .earlier_runs import outdone
 from .findings import findings
 from .html import ShownReport, page, write
+from .plan import plan_table
 from .size import weight_bytes
 from .tables import (
     closing_table,
@@ -24,6 +25,7 @@ __all__ = [
     'main_metric',
     'outdone',
     'page',
+    'plan_table',
     'setback',
     'weight_bytes',
     'write',
