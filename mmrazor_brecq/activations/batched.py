@@ -177,6 +177,20 @@ class CachedBatches:
             ]
         )
 
+    @property
+    def mixes_images(self) -> bool:
+        """Return whether a real tensor differs from batch to batch, though
+        its first dimension is not that of the images.
+        """
+        return any(
+            isinstance(x, Tensor)
+            and x.is_floating_point()
+            and not torch.equal(x, self.leaves[i])
+            for differing in self.differing
+            if isinstance(differing, dict)
+            for i, x in differing.items()
+        )
+
     def first(self, count: int) -> CachedBatches:
         """Return the first images, at most ``count``, in the same store."""
         index = torch.arange(min(count, len(self)))

@@ -41,7 +41,6 @@ from ..graph import (
     check_overrides,
     copy_network,
     fold_batch_norm,
-    has_regions,
     inputs_for,
     leave_float,
     make_plain,
@@ -49,7 +48,7 @@ from ..graph import (
     record,
     run_float,
     show_calls,
-    show_second_stage,
+    suit_samples,
     unwrap_parts,
 )
 from ..reconstruction import (
@@ -200,8 +199,8 @@ class BRECQ(BaseModel):
         run_through_layers(network)
         if isinstance(example, Tensor):
             example = inputs_for(network, example)
-        if isinstance(example, Samples) and has_regions(example.data):
-            show_second_stage(network)
+        if isinstance(example, Samples):
+            suit_samples(network, example)
         make_plain(network, example)
         recording = _record_in_fast_order(network, example)
         if show_calls(network, recording, state):
@@ -331,6 +330,13 @@ class BRECQ(BaseModel):
                 del reached, reached_by_teacher
                 number = numbers[name]
                 unit = self.units[number]
+                if self.takes_samples and float_inputs.mixes_images:
+                    raise ValueError(
+                        f'The unit {name!r} is given a tensor whose first '
+                        'dimension is not that of the images, so no image '
+                        'can be taken out of it: leave its layers in float, '
+                        f"`bit_overrides={{'{name}*': None}}`"
+                    )
                 targets = CachedBatches(
                     original.run(teacher_units[number].module),
                     images.sizes,
@@ -431,6 +437,8 @@ def _record_in_fast_order(network: nn.Module, example: Inputs) -> Recording:
         reorder(torch.contiguous_format)
     try:
         return record(network, example)
+    except NotImplementedError:  # It says what is not there.
+        raise
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split('\n')[0]
         raise ValueError(

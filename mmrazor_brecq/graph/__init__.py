@@ -30,7 +30,7 @@ from .prepare import (
     prepare,
 )
 from .record import Call, Recording, record
-from .regions import has_regions, most_images, show_second_stage
+from .regions import most_images
 from .samples import (
     Inputs,
     Samples,
@@ -39,6 +39,7 @@ from .samples import (
     map_images,
     run_float,
     sampled,
+    suit_samples,
 )
 from .unwrap import unwrap, unwrap_parts
 
@@ -71,7 +72,6 @@ __all__ = [
     'check_overrides',
     'copy_network',
     'fold_batch_norm',
-    'has_regions',
     'images_of',
     'inputs_for',
     'leave_float',
@@ -84,7 +84,7 @@ __all__ = [
     'run_float',
     'sampled',
     'show_calls',
-    'show_second_stage',
+    'suit_samples',
     'unwrap',
     'unwrap_parts',
 ]

@@ -69,7 +69,6 @@ def show_second_stage(network: nn.Module) -> None:
     mix_in(OnGivenRegions, network)
 
 
-@torch.no_grad()
 def fix_regions(
     network: Any, images: Tensor, data: Sequence[BaseDataElement]
 ) -> list[BaseDataElement]:

@@ -17,7 +17,8 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
 from ..functional import preserve_random_state
-from .regions import fix_regions
+from .queries import ask_for_last_layer, has_queries, show_last_layer
+from .regions import fix_regions, has_regions, show_second_stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +125,21 @@ def inputs_for(
 
     Returns:
         Tensor | Samples: The images themselves if the network runs with
-        images alone, or if data samples do not help.
+        images alone, or fails just the same with data samples.
     """
     if not isinstance(network, BaseModel):
         return images
     network.eval()
-    samples = Samples(images[:1], _unlabeled(images[:1], data))
-    if _runs(network, images[:1]) or not _runs(network, samples):
+    unlabeled = _unlabeled(images, data)
+    samples = Samples(images[:1], unlabeled[:1])
+    alone = _failure(network, images[:1])
+    if not alone:
         return images
-    return sampled(network, images, data)
+    failure = _failure(network, samples)
+    if not failure:
+        return sampled(network, images, data)
+    # The other failure is that of data samples that are missing.
+    return images if failure == alone else Samples(images, unlabeled)
 
 
 def sampled(
@@ -146,17 +153,33 @@ def sampled(
     labels, but the regions of a second stage, if there is one.
     """
     data = _unlabeled(images, data)
-    return Samples(images, fix_regions(network, images, data))
+    with torch.no_grad():
+        data = fix_regions(network, images, data)
+        return Samples(images, ask_for_last_layer(network, images, data))
 
 
-def _runs(network: nn.Module, inputs: Inputs) -> bool:
-    """Return whether a network takes such inputs."""
+def suit_samples(network: nn.Module, samples: Samples) -> None:
+    """Let a network heed what is in data samples besides what its own code
+    looks for. Without such samples it runs as ever.
+
+    Args:
+        network (nn.Module): The network, whose class may change in place.
+        samples (Samples): What :func:`sampled` returned for it.
+    """
+    if has_regions(samples.data):
+        show_second_stage(network)
+    if has_queries(samples.data):
+        show_last_layer(network)
+
+
+def _failure(network: nn.Module, inputs: Inputs) -> str:
+    """Return why a network cannot run on such inputs, '' if it can."""
     with torch.no_grad(), preserve_random_state(inputs.device):
         try:
             run_float(network, inputs)
-        except Exception:  # It is called in a way it may not know.
-            return False
-    return True
+        except Exception as error:  # It is called in a way it may not know.
+            return repr(error)
+    return ''
 
 
 def _unlabeled(

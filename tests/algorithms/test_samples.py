@@ -148,12 +148,6 @@ def test_a_network_of_images_alone_gets_them_alone():
     assert not model.takes_samples
 
 
-def test_samples_do_not_help_a_network_that_fails_for_another_reason():
-    network = Paired()
-    images = torch.zeros(2, 5, 6, 6)  # It has five channels.
-    assert inputs_for(network, images) is images
-
-
 class BySize(BaseModel):
     """Needs the size of each image."""
 
@@ -166,6 +160,21 @@ class BySize(BaseModel):
     def forward(self, inputs, data_samples=None, mode='tensor'):
         height, width = data_samples[0].img_shape
         return self.head(self.conv(inputs).sum((2, 3)) / (height * width))
+
+
+class Indifferent(BySize):
+    """Takes data samples and does without them."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.head(self.conv(inputs).sum((2, 3)))
+
+
+def test_samples_do_not_help_a_network_that_fails_with_them_just_the_same():
+    images = torch.zeros(2, 5, 6, 6)  # It has five channels.
+    assert inputs_for(Indifferent(), images) is images
+    # The other network's failure is told as it is with data samples.
+    with pytest.raises(ValueError, match='RuntimeError.*channels'):
+        BRECQ(BySize()).prepare(images)
 
 
 def test_images_alone_fill_their_tensors(tmp_path):
