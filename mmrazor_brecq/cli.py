@@ -19,7 +19,7 @@ from typing import Any, Callable, Optional
 
 from mmengine.config import Config, DictAction
 
-from . import _interrupt
+from . import _interrupt, _terminal
 from .config.load import FILES, check_data, load_config
 from .config.read import is_user_error
 from .config.recipe import NO_EVAL_CURE, NO_EVALUATION, Recipe
@@ -223,6 +223,18 @@ def tool_parser(
         default=0,
         help='rank of the process on this machine; launchers set it',
     )
+    shown = parser.add_mutually_exclusive_group()
+    for flag, level, text in (
+        ('--quiet', _terminal.QUIET, 'show warnings and errors alone'),
+        ('--verbose', _terminal.VERBOSE, 'show environment and config, too'),
+    ):
+        shown.add_argument(
+            flag,
+            dest='terminal',
+            action='store_const',
+            const=level,
+            help=f'{text}; the log file has everything',
+        )
     _add_version(parser)
     return parser
 
@@ -367,6 +379,7 @@ def run_tool(
     warnings.filterwarnings('ignore', 'This DataLoader will create')
     # Where torch finds a compiler of an accelerator and no accelerator.
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
+    level = _terminal.LEVEL.set(args.terminal or _terminal.NORMAL)
     try:
         with _interrupt.working(after_interrupt):
             action()
@@ -384,4 +397,6 @@ def run_tool(
         words = error.args[0] if isinstance(error, KeyError) else error
         print(f'{type(error).__name__}: {words}', file=sys.stderr)
         return 1
+    finally:
+        _terminal.LEVEL.reset(level)
     return 0

@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from .._terminal import LEVEL, VERBOSE, limit
 from ..checkpoint import write_kept
 from ..config.recipe import NO_EVALUATION
 from .folders import missing_folders, remove_empty
@@ -61,6 +62,7 @@ class RunOwner(Runner):
             finally:
                 for handler, level in self._terminal:
                     handler.setLevel(level)
+        limit(self.logger)
         self.logger.info(
             f'Environment and config are logged in {self.log_dir}'
         )
@@ -68,6 +70,8 @@ class RunOwner(Runner):
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build a logger whose terminal shows warnings only, for now."""
         logger = super().build_logger(*args, **kwargs)
+        if LEVEL.get() <= VERBOSE:
+            return logger
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
                 self._terminal.append((handler, handler.level))

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
+from .._terminal import limit
 from .loaders import build_dataloader
 
 
@@ -38,6 +40,12 @@ class WatchingRunner(Runner):
     """Runner that names images that cannot be read."""
 
     build_dataloader = staticmethod(build_dataloader)
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build a logger whose terminal shows what the user asked for."""
+        logger = super().build_logger(*args, **kwargs)
+        limit(logger)
+        return logger
 
 
 class PlainCheckpoint(Hook):

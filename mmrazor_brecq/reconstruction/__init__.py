@@ -8,7 +8,7 @@ from .base import Reconstructor, ReconstructorConfig
 from .block import BlockReconstructor
 from .nearest import NearestRounding
 from .network import WHOLE, NetworkRefiner
-from .optimize import CannotLearn, NonFinite
+from .optimize import CannotLearn, Descent, NonFinite
 from .reopen import close, reopen
 from .stopping import WhenSettled
 from .unit import UnitData, UnitReport
@@ -17,6 +17,7 @@ __all__ = [
     'BlockReconstructor',
     'CannotLearn',
     'CutMix',
+    'Descent',
     'Flip',
     'MixUp',
     'NearestRounding',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Optional
+from typing import Callable, ClassVar, Optional
 
 import torch
 from mmengine.dist import get_world_size
@@ -46,6 +46,9 @@ class Descent:
         ...     descent.step()
     """
 
+    #: Called in each iteration with the fraction that is done.
+    watcher: ClassVar[Optional[Callable[[float], None]]] = None
+
     def __init__(
         self,
         learned: Iterable[tuple[list[nn.Parameter], float]],
@@ -71,7 +74,10 @@ class Descent:
 
     def __iter__(self) -> Iterator[int]:
         """Yield the index of each iteration, with gradients reset."""
+        watcher = Descent.watcher
         for i in range(self.iterations):
+            if watcher is not None:
+                watcher(i / self.iterations)
             self.optimizer.zero_grad()
             self._errors = []
             self._has_gradient = False

@@ -1,4 +1,7 @@
-"""Show progress on the terminal: a bar over units and a line for each."""
+"""Show progress on the terminal: a bar over units and a line for each.
+
+The bar moves within a unit, too, while it learns.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..reconstruction import UnitReport
+from .._terminal import LEVEL, NORMAL
+from ..reconstruction import Descent, UnitReport
 
 
 class UnitProgress:
@@ -43,12 +47,15 @@ class UnitProgress:
             TextColumn('left'),
             TimeRemainingColumn(),
             speed_estimate_period=3600,
+            disable=LEVEL.get() > NORMAL,
         )
         self.task = self.bar.add_task('units', total=total)
+        self.done = 0
         self._streams: list[tuple[logging.StreamHandler, Any]] = []
 
     def __enter__(self) -> UnitProgress:
         self.bar.start()
+        Descent.watcher = self._within
         # The bar has replaced stderr, so that lines appear above it.
         for handler in self.logger.handlers:
             if type(handler) is logging.StreamHandler:
@@ -62,6 +69,7 @@ class UnitProgress:
         error: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
+        Descent.watcher = None
         for handler, stream in self._streams:
             _send_to(handler, stream)
         self.bar.stop()
@@ -88,7 +96,12 @@ class UnitProgress:
         """
         if line:
             self.logger.info(line)
-        self.bar.advance(self.task)
+        self.done += 1
+        self.bar.update(self.task, completed=self.done)
+
+    def _within(self, fraction: float) -> None:
+        """Show how far the present unit is, from 0 to 1."""
+        self.bar.update(self.task, completed=self.done + fraction)
 
 
 def _send_to(handler: logging.StreamHandler, stream: Any) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 
@@ -106,6 +107,10 @@ class Kernel:
             return self.compiled
         if not _compiler():
             return self.function
+        _say_once(
+            'Compiles kernels, which takes up to half a minute, once on this '
+            'machine'
+        )
         compiled: Any = torch.compile(
             self.function, dynamic=True, fullgraph=True
         )
@@ -132,7 +137,7 @@ def _sizes(x: Any) -> Any:
     return type(x), x
 
 
-#: Reasons that a warning was given for in this process.
+#: Reasons that a warning was given for in this process, and what was said.
 _warned: set[str] = set()
 
 
@@ -141,6 +146,13 @@ def _warn_once(reason: str, message: str) -> None:
     if reason not in _warned:
         _warned.add(reason)
         warnings.warn(message, stacklevel=4)
+
+
+def _say_once(message: str) -> None:
+    """Log a message, unless it was logged in this process."""
+    if message not in _warned:
+        _warned.add(message)
+        print_log(message, 'current')
 
 
 def _compiler() -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from mmrazor_brecq import _terminal
 from mmrazor_brecq.config.load import load_config
 from mmrazor_brecq.engine.launch import build_runner
 from mmrazor_brecq.engine.runners import RunOwner, RunVisitor
@@ -95,3 +98,23 @@ def test_warnings_while_a_runner_is_built_are_shown(
     monkeypatch.setattr(RunOwner, 'register_hooks', warn)
     build_runner(quick_config(tmp_path), RunOwner)
     assert 'mind this' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('level', [_terminal.QUIET, _terminal.VERBOSE])
+def test_a_quiet_terminal_shows_warnings_a_verbose_one_all(
+    tmp_path, capsys, level
+):
+    token = _terminal.LEVEL.set(level)
+    try:
+        runner = build_runner(quick_config(tmp_path), RunOwner)
+        runner.logger.info('a line')
+        runner.logger.warning('mind this')
+    finally:
+        _terminal.LEVEL.reset(token)
+    shown = capsys.readouterr()
+    text = shown.out + shown.err
+    assert 'mind this' in text
+    for words in 'System environment', 'Environment and config', 'a line':
+        assert (words in text) == (level == _terminal.VERBOSE), words
+    (log,) = Path(runner.log_dir).glob('*.log')
+    assert 'System environment' in log.read_text()

@@ -14,7 +14,8 @@ PACKAGE = 'mmrazor_brecq'
 #: From the bottom up; a part may import from lower lines, never from others
 #: of its own line. Every module of the package has its place here.
 LINES = [
-    ['version', '_requirements', '_interrupt', 'mmcv_ext', 'validation'],
+    ['version', '_requirements', '_interrupt', '_terminal'],
+    ['mmcv_ext', 'validation'],
     ['runtime'],
     ['functional'],
     ['registry'],
