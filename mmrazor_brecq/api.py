@@ -40,6 +40,7 @@ from .checkpoint import (
 )
 from .config.load import read_config
 from .config.recipe import known_parts, read_base, read_part
+from .engine.batches import gather_images
 from .engine.calibration import check_count
 from .engine.deploy import Request, write
 from .engine.fine_tuning import FineTuning, Loss, folded, train
@@ -49,6 +50,7 @@ from .engine.outliers import leave_out
 from .engine.training import WatchingRunner
 from .functional import in_grad_mode, to_normal_tensor
 from .graph import (
+    ImageBatches,
     Images,
     Network,
     Override,
@@ -103,7 +105,7 @@ ScheduleConfig = Annotated[dict, _Schedule(Reconstructor, TASK_UTILS)]
 @validated
 def quantize(
     model: Network,
-    images: Images,
+    images: ImageBatches,
     weight_bits: Bits = 4,
     activation_bits: Optional[Bits] = 4,
     bit_overrides: Optional[dict[str, Override]] = None,
@@ -114,6 +116,7 @@ def quantize(
     memory: Memory = DEFAULT_MEMORY,
     symmetric: Optional[bool] = None,
     quantize_shortcuts: bool = True,
+    num_images: Count = 1024,
 ) -> tuple[BRECQ, dict[str, Any]]:
     """Quantize a trained network.
 
@@ -122,8 +125,10 @@ def quantize(
 
     Args:
         model (nn.Module): A trained network; it is not changed.
-        images (Tensor): N x C x H x W calibration images, preprocessed as
-            the network expects them, without labels. 1,024 are enough.
+        images (Tensor | iterable): N x C x H x W calibration images,
+            preprocessed as the network expects them; or batches of them,
+            such as a data loader gives. The first floating-point tensor of
+            a batch has the images, labels are ignored.
         weight_bits (int): Bits of weights, 2 to 8. Weights of 8 bits are
             symmetric, as runtimes expect them.
         activation_bits (int, optional): Bits of activations, 2 to 8; None
@@ -146,6 +151,8 @@ def quantize(
             of weights of 8 bits are.
         quantize_shortcuts (bool): Whether the shortcuts of blocks carry
             quantized tensors too, see :class:`QuantizationScheme`.
+        num_images (int): Images to take from batches, at most. Of a tensor
+            all are used.
 
     Returns:
         tuple[BRECQ, dict]: The quantized network, called like ``model``,
@@ -191,7 +198,7 @@ def quantize(
         reconstructor=reconstructor
         or read_part('schedule', 'default', 'reconstructor'),
     )
-    check_batch(model, images)
+    images = gather_images(model, images, num_images)
     check_count(
         len(images), brecq.reconstructor.batch_size, f'{len(images)} images'
     )

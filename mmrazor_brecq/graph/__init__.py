@@ -9,7 +9,13 @@ from .compare import (
     relative_difference,
 )
 from .fold import fold_batch_norm
-from .inputs import Images, Network, check_batch
+from .inputs import (
+    ImageBatches,
+    Images,
+    Network,
+    check_batch,
+    check_images,
+)
 from .partition import (
     BlockPartition,
     LayerPartition,
@@ -49,6 +55,7 @@ __all__ = [
     'BlockPartition',
     'Call',
     'Door',
+    'ImageBatches',
     'Images',
     'Inputs',
     'LayerPartition',
@@ -67,6 +74,7 @@ __all__ = [
     'Unit',
     'apply_checked',
     'check_batch',
+    'check_images',
     'check_behavior',
     'check_layers',
     'check_overrides',

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field
@@ -34,7 +35,7 @@ def _check_network(network: nn.Module) -> nn.Module:
     return network
 
 
-def _check_images(images: Tensor) -> Tensor:
+def check_images(images: Tensor) -> Tensor:
     """Refuse a tensor that has no preprocessed images."""
     if not images.is_floating_point():
         raise ValueError(
@@ -77,6 +78,21 @@ def check_batch(network: nn.Module, images: Tensor) -> None:
         )
 
 
+def _check_batches(images: Any) -> Any:
+    """Refuse what is neither a tensor of images nor gives batches."""
+    if isinstance(images, Tensor):
+        return check_images(images)
+    if isinstance(images, (str, bytes, Mapping)) or not isinstance(
+        images, Iterable
+    ):
+        raise ValueError(
+            'a tensor of preprocessed images, N x C x H x W, or a data '
+            f'loader or other batches of them, and it is a '
+            f'{type(images).__name__}'
+        )
+    return images
+
+
 #: Type of a trained network.
 Network = Annotated[
     nn.Module,
@@ -86,9 +102,18 @@ Network = Annotated[
 #: Type of preprocessed images.
 Images = Annotated[
     Tensor,
-    AfterValidator(_check_images),
+    AfterValidator(check_images),
     Field(
         description='a floating-point tensor of preprocessed images, '
         'N x C x H x W'
+    ),
+]
+#: Type of preprocessed images, or batches of them.
+ImageBatches = Annotated[
+    Any,
+    AfterValidator(_check_batches),
+    Field(
+        description='a floating-point tensor of preprocessed images, '
+        'N x C x H x W, or a data loader or other batches of them'
     ),
 ]
