@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple
@@ -96,7 +97,7 @@ def shares(report: Report) -> dict[str, float]:
     costs = {
         unit['name']: max(0.0, unit['cost'])
         for unit in report.get('units', ())
-        if unit.get('cost') is not None
+        if unit.get('cost') is not None and math.isfinite(unit['cost'])
     }
     total = sum(costs.values())
     return {name: cost / total for name, cost in costs.items() if total > 0}

@@ -238,6 +238,12 @@ def test_a_good_report_has_no_findings():
     assert 'None: no unit' in visible(page(made()))
 
 
+def test_what_is_not_finite_has_no_share():
+    broken = units(1.0, float('nan'), float('inf'), before=float('nan'))
+    words = visible(page(made(units=broken)))
+    assert '100.0% of the loss' in words and 'nan' in words
+
+
 def test_of_many_places_some_are_listed():
     many = [layer(f'conv{i}', clipped=0.1 + i / 100) for i in range(20)]
     (found,) = findings(made(layers=many))
