@@ -82,7 +82,10 @@ class CachedBatches:
         self.store = store or Store()
         batches = iter(batches)
         first = list(islice(batches, 2))
-        values, self.rebuild = flatten(first[0])
+        values, self._rebuild = flatten(first[0])
+        #: For each tensor that comes again, as the same object, the index of
+        #: the first time: code may look at that, as torch's attention does.
+        self.again = _repeated([leaves(batch) for batch in first])
         #: What the structure holds, in order: a cache for each tensor that
         #: belongs to images, and all other values of the first batch.
         self.leaves = [
@@ -137,6 +140,12 @@ class CachedBatches:
         if not rows_per_image:
             return same_leaf[0]
         return self.store.allocate(len(self), same_leaf[0], rows_per_image)
+
+    def rebuild(self, values: list[Nested]) -> Nested:
+        """Return the structure with other values."""
+        for i, first in self.again.items():
+            values[i] = values[first]
+        return self._rebuild(values)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -238,6 +247,22 @@ def _taken_out(
     while first:
         yield first.pop(0)
     yield from rest
+
+
+def _repeated(batches: list[list[Nested]]) -> dict[int, int]:
+    """Return which leaves are the same tensor as one before, in all batches.
+
+    Args:
+        batches (list[list]): The leaves of some batches.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    found = {}
+    for i, same_leaf in enumerate(zip(*batches)):
+        if all(isinstance(x, Tensor) for x in same_leaf):
+            key = tuple(map(id, same_leaf))
+            if first.setdefault(key, i) != i:
+                found[i] = first[key]
+    return found
 
 
 class _OddBatch(NamedTuple):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..functional import Nested
 from ..graph import Unit, run_float
 from ..runtime.allocator import give_back_freed_memory
+from ..runtime.function_modes import active_modes, put_aside
 from .batched import CachedBatches
 from .cached_tensor import CachedTensor, FreeableTensor
 
@@ -32,6 +33,9 @@ MAX_FREED_BYTES = 2**26
 
 class _Pass(greenlet):
     """The forward pass of one batch."""
+
+    #: Number of function modes that are active outside of the pass.
+    modes_before = 0
 
 
 class _SuspendingModule(nn.Module):
@@ -49,7 +53,9 @@ class _SuspendingModule(nn.Module):
         current = getcurrent()
         if not isinstance(current, _Pass):
             return self.unit_module(*args, **kwargs)
-        return current.parent.switch((self.unit_name, (args, kwargs)))
+        # Function modes, too, belong to the thread.
+        with put_aside(current.modes_before):
+            return current.parent.switch((self.unit_name, (args, kwargs)))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self.unit_module.state_dict(*args, **kwargs)
@@ -212,6 +218,7 @@ class Stream:
             self._waiting[k] = None
             # Grad mode belongs to the thread, not to the coroutine, which
             # may set it (inference mode included) between two units.
+            suspended.modes_before = active_modes()
             with torch.inference_mode(False), torch.no_grad():
                 arrived = suspended.switch(*value)
             del value

@@ -48,6 +48,7 @@ from ..graph import (
     record,
     run_float,
     show_calls,
+    show_products,
     suit_samples,
     unwrap_parts,
 )
@@ -205,12 +206,16 @@ class BRECQ(BaseModel):
         recording = _record_in_fast_order(network, example)
         if show_calls(network, recording, state):
             recording = record(network, example)
+        if show_products(network, recording, state):
+            recording = record(network, example)
         leave_float(recording, self.scheme)
         if state is None:
             kept_norms = None
         else:
             kept_norms = _modules_with(state, 'running_mean')
             quantized = _modules_with(state, 'weight_quantizer.scale')
+            for side in ('left', 'right'):
+                quantized |= _modules_with(state, f'{side}_quantizer.scale')
             for call in recording.calls:
                 if (
                     recording.is_layer(call.module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ def misfit(network: nn.Module, state: Mapping[str, Tensor]) -> str:
         if value.dim() > 1
         and (name := key[len(PREFIX) : -len('.weight')]) not in modules
         and not any(owner in weights for owner in _owners(name))
+        and not _may_be_taken(network, name)
     ]
     other = [
         f'{PREFIX}{name}.weight is {_shape(found)} in the file, and '
@@ -62,6 +64,19 @@ def misfit(network: nn.Module, state: Mapping[str, Tensor]) -> str:
     if other:
         problems.append(other[0])
     return '; '.join(problems)
+
+
+def _may_be_taken(network: nn.Module, name: str) -> bool:
+    """Return whether a layer may be made of a parameter of its parent."""
+    parent, _, child = name.rpartition('.')
+    try:
+        owner = network.get_submodule(parent)
+    except AttributeError:
+        return False
+    if re.fullmatch(r'linear_\d+_*', child):
+        return True
+    stem = re.sub(r'(_\d+)?_*$', '', child)
+    return f'{stem}_weight' in owner._parameters
 
 
 def _owners(key: str) -> list[str]:

@@ -237,8 +237,7 @@ def _check_bits(key: str, bits: object) -> None:
         if not (
             isinstance(pair, (list, tuple))
             and len(pair) == 2
-            and _is_bit_width(pair[0])
-            and (pair[1] is None or _is_bit_width(pair[1]))
+            and all(x is None or _is_bit_width(x) for x in pair)
         ):
             expected = 'two bit widths from 2 to 8'
             raise _unexpected(f'{key}.{name:.80}', pair, expected)

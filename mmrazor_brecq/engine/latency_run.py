@@ -92,7 +92,10 @@ def _bits(model: BRECQ, searched: Sequence[int]) -> tuple[list, list]:
         model (BRECQ): Prepared, with the bits of its config.
         searched (list[int]): The bits that a search may choose.
     """
-    weights, activations = zip(*model.bits.values())
+    pairs = model.bits.values()
+    # Both operands of a product of activations have the same bits.
+    weights = {activation if w is None else w for w, activation in pairs}
+    activations = {activation for _, activation in pairs}
     return (
         sorted({*searched, *weights}),
         [*sorted({*searched, *activations}), FLOAT],

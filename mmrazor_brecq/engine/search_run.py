@@ -388,6 +388,7 @@ def _write(cfg: Config, source: str, result: Result) -> str:
         *(
             f'            {layer!r}: {_override(*pair)},'
             for layer, pair in result['bits'].items()
+            if any(pair)
         ),
         '        }',
         '    )',
@@ -405,8 +406,8 @@ def _format_costs(costs: Mapping[str, float]) -> str:
     return ', '.join(f'{name} {value:,.10g}' for name, value in costs.items())
 
 
-def _override(weight: int, activation: Optional[int]) -> str:
+def _override(weight: Optional[int], activation: Optional[int]) -> str:
     """Return the bits of a layer as a value of ``bit_overrides``."""
-    if activation is None:
-        return f'dict(weight={weight})'
-    return f'dict(weight={weight}, activation={activation})'
+    bits = dict(weight=weight, activation=activation)
+    given = [f'{kind}={b}' for kind, b in bits.items() if b is not None]
+    return f'dict({", ".join(given)})'

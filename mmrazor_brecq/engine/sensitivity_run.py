@@ -35,6 +35,7 @@ from ..mixed_precision import (
     Choice,
     CostModel,
     FisherError,
+    LayerBits,
     ModelShape,
     OnFloatInputs,
     Pairwise,
@@ -340,7 +341,7 @@ class Space:
     shape: ModelShape
 
     @property
-    def bits(self) -> dict[str, tuple[int, Optional[int]]]:
+    def bits(self) -> LayerBits:
         """Bits of the weights and the inputs of each layer in the config."""
         floats = self.model.scheme.activation is None
         return {

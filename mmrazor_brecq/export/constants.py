@@ -142,7 +142,11 @@ def _grid_errors(
         node (ir.Node): Its DequantizeLinear.
     """
     scale, zero_point = (array_of(x) for x in node.inputs[1:3])
-    expected = np.float32(quantizer.scale), int(quantizer.zero_point)
+    real = quantizer.scale.numpy()
+    if real.size > 1:
+        yield from _factor_errors(real, node)
+        real = np.ones(())
+    expected = np.float32(real), int(quantizer.zero_point)
     if (np.float32(scale), int(zero_point)) != expected:
         yield (
             f'its scale and zero point in the file are {float(scale):.6g} and '
@@ -156,6 +160,24 @@ def _grid_errors(
             f'its integers in the file go from {low} to {high}, expected '
             f'{lowest} to {highest}: a Clip is missing'
         )
+
+
+def _factor_errors(scales: np.ndarray, node: ir.Node) -> Iterator[str]:
+    """Yield what is wrong with the scales that an activation is divided by.
+
+    Args:
+        scales (numpy.ndarray): Of the network, H x 1 x 1.
+        node (ir.Node): The DequantizeLinear behind.
+    """
+    value = node.inputs[0]
+    while before := producer(value, *CLIPS, 'QuantizeLinear'):
+        value = before.inputs[0]
+    divided = producer(value, 'Div')
+    divisor = divided.inputs[1] if divided is not None else None
+    if not is_constant(divisor):
+        yield 'it is not divided by the scales of its heads in the file'
+    elif not np.array_equal(array_of(divisor), scales):
+        yield 'the scales of its heads in the file are others'
 
 
 def _integer_range(node: ir.Node) -> tuple[int, int]:

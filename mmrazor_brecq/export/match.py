@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 import onnx_ir as ir
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import tensors
-from ..layers import quant_layers
+from ..layers import products, quant_layers
 from ..quantizers import ActivationQuantizer
 from .calls import CallMatcher, find_first_calls, run_with
 from .constants import rounded_bias
-from .nodes import QUANTIZER, array_of, only_user, users, weights
+from .nodes import PRODUCT, QUANTIZER, array_of, only_user, users, weights
+from .nodes import products as product_nodes
 from .rewrite import CLIPS
 from .session import look_inside
 
@@ -74,6 +75,8 @@ class _FileValues:
         self.calls: dict[str, list[ir.Node]] = {}
         for name, weight in weights(model):
             self.calls.setdefault(name, []).extend(users(weight))
+        for name, node in product_nodes(model):
+            self.calls.setdefault(name, []).append(node)
         #: By ``quantizer#call``, what it puts out.
         self.quantized = {
             node.metadata_props[QUANTIZER]: node.outputs[0]
@@ -115,7 +118,10 @@ def compare_layers(
         outputs last.
     """
     file = _FileValues(model, inputs)
-    layers: dict[str, nn.Module] = {**quant_layers(network)}
+    layers: dict[str, nn.Module] = {
+        **quant_layers(network),
+        **products(network),
+    }
     quantizers = {
         name: module
         for name, module in network.named_modules()
@@ -200,7 +206,9 @@ def _quantizer_hook(
             value = by_input.get(first_calls[call])
         if value is None:  # Nothing uses it.
             return None
-        found, scale = file.of(value), float(quantizer.scale)
+        found, scale = file.of(value), quantizer.scale
+        if scale.numel() > 1:  # The file has the scales in another place.
+            found = found * scale
         matches.append(_match_quantizer(name, args[0], output, found, scale))
         return found
 
@@ -208,7 +216,11 @@ def _quantizer_hook(
 
 
 def _match(
-    name: str, expected: Tensor, found: Tensor, scale: float, near: Tensor
+    name: str,
+    expected: Tensor,
+    found: Tensor,
+    scale: Union[float, Tensor],
+    near: Tensor,
 ) -> LayerMatch:
     """Compare two tensors of one shape.
 
@@ -216,7 +228,7 @@ def _match(
         name (str): Of the layer or quantizer.
         expected (Tensor): Of the network in torch.
         found (Tensor): Of the file.
-        scale (float): Scale at which both are rounded.
+        scale (float | Tensor): Scale at which both are rounded.
         near (Tensor): Bool, where they are the same but for a tie.
     """
     a, b = expected.double() / scale, found.double() / scale
@@ -250,7 +262,7 @@ def _match_layer(
 
 
 def _match_quantizer(
-    name: str, x: Tensor, expected: Tensor, found: Tensor, scale: float
+    name: str, x: Tensor, expected: Tensor, found: Tensor, scale: Tensor
 ) -> LayerMatch:
     """Compare a quantizer's output.
 
@@ -259,7 +271,7 @@ def _match_quantizer(
         x (Tensor): Its input.
         expected (Tensor): Its output in torch.
         found (Tensor): Its output in the file.
-        scale (float): Its scale.
+        scale (Tensor): Its scale, or one for each head.
     """
     scaled = (x / scale).double()
     from_edge = ((scaled - scaled.floor()) - 0.5).abs()
@@ -285,6 +297,8 @@ def _scale_after(value: ir.Value) -> Optional[float]:
 def _output(call: ir.Node) -> ir.Value:
     """Return the output of a layer's call, its bias added."""
     value = call.outputs[0]
+    if PRODUCT in call.metadata_props:
+        return value
     add = only_user(value, 'Add')
     if call.op_type == 'MatMul' and add is not None:
         if any(x.is_initializer() for x in add.inputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Optional, Union
 
@@ -13,6 +14,8 @@ import onnx_ir as ir
 LAYER = 'mmrazor_brecq.layer'
 QUANTIZER = 'mmrazor_brecq.quantizer'
 CALL = 'mmrazor_brecq.call'
+#: Key of the node that puts out a product of activations: its name.
+PRODUCT = 'mmrazor_brecq.product'
 
 
 def producer(value: Optional[ir.Value], *ops: str) -> Optional[ir.Node]:
@@ -206,6 +209,13 @@ def users(weight: ir.Node) -> list[ir.Node]:
     return sorted(found, key=lambda n: int(n.metadata_props.get(CALL, 0)))
 
 
+def products(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
+    """Yield the name of each product, and the node that puts it out."""
+    for node in model.graph:
+        if PRODUCT in node.metadata_props:
+            yield node.metadata_props[PRODUCT], node
+
+
 def name_calls(model: ir.Model) -> None:
     """Name and number nodes by the layers that they are a call of.
 
@@ -218,3 +228,11 @@ def name_calls(model: ir.Model) -> None:
         for i, node in enumerate(sorted(users(weight), key=order.__getitem__)):
             node.name = f'{name}#{i}' if i else name
             node.metadata_props[CALL] = str(i)
+    counts: Counter[str] = Counter()
+    for name, node in products(model):
+        # A product of scales by head ends in a multiplication by them.
+        product = producer(node.inputs[0], 'MatMul')
+        product = node if node.op_type == 'MatMul' else product
+        if product is not None:
+            product.name = f'{name}#{counts[name]}' if counts[name] else name
+        counts[name] += 1

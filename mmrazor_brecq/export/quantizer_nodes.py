@@ -7,14 +7,15 @@ integers as they are: nothing is rounded again, so what was learned survives.
 from __future__ import annotations
 
 import copy
-from typing import Optional
+from collections.abc import Sequence
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import quant_layers
+from ..layers import MatrixProduct, products, quant_layers
 from ..quantizers import ActivationQuantizer, WeightQuantizer
-from .nodes import LAYER, QUANTIZER
+from .nodes import LAYER, PRODUCT, QUANTIZER
 
 #: The opset that torch emits. All our operators exist in it, and later ones
 #: have not changed them.
@@ -27,8 +28,9 @@ def _node(
     dtype: torch.dtype,
     axis: Optional[int] = None,
     metadata: Optional[dict[str, str]] = None,
+    shape: Optional[Sequence[Union[int, torch.SymInt]]] = None,
 ) -> Tensor:
-    """Emit one node of ONNX, whose output has the shape of its input.
+    """Emit one node of ONNX.
 
     Args:
         op (str): Type of the operator.
@@ -36,13 +38,15 @@ def _node(
         dtype (torch.dtype): Type of the output.
         axis (int, optional): Axis of the scales, where they have one.
         metadata (dict, optional): Metadata of the node.
+        shape (sequence, optional): Shape of the output; by default that of
+            the first input.
     """
     return torch.onnx.ops.symbolic(
         op,
         inputs,
         {} if axis is None else dict(axis=axis),
         dtype=dtype,
-        shape=inputs[0].shape,
+        shape=inputs[0].shape if shape is None else shape,
         version=OPSET,
         metadata_props=metadata,
     )
@@ -86,6 +90,14 @@ class ActivationNodes(nn.Module):
     The clip comes first, on real values, where every runtime takes it. Its
     bounds are points of the grid, so it changes nothing else.
 
+    Where each head has a scale, the activation is divided by them first, and
+    its integers have a scale of 1: no runtime multiplies integers of several
+    scales. What comes out is real only times :attr:`factor`.
+
+    Attributes:
+        factor (Tensor, optional): The scales, H x 1 x 1, if there are
+            several.
+
     Args:
         quantizer (ActivationQuantizer): Active.
         name (str): Name of the quantizer.
@@ -93,6 +105,7 @@ class ActivationNodes(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    factor: Optional[Tensor]
 
     def __init__(self, quantizer: ActivationQuantizer, name: str) -> None:
         super().__init__()
@@ -100,6 +113,9 @@ class ActivationNodes(nn.Module):
         self.name = name
         self.dtype = torch.int8 if low < 0 else torch.uint8
         scale, zero_point = quantizer.scale, int(quantizer.zero_point)
+        by_head = scale.numel() > 1
+        self.register_buffer('factor', scale.clone() if by_head else None)
+        scale = scale.new_ones(()) if by_head else scale
         self.register_buffer('scale', scale.clone())
         self.register_buffer(
             'zero_point', torch.tensor(zero_point, dtype=self.dtype)
@@ -113,6 +129,8 @@ class ActivationNodes(nn.Module):
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.factor is not None:
+            x = x / self.factor
         if self.bounds is not None:
             x = x.clamp(*self.bounds)
         grid = self.scale, self.zero_point
@@ -122,6 +140,43 @@ class ActivationNodes(nn.Module):
         return _node(
             'DequantizeLinear', (q, *grid), x.dtype, metadata=metadata
         )
+
+
+class ProductNodes(nn.Module):
+    """MatMul of two activations, times the scales of their heads.
+
+    Args:
+        product (MatrixProduct): Its quantizers are nodes already.
+        name (str): Name of the product.
+    """
+
+    def __init__(self, product: MatrixProduct, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.left_quantizer = product.left_quantizer
+        self.right_quantizer = product.right_quantizer
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        left, right = self.left_quantizer(left), self.right_quantizer(right)
+        batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+        shape = [*batch, left.shape[-2], right.shape[-1]]
+        metadata = {PRODUCT: self.name}
+        factors: list[Tensor] = [
+            quantizer.factor  # type: ignore[misc]
+            for quantizer in (self.left_quantizer, self.right_quantizer)
+            if getattr(quantizer, 'factor', None) is not None
+        ]
+        out = _node(
+            'MatMul',
+            (left, right),
+            left.dtype,
+            metadata=None if factors else metadata,
+            shape=shape,
+        )
+        if not factors:
+            return out
+        factor = factors[0] if len(factors) == 1 else factors[0] * factors[1]
+        return _node('Mul', (out, factor), out.dtype, metadata=metadata)
 
 
 def with_nodes(network: nn.Module) -> nn.Module:
@@ -144,4 +199,9 @@ def with_nodes(network: nn.Module) -> nn.Module:
             network.get_submodule(parent).add_module(
                 child, ActivationNodes(module, name)
             )
+    for name, product in products(network).items():
+        parent, _, child = name.rpartition('.')
+        network.get_submodule(parent).add_module(
+            child, ProductNodes(product, name)
+        )
     return network

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from .nodes import (
     CALL,
     LAYER,
+    PRODUCT,
     QUANTIZER,
     Editor,
     array_of,
@@ -206,7 +207,7 @@ def tidy(model: ir.Model) -> None:
     for node in graph:
         node.doc_string = None
         for key in list(node.metadata_props):
-            if key not in (LAYER, QUANTIZER, CALL):
+            if key not in (LAYER, QUANTIZER, CALL, PRODUCT):
                 del node.metadata_props[key]
         for value in node.outputs:
             value.metadata_props.clear()

@@ -60,6 +60,9 @@ def open_session(
         return ort.InferenceSession(model, options, providers=PROVIDERS)
     except Fail:  # The entry does not work with weights that layers share.
         options.add_session_config_entry('session.x64quantprecision', '0')
+        # Nor does the runtime's own change of int8 to uint8 where it moves a
+        # quantizer past a transpose.
+        options.add_session_config_entry('session.qdqisint8allowed', '1')
         return ort.InferenceSession(model, options, providers=PROVIDERS)
 
 

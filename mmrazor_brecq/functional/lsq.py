@@ -1,4 +1,8 @@
-"""Quantization with one learned scale (LSQ, Esser et al., ICLR 2020)."""
+"""Quantization with learned scales (LSQ, Esser et al., ICLR 2020).
+
+There is one scale, or one for each head: H x 1 x 1 for the third dimension
+from the end.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from .layout import from_flat, to_flat
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Quantize and dequantize with one learned scale, and QDrop.
+    """Quantize and dequantize with learned scales, and QDrop.
 
     Only the input is saved: the backward pass computes again which elements
     are inside the range.
@@ -42,6 +46,11 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         x, scale, zero_point, keep = ctx.saved_tensors
+        if scale.numel() > 1:
+            grads = _by_head_backward(
+                grad, x, scale, zero_point, ctx.range, keep
+            )
+            return *grads, None, None, None, None, None
         operands = (
             to_flat(grad, x),
             to_flat(x),
@@ -56,6 +65,43 @@ class _FakeQuantize(torch.autograd.Function):
         else:
             grad_x, grad_log_scale = None, _log_scale_backward(*operands)
         return grad_x, grad_log_scale, None, None, None, None, None
+
+
+def _by_head_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bounds: tuple[int, int],
+    keep: Optional[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients for ``x`` and for the scales' logarithms."""
+    heads = _by_head(x, scale)
+    grad_x, grad_log_scale = _fake_quantize_by_head_backward(
+        grad.reshape(heads.shape),
+        heads,
+        scale.view(-1, 1),
+        zero_point,
+        *bounds,
+        None if keep is None else keep.view(heads.shape),
+    )
+    return grad_x.view(x.shape), grad_log_scale.view(scale.shape)
+
+
+def _by_head(x: Tensor, scale: Tensor) -> Tensor:
+    """Return activations as N x H x K for H scales.
+
+    Raises:
+        ValueError: If there are not as many heads as scales.
+    """
+    if x.dim() < 3 or x.shape[-3] != scale.numel():
+        raise ValueError(
+            f'The activation has the shape {tuple(x.shape)}, expected '
+            f'{scale.numel()} heads in its third dimension from the end, as '
+            'in the calibration: leave this product in float with '
+            '`bit_overrides`'
+        )
+    return x.reshape(-1, x.shape[-3], x.shape[-2] * x.shape[-1])
 
 
 @Kernel
@@ -86,6 +132,18 @@ def _fake_quantize_in_layout(
     keep: Optional[Tensor],
 ) -> Tensor:
     """Run the kernel; return its output in the shape and layout of ``x``."""
+    if scale.numel() > 1:
+        heads = _by_head(x, scale)
+        keep = None if keep is None else keep.view(heads.shape)
+        return _fake_quantize(
+            heads,
+            scale.view(-1, 1),
+            zero_point,
+            qmin,
+            qmax,
+            keep,
+            compute_dtype(x),
+        ).view(x.shape)
     out = _fake_quantize(
         to_flat(x), scale, zero_point, qmin, qmax, keep, compute_dtype(x)
     )
@@ -101,19 +159,51 @@ def _fake_quantize_grads(
     qmax: int,
     keep: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients for ``x`` and for the scale's logarithm."""
+    """Return the gradients for ``x`` and for the scale's logarithm.
+
+    The second one is that of each element, not yet summed.
+    """
     dtype = x.dtype
     x, grad = x.to(scale.dtype), grad.to(scale.dtype)
     q = torch.round(x / scale) + zero_point
     inside = (q >= qmin) & (q <= qmax)
     out = dequantize(q.clamp(qmin, qmax), scale, zero_point)
     quantized_grad = grad if keep is None else grad * keep
-    grad_log_scale = (quantized_grad * (out - torch.where(inside, x, 0))).sum()
+    grad_log_scale = quantized_grad * (out - torch.where(inside, x, 0))
     grad_x = torch.where(inside, grad, grad - quantized_grad)
     return grad_x.to(dtype), grad_log_scale
 
 
-_fake_quantize_backward = Kernel(_fake_quantize_grads)
+@Kernel
+def _fake_quantize_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    keep: Optional[Tensor],
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_log_scale = _fake_quantize_grads(
+        grad, x, scale, zero_point, qmin, qmax, keep
+    )
+    return grad_x, grad_log_scale.sum()
+
+
+@Kernel
+def _fake_quantize_by_head_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    keep: Optional[Tensor],
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_log_scale = _fake_quantize_grads(
+        grad, x, scale, zero_point, qmin, qmax, keep
+    )
+    return grad_x, grad_log_scale.sum((0, 2))
 
 
 @Kernel
@@ -129,7 +219,7 @@ def _log_scale_backward(
     _, grad_log_scale = _fake_quantize_grads(
         grad, x, scale, zero_point, qmin, qmax, keep
     )
-    return grad_log_scale
+    return grad_log_scale.sum()
 
 
 def fake_quantize(
@@ -150,8 +240,9 @@ def fake_quantize(
 
     Args:
         x (Tensor): Activations of any shape.
-        log_scale (Tensor): Learned scalar; 0 leaves the scale as it is.
-        initial_scale (Tensor): Positive scalar.
+        log_scale (Tensor): Learned scalar, or H x 1 x 1; 0 leaves the scale
+            as it is.
+        initial_scale (Tensor): Positive, likewise.
         zero_point (Tensor): Scalar in ``[qmin, qmax]``.
         qmin (int): Smallest integer.
         qmax (int): Largest integer.
@@ -161,6 +252,9 @@ def fake_quantize(
 
     Returns:
         Tensor: In the shape of ``x``, in the dtype that layers compute in.
+
+    Raises:
+        ValueError: If ``x`` has not as many heads as there are scales.
     """
     if is_traced():
         scale = initial_scale * log_scale.exp()

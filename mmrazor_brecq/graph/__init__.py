@@ -35,6 +35,7 @@ from .prepare import (
     leave_float,
     prepare,
 )
+from .products import show_products
 from .record import Call, Recording, record
 from .regions import most_images
 from .samples import (
@@ -92,6 +93,7 @@ __all__ = [
     'run_float',
     'sampled',
     'show_calls',
+    'show_products',
     'suit_samples',
     'unwrap',
     'unwrap_parts',

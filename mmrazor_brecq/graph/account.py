@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
 from torch import Tensor, nn
 
-from ..layers import is_quantizable
+from ..layers import MatrixProduct, is_quantizable
+from .product_uses import constant_memory
 from .record import Recording, memory_of
 
 #: Operations that layers are made of, by their names in ATen.
 PRODUCTS = re.compile(r'conv|mm|mv|dot|linear|lstm|gru|rnn|attention|embed')
+
+#: Operations that multiply matrices, or have such products inside.
+MATRIX_PRODUCTS = re.compile(r'^(b?mm|(b?add)b?mm|matmul|dot|mv)$|attention')
 
 #: Number of names that one sentence lists.
 SHOWN = 10
@@ -29,6 +35,9 @@ class Account:
     Attributes:
         quantized (list[str]): Names of the quantized layers.
         layers (int): Number of all convolutions and linear layers.
+        quantized_products (list[str]): Names of the quantized products of
+            activations.
+        activation_products (int): Number of all products of activations.
         left_float (dict[str, str]): Layers that stay in float, and other
             weights of two or more dimensions, each with the reason.
         products (list[str]): Those of ``left_float`` that are layers or
@@ -40,9 +49,17 @@ class Account:
     layers: int
     left_float: dict[str, str] = field(default_factory=dict)
     products: list[str] = field(default_factory=list)
+    quantized_products: list[str] = field(default_factory=list)
+    activation_products: int = 0
 
     def __str__(self) -> str:
-        text = f'{len(self.quantized)} of {self.layers} layers quantized'
+        text = f'{len(self.quantized)} of {self.layers} layers'
+        if self.activation_products:
+            text += (
+                f' and {len(self.quantized_products)} of '
+                f'{self.activation_products} products of activations'
+            )
+        text += ' quantized'
         if not self.left_float:
             return text
         left = [
@@ -58,6 +75,8 @@ class Account:
             summary=str(self),
             quantized=len(self.quantized),
             layers=self.layers,
+            quantized_products=len(self.quantized_products),
+            products=self.activation_products,
             left_float=self.left_float,
         )
 
@@ -79,10 +98,11 @@ def take_account(model: nn.Module, recording: Recording) -> Account:
     """
     calls = recording.by_module()
     layers = [m for m in model.modules() if is_quantizable(m)]
-    quantized = [m for m in calls if recording.is_layer(m)]
+    quantized = [m for m in calls if recording.has_weight(m)]
     account = Account([calls[m][0].name for m in quantized], len(layers))
     for module, reason in recording.unfit.items():
         account._add(calls[module][0].name, reason, True)
+    _add_products(account, model, recording)
     all_uses = _find_uses(model, recording)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         path, _, key = name.rpartition('.')
@@ -99,6 +119,77 @@ def take_account(model: nn.Module, recording: Recording) -> Account:
             )
             account._add(path if names_module else name, reason, product)
     return account
+
+
+def _add_products(
+    account: Account, model: nn.Module, recording: Recording
+) -> None:
+    """Add the products of activations, with a reason for those in float."""
+    found = {
+        uses[0].name: module
+        for module, uses in recording.by_module().items()
+        if isinstance(module, MatrixProduct)
+    }
+    account.quantized_products = [
+        name for name, module in found.items() if recording.is_layer(module)
+    ]
+    left = dict(_products_left(model, recording))
+    for name, reason in left.items():
+        account._add(name, reason, True)
+    account.activation_products = len(found) + len(left)
+
+
+def _products_left(
+    model: nn.Module, recording: Recording
+) -> Iterator[tuple[str, str]]:
+    """Yield products of activations that no layer computes.
+
+    Yields:
+        tuple[str, str]: A name, and why it stays in float.
+    """
+    taken: set[int] = set()
+    pairs = zip(recording.products, constant_memory(model, recording))
+    for use, constant in pairs:
+        taken.update(range(*use.span))
+        small = use.shapes[0][-1] == 1
+        if use.weight is None and not any(constant) and not small:
+            name = f'{use.call.name}.product_{use.place}'.lstrip('.')
+            yield name, 'a product of activations in code that stays as it is'
+    layers = {
+        call.name
+        for call in recording.calls
+        if is_quantizable(call.module)
+        or isinstance(call.module, MatrixProduct)
+    }
+    counts: Counter[str] = Counter()
+    constant_now = {memory_of(x) for x in model.parameters()}
+    constant_now |= {memory_of(x) for x in model.buffers()}
+    for i, operation in enumerate(recording.operations):
+        inputs = [x.storage in constant_now for x in operation.inputs]
+        outputs = {x.storage for x in operation.outputs}
+        if all(inputs):
+            constant_now |= outputs
+            continue
+        constant_now -= outputs
+        own = operation.caller not in layers and i not in taken
+        if own and MATRIX_PRODUCTS.search(operation.name):
+            if any(inputs):  # A product with a constant.
+                continue
+            place = f'{operation.caller}.{operation.name}'.lstrip('.')
+            counts[place] += 1
+            number = f'_{counts[place]}' if counts[place] > 1 else ''
+            yield place + number, _why_closed(operation.name)
+
+
+def _why_closed(operation: str) -> str:
+    """Return why an operation was not opened into its products."""
+    if 'attention' in operation:
+        return (
+            f'inside {operation}, a fused kernel that cannot be opened: use '
+            "the network's plain attention, such as fused_attn=False or "
+            "attn_implementation='eager'"
+        )
+    return f'a product of activations by {operation}, which is not known here'
 
 
 def _reason(

@@ -125,7 +125,7 @@ def find_folds(model: nn.Module, recording: Recording) -> list[Fold]:
     layer_of = {
         call.outputs[0]: cast(Layer, call.module)
         for call in recording.calls
-        if recording.is_layer(call.module)
+        if recording.has_weight(call.module)
         and len(call.outputs) == 1
         and call.outputs[0].dims == cast(Layer, call.module).weight.dim()
     }

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from torch import nn
 
-from .mixed_in import MixedIn, mix_in
+from ..layers import MixedIn, mix_in
 from .record import Recording
 
 #: Attribute of a module between the begin of its call and its ``forward``.

@@ -9,7 +9,7 @@ where its tensor itself reaches a layer.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Optional, Union, cast
@@ -17,7 +17,12 @@ from typing import Annotated, Any, Optional, Union, cast
 from torch import Tensor, nn
 
 from ..functional import flatten
-from ..layers import is_quantizable, quantize_layer
+from ..layers import (
+    MatrixProduct,
+    is_layer,
+    quantize_layer,
+    quantize_product,
+)
 from ..quantizers import ActivationQuantizer, WeightQuantizer
 from ..registry import MODELS
 from ..validation import Bits, BitsOrFloat, Config, did_you_mean, validated
@@ -26,8 +31,8 @@ from .partition import Unit
 from .record import LEFT_FLOAT, Call, Recording
 
 #: Bit widths of a layer's weight and of its input, :data:`FLOAT` of an input
-#: in float.
-BitPair = tuple[int, int]
+#: in float. A product of activations has None, and the bits of both operands.
+BitPair = tuple[Optional[int], int]
 #: Number of bits that stands for float, in place of None.
 FLOAT = 32
 
@@ -66,8 +71,10 @@ class Door(nn.Module):
         leaves, rebuild = flatten((args, kwargs))
         tensors = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         for index, quantizer in self.inputs.items():
-            i = tensors[int(index)]
-            leaves[i] = quantizer(leaves[i])
+            x = leaves[tensors[int(index)]]
+            quantized = quantizer(x)
+            # Code may ask whether two arguments are the same tensor.
+            leaves = [quantized if y is x else y for y in leaves]
         return rebuild(leaves)
 
     def forward(self, x: Any) -> Any:
@@ -106,6 +113,7 @@ ActivationConfig = Annotated[
         MODELS,
         default='ActivationQuantizer',
         number_key='bits',
+        excluded=('heads',),
     ),
 ]
 Override = Union[BitsOrFloat, Annotated[dict, Config(BitWidths)], None]
@@ -130,7 +138,8 @@ class QuantizationScheme:
             :mod:`fnmatch`: a number for weight and input, or
             ``dict(weight=..., activation=...)`` with one key or both. None,
             or 32, leaves a layer, or its input alone, in float. Later
-            entries win.
+            entries win. Both operands of a product of activations, such as
+            ``'*.attn.product_0'``, take the bits of ``activation``.
 
     Example:
         >>> scheme = QuantizationScheme(
@@ -156,12 +165,18 @@ class QuantizationScheme:
         # which a safe load refuses.
         return json.loads(json.dumps(asdict(self)))
 
-    def bits(self, layers: list[str], ends: list[str]) -> dict[str, BitPair]:
+    def bits(
+        self,
+        layers: list[str],
+        ends: list[str],
+        products: Collection[str] = (),
+    ) -> dict[str, BitPair]:
         """Return the bit widths of weight and input of every layer.
 
         Args:
             layers (list[str]): Names of all layers.
             ends (list[str]): Names of the first and the last layers.
+            products (list[str]): Names of those that have no weight.
 
         Raises:
             ValueError: If a pattern matches no layer.
@@ -170,7 +185,9 @@ class QuantizationScheme:
             weight=self.weight.get('bits', 8),
             activation=(self.activation or {}).get('bits', 8),
         )
-        chosen = {name: dict(default) for name in layers}
+        chosen: dict[str, dict[str, Any]] = {
+            name: dict(default) for name in layers
+        }
         if self.first_last_bits is not None:
             for name in ends:
                 chosen[name] = dict.fromkeys(default, self.first_last_bits)
@@ -182,6 +199,8 @@ class QuantizationScheme:
                     {k: FLOAT if v is None else v for k, v in value.items()}
                 )
         for name, bits in chosen.items():
+            if name in products:
+                bits['weight'] = None
             if bits['weight'] == FLOAT != bits['activation']:
                 raise ValueError(
                     f'`bit_overrides` leave the weight of {name!r} in float '
@@ -199,14 +218,22 @@ class QuantizationScheme:
         cfg = dict(dict(type='WeightQuantizer'), **self.weight)
         return MODELS.build(dict(cfg, bits=bits, out_channels=channels))
 
-    def activation_quantizer(self, bits: int) -> Optional[ActivationQuantizer]:
+    def activation_quantizer(
+        self, bits: int, heads: int = 1
+    ) -> Optional[ActivationQuantizer]:
         """Return a new quantizer for an activation.
 
         It is None if activations, or this one, stay in float.
+
+        Args:
+            bits (int): Bit width, or :data:`FLOAT`.
+            heads (int): Number of scales.
         """
         if self.activation is None or bits == FLOAT:
             return None
         cfg = dict(dict(type='ActivationQuantizer'), **self.activation)
+        if heads > 1:  # Other types of quantizers need not know of heads.
+            cfg['heads'] = heads
         return MODELS.build(dict(cfg, bits=bits))
 
 
@@ -224,9 +251,22 @@ def check_overrides(scheme: QuantizationScheme, network: nn.Module) -> None:
     Raises:
         ValueError: If a pattern matches no layer.
     """
-    layers = [n for n, m in network.named_modules() if is_quantizable(m)]
+    layers, modules = [], [name for name, _ in network.named_modules()]
+    for name, module in network.named_modules():
+        if is_layer(module):
+            layers.append(name)
     for pattern in scheme.bit_overrides:
-        matching(pattern, layers)
+        # Products become layers later, when a pass has shown them.
+        if not any(_could_match(pattern, name) for name in modules):
+            matching(pattern, layers)
+
+
+def _could_match(pattern: str, module: str) -> bool:
+    """Return whether a pattern could match a product in a module."""
+    names = (f'product_{i}' for i in range(10))
+    return any(
+        fnmatchcase(f'{module}.{name}'.lstrip('.'), pattern) for name in names
+    )
 
 
 def matching(pattern: str, layers: Sequence[str]) -> list[str]:
@@ -267,6 +307,8 @@ def _door_inputs(
     count = len(calls[unit.module][0].inputs)
     found = {}
     for name in unit.layers:
+        if isinstance(names[name], MatrixProduct):
+            continue
         # One index for each call of the layer, None for another tensor.
         indices = {
             next(
@@ -289,12 +331,15 @@ def _bits(
     recording: Recording, scheme: QuantizationScheme
 ) -> dict[str, BitPair]:
     """Return the bit widths of all layers, those left in float as well."""
-    layers = [
-        uses[0].name
+    layers = {
+        uses[0].name: module
         for module, uses in recording.by_module().items()
         if recording.could_be_layer(module)
-    ]
-    return scheme.bits(layers, end_layers(recording)) if layers else {}
+    }
+    if not layers:
+        return {}
+    products = [n for n, m in layers.items() if isinstance(m, MatrixProduct)]
+    return scheme.bits(list(layers), end_layers(recording), products)
 
 
 def leave_float(recording: Recording, scheme: QuantizationScheme) -> None:
@@ -309,8 +354,8 @@ def leave_float(recording: Recording, scheme: QuantizationScheme) -> None:
             pattern matches no layer that is called.
     """
     calls = {call.name: call for call in recording.calls}
-    for name, (weight_bits, _) in _bits(recording, scheme).items():
-        if weight_bits == FLOAT:
+    for name, pair in _bits(recording, scheme).items():
+        if FLOAT == (pair[1] if pair[0] is None else pair[0]):
             recording.unfit[calls[name].module] = LEFT_FLOAT
 
 
@@ -347,6 +392,11 @@ def prepare(
         for name in unit.layers:
             layer = names[name]
             weight_bits, input_bits = bits[name]
+            if isinstance(layer, MatrixProduct):
+                _quantize_product(layer, scheme, input_bits)
+                layer.to(next(model.parameters()).device)
+                continue
+            assert weight_bits is not None
             weight_quantizer = scheme.weight_quantizer(layer, weight_bits)
             input_quantizer = (
                 None
@@ -356,6 +406,18 @@ def prepare(
             quantize_layer(layer, weight_quantizer, input_quantizer)
         _add_door(unit, at_door, bits, scheme)
     return bits
+
+
+def _quantize_product(
+    product: MatrixProduct,
+    scheme: QuantizationScheme,
+    bits: int,
+) -> None:
+    """Give both operands of a product quantizers."""
+    left, right = (
+        scheme.activation_quantizer(bits, heads) for heads in product.heads
+    )
+    quantize_product(product, left, right)
 
 
 def _add_door(

@@ -18,7 +18,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..functional import tensors
-from ..layers import is_quantizable
+from ..layers import is_layer, is_quantizable
+from .product_uses import ProductUse, UseRecorder
 from .samples import Inputs, has_samples, run_float
 
 #: Why a layer is not quantized that could be.
@@ -118,8 +119,10 @@ class Recording:
             with it.
         operations (list[Operation]): All operations, in order.
         given_samples (set): Modules that are given data samples.
-        unfit (dict): Convolutions and linear layers that are called but
-            cannot be quantized, each with the reason.
+        products (list[ProductUse]): Matrix products that modules compute
+            in their own code, in order, those of layers left out.
+        unfit (dict): Layers that are called but cannot be quantized, each
+            with the reason.
         references (list): Weak references to all tensors. They keep the
             identifiers of freed tensors from being used again, but not
             their memory from being freed.
@@ -131,6 +134,7 @@ class Recording:
     users: dict[Value, set[nn.Module]] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
     given_samples: set[nn.Module] = field(default_factory=set)
+    products: list[ProductUse] = field(default_factory=list)
     unfit: dict[nn.Module, str] = field(default_factory=dict)
     references: list[object] = field(default_factory=list, repr=False)
     write_counts: Counter[int] = field(default_factory=Counter, repr=False)
@@ -146,14 +150,21 @@ class Recording:
         return calls
 
     def is_layer(self, module: nn.Module) -> bool:
-        """Return whether a module is a layer that can be quantized."""
-        return is_quantizable(module) and module not in self.unfit
+        """Return whether a module is a layer that can be quantized.
+
+        Products of activations are layers, too, without a weight.
+        """
+        return is_layer(module) and module not in self.unfit
+
+    def has_weight(self, module: nn.Module) -> bool:
+        """Return whether a module is a layer with a weight."""
+        return self.is_layer(module) and is_quantizable(module)
 
     def could_be_layer(self, module: nn.Module) -> bool:
         """Return whether a module is a layer, or would be if it were not
         left in float.
         """
-        return is_quantizable(module) and (
+        return is_layer(module) and (
             self.unfit.get(module, LEFT_FLOAT) == LEFT_FLOAT
         )
 
@@ -281,7 +292,12 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
         call.outputs = recording.values(out)
         call.span = (call.span[0], len(recording.operations))
 
-    with watched(names, enter, leave), _OperationRecorder(recording, stack):
+    parameters = {memory_of(x) for x in model.parameters()}
+    with (
+        watched(names, enter, leave),
+        _OperationRecorder(recording, stack),
+        UseRecorder(recording, stack, parameters),
+    ):
         run_float(model, inputs)
     for module in recording.by_module():
         if is_quantizable(module):

@@ -15,7 +15,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
-from .mixed_in import MixedIn, mix_in
+from ..layers import MixedIn, mix_in
 
 #: Regions of an image, those of the highest scores.
 REGIONS = 32

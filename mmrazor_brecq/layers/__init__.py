@@ -1,5 +1,16 @@
-"""Quantized layers."""
+"""Quantized layers, and products of activations."""
 
+from .mixed_in import MixedIn, mix_in
+from .product import (
+    TAKEN,
+    MatrixProduct,
+    ProductMode,
+    ProductOwner,
+    Taken,
+    is_layer,
+    products,
+    quantize_product,
+)
 from .quant_layers import (
     QuantLayer,
     activation_quantizers,
@@ -10,10 +21,20 @@ from .quant_layers import (
 )
 
 __all__ = [
+    'TAKEN',
+    'MatrixProduct',
+    'MixedIn',
+    'ProductMode',
+    'ProductOwner',
     'QuantLayer',
+    'Taken',
     'activation_quantizers',
+    'is_layer',
     'is_quantizable',
+    'mix_in',
     'packed_bytes',
+    'products',
     'quant_layers',
     'quantize_layer',
+    'quantize_product',
 ]

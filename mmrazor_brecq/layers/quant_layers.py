@@ -8,13 +8,13 @@ its input and weight, such as mmcv's adaptive padding.
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
 from ..quantizers import ActivationQuantizer, WeightQuantizer
+from .mixed_in import MixedIn, mix_in
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -25,7 +25,7 @@ FLOAT_FORWARD = 'float_forward'
 WEIGHT_IN_USE = 'weight_in_use'
 
 
-class QuantLayer(nn.Module):
+class QuantLayer(MixedIn):
     """Mixin of layers with a quantized weight and a quantized input.
 
     Attributes:
@@ -36,6 +36,7 @@ class QuantLayer(nn.Module):
             input. It is the identity if the unit's door has done so.
     """
 
+    prefix = 'Quant'
     weight_quantizer: WeightQuantizer
     input_quantizer: Union[ActivationQuantizer, nn.Identity]
 
@@ -48,6 +49,9 @@ class QuantLayer(nn.Module):
         """
         if WEIGHT_IN_USE in vars(self):
             return vars(self)[WEIGHT_IN_USE]
+        return self._quantized_weight()
+
+    def _quantized_weight(self) -> Tensor:
         try:
             return self.weight_quantizer(self.stored_weight)
         except AttributeError as error:
@@ -73,7 +77,7 @@ class QuantLayer(nn.Module):
             kwargs[name] = self.input_quantizer(kwargs[name])
         # The float layer's code may read the weight several times: it is
         # quantized once for each call.
-        vars(self)[WEIGHT_IN_USE] = self.weight
+        vars(self)[WEIGHT_IN_USE] = self._quantized_weight()
         try:
             if FLOAT_FORWARD in vars(self):
                 return vars(self)[FLOAT_FORWARD](*args, **kwargs)
@@ -105,16 +109,6 @@ class QuantLayer(nn.Module):
     def _store(self, weight: Tensor) -> None:
         self._parameters['weight'] = nn.Parameter(weight, requires_grad=False)
 
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        """Pickle by the class of the float layer.
-
-        The class of the quantized layer is made when it is needed, so pickle
-        cannot import it by name.
-        """
-        reduced = super().__reduce_ex__(protocol)
-        assert isinstance(reduced, tuple)
-        return (_new_layer, (type(self).__bases__[1],), *reduced[2:])
-
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any
     ) -> None:
@@ -144,19 +138,7 @@ class QuantLayer(nn.Module):
                 )
 
 
-@cache
-def _quant_class(cls: type) -> type[QuantLayer]:
-    """Return the quantized class of a class of layers."""
-    return type(f'Quant{cls.__name__}', (QuantLayer, cls), {})
-
-
-def _new_layer(cls: type) -> QuantLayer:
-    """Return an empty quantized layer of a float class, for pickle."""
-    quant_class = _quant_class(cls)
-    return quant_class.__new__(quant_class)
-
-
-def is_quantizable(module: nn.Module) -> bool:
+def is_quantizable(module: Optional[nn.Module]) -> bool:
     """Return whether a module is a Conv1d, Conv2d, Conv3d or Linear."""
     return isinstance(module, (nn.Linear, *CONVOLUTIONS))
 
@@ -189,8 +171,7 @@ def quantize_layer(
         weight.data = weight.data.contiguous()
     if 'forward' in vars(layer):
         vars(layer)[FLOAT_FORWARD] = vars(layer).pop('forward')
-    cls: type = type(layer)
-    layer.__class__ = _quant_class(cls)
+    mix_in(QuantLayer, layer)
     layer.weight_quantizer = weight_quantizer.to(weight.device)
     layer.input_quantizer = (input_quantizer or nn.Identity()).to(
         weight.device

@@ -1,7 +1,13 @@
 from .bit_search import BitSearch
 from .budget import Budget, parse_budget, parse_uniform
 from .choices import Choice, find_choices
-from .cost import BitOperations, CostModel, LatencyTable, WeightBytes
+from .cost import (
+    BitOperations,
+    CostModel,
+    LatencyTable,
+    LayerBits,
+    WeightBytes,
+)
 from .errors import FisherDiagError, FisherError
 from .exact_search import ExactSearch
 from .genetic_search import GeneticSearch
@@ -30,6 +36,7 @@ __all__ = [
     'GeneticSearch',
     'Infeasible',
     'LatencyTable',
+    'LayerBits',
     'LayerShape',
     'ModelShape',
     'OnFloatInputs',

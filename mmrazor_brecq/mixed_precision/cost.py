@@ -22,8 +22,9 @@ FLOAT = 32
 #: Bits that a table may have, as text.
 BIT_WIDTHS = {str(bits) for bits in (*range(2, 9), FLOAT)}
 
-#: Bits of weight and input of every layer; None is float.
-LayerBits = Mapping[str, tuple[int, Optional[int]]]
+#: Bits of weight and input of every layer; None is an input in float, or the
+#: weight of a product of activations, which has none.
+LayerBits = Mapping[str, tuple[Optional[int], Optional[int]]]
 
 
 class Unmeasured(ValueError):
@@ -58,7 +59,8 @@ class CostModel:
         Args:
             shape (LayerShape): The layer.
             weight (int): Bits of its weight.
-            activation (int): Bits of its input, 32 for float.
+            activation (int): Bits of its input, 32 for float. A product of
+                activations has these bits for both operands.
         """
         raise NotImplementedError
 
@@ -78,11 +80,19 @@ class CostModel:
             bits (dict): Bits of weight and input of every layer.
         """
         return self.rest(model) + sum(
-            self.layer(
-                shape, bits[shape.name][0], bits[shape.name][1] or FLOAT
-            )
-            for shape in model.layers
+            self._layer(shape, *bits[shape.name]) for shape in model.layers
         )
+
+    def _layer(
+        self,
+        shape: LayerShape,
+        weight: Optional[int],
+        activation: Optional[int],
+    ) -> float:
+        """Return the cost of a layer, or of a product of activations."""
+        activation = activation or FLOAT
+        # Both operands of a product have the same bits.
+        return self.layer(shape, weight or activation, activation)
 
     def pairwise(
         self,
@@ -104,7 +114,7 @@ class CostModel:
         for shape in model.layers:
             weight = choice_of(choices, 'weight', shape.name)
             activation = choice_of(choices, 'activation', shape.name)
-            fixed = bits[shape.name][0], bits[shape.name][1] or FLOAT
+            fixed = bits[shape.name]
             if weight and activation:
                 for w in bit_widths[weight.name]:
                     for a in bit_widths[activation.name]:
@@ -115,13 +125,13 @@ class CostModel:
                         )
             elif weight:
                 for w in bit_widths[weight.name]:
-                    total.add(weight.name, w, self.layer(shape, w, fixed[1]))
+                    total.add(weight.name, w, self._layer(shape, w, fixed[1]))
             elif activation:
                 for a in bit_widths[activation.name]:
-                    cost = self.layer(shape, fixed[0], a)
+                    cost = self._layer(shape, fixed[0], a)
                     total.add(activation.name, a, cost)
             else:
-                total.constant += self.layer(shape, *fixed)
+                total.constant += self._layer(shape, *fixed)
         return total
 
 
@@ -146,7 +156,9 @@ class WeightBytes(CostModel):
     }
 
     def layer(self, shape: LayerShape, weight: int, activation: int) -> float:
-        """Return the bytes of a weight."""
+        """Return the bytes of a weight; a product of activations has none."""
+        if not shape.parameters:
+            return 0
         return packed_bytes(shape.parameters, shape.scales, weight)
 
     def rest(self, model: ModelShape) -> float:

@@ -38,7 +38,7 @@ class _LayerGraph:
     def __init__(self, shape: CallShape, weight: int, activation: int) -> None:
         self.onnx = require('onnx')
         self.shape, self.weight, self.activation = shape, weight, activation
-        self.is_linear = shape.op == 'linear'
+        self.is_linear = shape.op in ('linear', 'matmul')
         self.nodes: list = []
         self.constants: list = []
         self.output = self.requantize(

@@ -22,7 +22,7 @@ from ..activations import CachedBatches, Stream
 from ..algorithms import BRECQ
 from ..functional import Nested
 from ..graph import Door, Unit, copy_network
-from ..layers import QuantLayer
+from ..layers import MatrixProduct, QuantLayer
 from ..reconstruction import Reconstructor, UnitData, UnitReport
 from ..registry import TASK_UTILS
 from .choices import Choice
@@ -278,6 +278,10 @@ def _quantize_input(
         choice (Choice): The activation.
     """
     name, position = choice.layers[0], 0
+    product = model.get_submodule(name)
+    if isinstance(product, MatrixProduct):
+        sides = product.left_quantizer, product.right_quantizer
+        return _hook(modules[name], Door(dict(enumerate(sides)), {}))
     quantizer: nn.Module = _layer(model, name).input_quantizer
     if choice.position is not None:
         name, position = choice.unit, choice.position
@@ -286,7 +290,12 @@ def _quantize_input(
         if isinstance(door, Door):
             quantizer = door.inputs[str(position)]
     door = Door({position: quantizer}, {position: choice.layers})
-    return modules[name].register_forward_pre_hook(
+    return _hook(modules[name], door)
+
+
+def _hook(module: nn.Module, door: Door) -> RemovableHandle:
+    """Let a door quantize the inputs of a module."""
+    return module.register_forward_pre_hook(
         lambda module, args, kwargs: door.quantize(args, kwargs),
         with_kwargs=True,
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..graph import Inputs, run_float
-from ..layers import QuantLayer, quant_layers
+from ..layers import MatrixProduct, QuantLayer, products, quant_layers
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class CallShape:
     """Shapes of one call of a layer, for one image.
 
     Attributes:
-        op (str): ``conv1d``, ``conv2d``, ``conv3d`` or ``linear``.
+        op (str): ``conv1d``, ``conv2d``, ``conv3d``, ``linear``, or
+            ``matmul`` for a product of activations.
         input (tuple[int]): Shape of its input without the batch: channels
             and sizes for a convolution; for a linear layer the features come
             last.
-        weight (tuple[int]): Shape of its weight.
+        weight (tuple[int]): Shape of its weight; of a product, that of the
+            second operand for one head, columns first.
         output (tuple[int]): Shape of its output without the batch.
         stride (tuple[int]): Of a convolution; empty for a linear layer.
         padding (tuple[int]): Likewise, on each side.
@@ -71,7 +74,7 @@ class LayerShape:
 
     Attributes:
         name (str): Name of the layer.
-        parameters (int): Elements of its weight.
+        parameters (int): Elements of its weight, 0 for a product.
         scales (int): Scales of its weight.
         calls (tuple[CallShape]): One for each call in a forward pass.
     """
@@ -103,14 +106,9 @@ def model_shape(network: nn.Module, example: Inputs) -> ModelShape:
         network (nn.Module): A network whose layers have quantizers.
         example (Tensor | Samples): N x ... preprocessed images.
     """
-    layers = quant_layers(network)
+    layers = {**quant_layers(network), **products(network)}
     shapes = [
-        LayerShape(
-            name,
-            layers[name].stored_weight.numel(),
-            layers[name].weight_quantizer.scale.numel(),
-            tuple(calls),
-        )
+        LayerShape(name, *_weight_sizes(layers[name]), tuple(calls))
         for name, calls in _record_calls(network, layers, example).items()
     ]
     elements = sum(p.numel() for p in network.parameters())
@@ -118,8 +116,16 @@ def model_shape(network: nn.Module, example: Inputs) -> ModelShape:
     return ModelShape(tuple(shapes), elements - quantized)
 
 
+def _weight_sizes(layer: nn.Module) -> tuple[int, int]:
+    """Return the elements and the scales of a layer's weight."""
+    if not isinstance(layer, QuantLayer):
+        return 0, 0
+    scale = layer.weight_quantizer.scale
+    return layer.stored_weight.numel(), scale.numel()
+
+
 def _record_calls(
-    network: nn.Module, layers: Mapping[str, QuantLayer], example: Inputs
+    network: nn.Module, layers: Mapping[str, nn.Module], example: Inputs
 ) -> dict[str, list[CallShape]]:
     """Run a network, and return the calls of its layers, in their order."""
     calls: dict[str, list[CallShape]] = {}
@@ -127,7 +133,7 @@ def _record_calls(
         layer.register_forward_hook(
             lambda layer, args, out, name=name: calls.setdefault(
                 name, []
-            ).append(_call_shape(layer, args[0].shape[1:], out.shape[1:]))
+            ).append(_call_shape(layer, args, out, len(example)))
         )
         for name, layer in layers.items()
     ]
@@ -140,12 +146,22 @@ def _record_calls(
 
 
 def _call_shape(
-    layer: QuantLayer, inputs: torch.Size, outputs: torch.Size
+    layer: nn.Module, args: tuple, out: Tensor, images: int
 ) -> CallShape:
+    if isinstance(layer, MatrixProduct):
+        left, right = args
+        return CallShape(
+            'matmul',
+            _of_one_image(left, images),
+            (right.shape[-1], right.shape[-2]),
+            _of_one_image(out, images),
+        )
+    assert isinstance(layer, QuantLayer)
+    inputs, outputs = args[0].shape[1:], out.shape[1:]
     shapes = tuple(inputs), tuple(layer.stored_weight.shape), tuple(outputs)
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return CallShape('linear', *shapes)
-    padding = layer.padding
+    padding: Any = layer.padding
     if isinstance(padding, str):
         padding = tuple(
             d * (k - 1) // 2 if padding == 'same' else 0
@@ -159,3 +175,9 @@ def _call_shape(
         tuple(layer.dilation),
         layer.groups,
     )
+
+
+def _of_one_image(x: Tensor, images: int) -> tuple[int, ...]:
+    """Return a shape for one image; windows and heads may come first."""
+    first = x.shape[0] // images
+    return tuple(x.shape[1:]) if first < 2 else (first, *x.shape[1:])

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from ..functional import fake_quantize, from_flat, to_flat
 from ..registry import MODELS, TASK_UTILS
-from ..validation import Bits, Fraction
+from ..validation import Bits, Count, Fraction
 from .observers import Grid, Observer, ObserverConfig
 
 
 @MODELS.register_module()
 class ActivationQuantizer(nn.Module):
-    """Quantizer of an activation tensor, with one scale that is learned.
+    """Quantizer of an activation tensor, with scales that are learned.
 
     The scale is learned as LSQ does (Esser et al., ICLR 2020), but as a
     logarithm. During learning, random elements stay float (QDrop, Wei et
@@ -31,6 +31,9 @@ class ActivationQuantizer(nn.Module):
             reconstruction, 0 to 1; 0.5 in the QDrop paper.
         observer (dict): Config of the observer that chooses the first scale
             and zero point; by default :class:`LpObserver`.
+        heads (int): Number of scales. With 2 or more, each index of the
+            third dimension from the end has its own, as the heads of
+            attention; all share the zero point.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -56,9 +59,11 @@ class ActivationQuantizer(nn.Module):
         learn_scale: bool = True,
         drop_prob: Fraction = 0.25,
         observer: Optional[ObserverConfig] = None,
+        heads: Count = 1,
     ) -> None:
         super().__init__()
         self.grid = Grid(bits, symmetric, signed=symmetric)
+        self.heads = heads
         self.learn_scale = learn_scale
         self.drop_prob = drop_prob
         self.observer: Observer = TASK_UTILS.build(
@@ -67,9 +72,22 @@ class ActivationQuantizer(nn.Module):
         self.log_scale: Optional[nn.Parameter] = None
         self.masks: Optional[MaskPool] = None
         self.active = False
-        self.register_buffer('scale', torch.tensor(torch.nan))
+        shape = (heads, 1, 1) if heads > 1 else ()
+        self.register_buffer('scale', torch.full(shape, torch.nan))
         self.register_buffer('zero_point', torch.tensor(0, dtype=torch.int16))
         self.register_buffer('bits', torch.tensor(bits, dtype=torch.uint8))
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Return activations with a row for each scale, R x K.
+
+        Args:
+            values (Tensor): Activations of any shape, with as many heads as
+                there are scales.
+        """
+        values = values.detach()
+        if self.heads > 1:
+            values = values.movedim(-3, 0)
+        return values.reshape(self.heads, -1)
 
     def sample(self, values: Tensor, part: int = 0, parts: int = 1) -> Tensor:
         """Return a random sample of activations, for :meth:`fit`.
@@ -80,27 +98,37 @@ class ActivationQuantizer(nn.Module):
             parts (int): Number of samples that will be concatenated.
 
         Returns:
-            Tensor: At most ``sample_size / parts`` elements, 1-dimensional.
+            Tensor: At most ``sample_size / parts`` elements, 1-dimensional,
+            or a row for each head.
         """
-        values = values.detach().flatten()
-        size = self.sample_size // parts
-        if len(values) <= size:
-            return values
+        rows = self.rows(values)
+        size = max(1, self.sample_size // (parts * self.heads))
+        rows = rows[0] if self.heads == 1 else rows
+        if rows.shape[-1] <= size:
+            return rows
         # Every n-th element would come from the same few image columns.
         generator = torch.Generator().manual_seed(part)
-        chosen = torch.randint(len(values), (size,), generator=generator)
-        return values[chosen.to(values.device)]
+        chosen = torch.randint(rows.shape[-1], (size,), generator=generator)
+        return rows[..., chosen.to(values.device)]
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """Choose scale and zero point, and quantize from now on.
+        """Choose scales and zero point, and quantize from now on.
 
         Args:
-            values (Tensor): Finite activations of any shape.
+            values (Tensor): Finite activations of any shape, or what
+                :meth:`sample` returned.
         """
-        sample = values.detach().flatten()
-        scale, zero_point = self.observer(sample[None], self.grid)
-        self.scale.copy_(scale[0])
+        sample = values.detach()
+        if self.heads == 1 or sample.dim() > 2:
+            sample = self.rows(sample)
+        scale, zero_point = self.observer(sample, self.grid)
+        if self.heads > 1 and not self.grid.symmetric:
+            # Runtimes multiply integers of one zero point only.
+            zero_point = zero_point.float().median().expand(self.heads)
+            grid = self.grid.at(int(zero_point[0]))
+            scale, _ = self.observer(sample, grid)
+        self.scale.copy_(scale.view(self.scale.shape))
         self.zero_point.copy_(zero_point[0])
         self.active = True
 
@@ -149,7 +177,7 @@ class ActivationQuantizer(nn.Module):
         self.log_scale = self.masks = None
 
     def trainable(self) -> list[nn.Parameter]:
-        """Return the logarithm of the scale, if it is learned."""
+        """Return the logarithm of the scales, if they are learned."""
         if self.log_scale is None or not self.learn_scale:
             return []
         return [self.log_scale]
@@ -160,7 +188,7 @@ class ActivationQuantizer(nn.Module):
         self.grid.check_bits(state_dict, prefix)
         self.grid.check_values(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.active = bool(self.scale.isfinite())
+        self.active = bool(self.scale.isfinite().all())
 
     def extra_repr(self) -> str:
         return f'{self.grid}, drop_prob={self.drop_prob}'

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Optional
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class Grid:
         bits (int): Bit width, 2 to 8.
         symmetric (bool): Whether the zero point is 0.
         signed (bool): Whether the integers are centered at zero.
+        zero_point (int, optional): The zero point that all ranges share; by
+            default each has its own, or 0 if symmetric.
 
     Raises:
         ValueError: If the bit width is out of its range.
@@ -31,11 +33,16 @@ class Grid:
     bits: Bits
     symmetric: bool
     signed: bool
+    zero_point: Optional[int] = None
 
     @property
     def range(self) -> tuple[int, int]:
         """Return the smallest and the largest integer."""
         return integer_range(self.bits, self.signed)
+
+    def at(self, zero_point: int) -> Grid:
+        """Return the same integers, with one zero point for all ranges."""
+        return replace(self, zero_point=zero_point)
 
     def check_bits(
         self, state_dict: Mapping[str, Tensor], prefix: str
@@ -128,6 +135,14 @@ class Grid:
         if self.symmetric:
             scale = torch.maximum(high, -low) / min(qmax, -qmin or qmax)
             zero_point = torch.zeros_like(scale)
+        elif self.zero_point is not None:
+            zero_point = torch.full_like(high, self.zero_point)
+            above, below = qmax - self.zero_point, self.zero_point - qmin
+            # A side without integers has no part in the scale.
+            scale = torch.maximum(
+                high / above if above else torch.zeros_like(high),
+                -low / below if below else torch.zeros_like(low),
+            )
         else:
             scale = (high - low) / (qmax - qmin)
             zero_point = qmin - low / torch.where(scale > 0, scale, 1)

@@ -22,6 +22,7 @@ Reconstruction", ICLR 2021. For each unit, in the order of execution::
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Callable, Optional, Union
 
 import torch
@@ -154,7 +155,7 @@ class BlockReconstructor(Reconstructor):
             return
         for layer in open_layers(unit.module):
             layer.weight_quantizer.learn(layer.stored_weight)
-        masks = MaskPool(generator, next(unit.module.parameters()).device)
+        masks = MaskPool(generator, _device(unit.module))
         for quantizer in open_activations(unit.module):
             quantizer.learn(masks)
         self._minimize(unit, data, generator, masks, report)
@@ -279,6 +280,11 @@ class BlockReconstructor(Reconstructor):
             index,
             lambda x, y: masks.mix(x, y, 1 - drop_prob),
         )
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Return the device of a unit, which may have quantizers alone."""
+    return next(chain(module.parameters(), module.buffers())).device
 
 
 def _train(unit: Unit) -> None:

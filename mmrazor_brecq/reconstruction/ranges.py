@@ -72,11 +72,12 @@ def fit_scales(
         if not finite.all():
             broken.append(names[quantizer])
         values = torch.where(finite, sample, 0)
-        if (values == values[0]).all():
+        first = values.flatten()[0]
+        if (values == first).all():
             print_log(
                 f'{names[quantizer]}: the activation is '
-                f'{float(values[0]):g} everywhere, in all calibration images '
-                'that scales are chosen on',
+                f'{float(first):g} everywhere, in all calibration '
+                'images that scales are chosen on',
                 'current',
                 logging.WARNING,
             )
@@ -99,9 +100,9 @@ def _next_input(
 ) -> Optional[tuple[ActivationQuantizer, Tensor]]:
     """Return the first quantizer without a scale and a sample of its input.
 
-    The smallest and the largest element are in the sample. The first part of
-    the images shows how often the quantizer is called in a pass. Passes of
-    the other parts end with its last call.
+    The smallest and the largest element of each row are in the sample. The
+    first part of the images shows how often the quantizer is called in a
+    pass. Passes of the other parts end with its last call.
     """
     waiting = [q for q in quantizers if not q.active]
     if not waiting:
@@ -116,7 +117,7 @@ def _next_input(
         if found and quantizer is not found[0]:
             return
         found[:] = [quantizer]
-        extremes.extend(args[0].aminmax())
+        extremes.extend(quantizer.rows(args[0]).aminmax(dim=1))
         samples.append(quantizer.sample(args[0], len(samples), len(parts)))
         if len(samples) - start == calls:
             raise _LastCall
@@ -134,5 +135,6 @@ def _next_input(
             hook.remove()
     if not found:
         return None
-    ends = torch.stack(torch.stack(extremes).aminmax())
-    return found[0], torch.cat([*samples, ends])
+    ends = torch.stack(torch.stack(extremes).aminmax(dim=0), 1)
+    ends = ends.view(*samples[0].shape[:-1], 2)
+    return found[0], torch.cat([*samples, ends], -1)

@@ -38,7 +38,7 @@ def bits_table(content: Content, found: Content) -> str:
         table.add_row(
             layer['name'],
             f'{layer["parameters"]:,}',
-            f'{weight}',
+            '' if weight is None else f'{weight}',
             'float' if activation is None else f'{activation}',
             'fixed' if loss is None else f'{loss:.2e}',
         )
@@ -151,11 +151,15 @@ def _draw_depth(axes: Axes, content: Content) -> None:
     names = [layer['name'] for layer in content['layers']]
     for found in content['found']:
         for i, (kind, line) in enumerate((('weight', '-'), ('input', ':'))):
-            bits = [found['bits'][name][i] for name in names]
-            if None not in bits:
+            bits = {
+                k: pair[i]
+                for k, pair in enumerate(found['bits'][n] for n in names)
+                if pair[i] is not None
+            }
+            if bits:
                 axes.step(
-                    range(len(names)),
-                    bits,
+                    list(bits),
+                    list(bits.values()),
                     where='mid',
                     linestyle=line,
                     label=f'{found["budget"]}, {kind}',

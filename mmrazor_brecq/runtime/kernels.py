@@ -25,6 +25,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from .function_modes import put_aside
+
 
 def is_traced() -> bool:
     """Return whether a tracer records the computation.
@@ -79,8 +81,10 @@ class Kernel:
     def _first(self, args: tuple, key: tuple) -> Any:
         """Find or compile a version that fits, and run it."""
         try:
-            run = self._version(args, key)
-            out = run(*args)
+            # The compiler would look into function modes, too.
+            with put_aside():
+                run = self._version(args, key)
+                out = run(*args)
         except Exception as error:
             # Errors of the function itself are raised here.
             out = self.function(*args)

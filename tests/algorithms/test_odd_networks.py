@@ -406,7 +406,8 @@ def test_an_odd_network_is_quantized_rightly(
     assert bool(said) == (words is not None), said
     assert words is None or re.search(words, ' '.join(said))
     assert report['account']['layers'] == sum(
-        isinstance(m, (nn.Conv2d, nn.Linear)) for m in network.modules()
+        isinstance(m, (nn.Conv2d, nn.Linear))
+        for m in model.architecture.modules()
     )
     # The caller's network is as it was.
     after = network.state_dict()

@@ -212,3 +212,27 @@ def test_a_scale_learns_the_same_whether_its_input_learns_or_not(
         found.append(log_scale.grad)
     assert x.grad is None
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize('dropped', [False, True])
+def test_each_head_has_its_scale_and_its_gradient(dropped, generator):
+    scales = torch.tensor([0.05, 0.2, 1.0], dtype=torch.double)[:, None, None]
+    zero_point = torch.tensor(5)
+    x = away_from_ties(generator, scales, (2, 3, 4, 5), span=20).mT
+    keep = (torch.rand(x.numel(), generator=generator) < 0.5).double()
+    upstream = torch.randn(x.shape, generator=generator).double()
+    found = []
+    for function in fake_quantize, straight_through:
+        a = x.clone().requires_grad_()
+        s = torch.zeros_like(scales, requires_grad=True)
+        mask = keep if dropped else None
+        if dropped and function is straight_through:
+            mask = keep.view(x.shape)
+        out = function(a, s, scales, zero_point, 0, 15, mask)
+        (out * upstream).sum().backward()
+        found.append((out.detach(), a.grad, s.grad))
+
+    for ours, reference in zip(*found):
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match=r'\(2, 4, 4\), expected 3 heads'):
+        fake_quantize(x[0, :2, :4, :4], s, scales, zero_point, 0, 15)

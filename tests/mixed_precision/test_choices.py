@@ -1,8 +1,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from mmrazor_brecq.mixed_precision import Choice, SearchSpace, find_choices
+from mmrazor_brecq.mixed_precision import (
+    BitOperations,
+    Choice,
+    SearchSpace,
+    find_choices,
+    model_shape,
+)
+from mmrazor_brecq.mixed_precision.sensitivity import quantized_choices
 
 LAYERS = ('a.conv1', 'a.conv2', 'b.conv1', 'b.conv2')
 WEIGHTS = [Choice('weight', name[0], (name,)) for name in LAYERS]
@@ -144,3 +152,31 @@ def test_constraints_that_cannot_hold_are_named(space, message):
 def test_bad_spaces_are_refused(space, message):
     with pytest.raises(ValueError, match=message):
         SearchSpace(**space)
+
+
+def test_both_operands_of_a_product_are_one_choice(uniform_models, batches):
+    """Of its activations; a product has no weight to choose bits for."""
+    models, teacher = uniform_models(
+        'transformer', (4, 8), ('weight', 'activation')
+    )
+    choices = find_choices(models, ('weight', 'activation'))
+    of_products = [c for c in choices if 'product' in c.name]
+    shape = model_shape(models[4].architecture, batches[0][:1])
+    by_name = {layer.name: layer for layer in shape.layers}
+    bits = models[4].bits
+    modules = dict(teacher.named_modules())
+
+    assert [c.kind for c in of_products] == ['activation'] * 4
+    assert by_name[of_products[0].layers[0]].parameters == 0
+    assert all(by_name[c.layers[0]].calls[0].macs > 0 for c in of_products)
+    costs = BitOperations().pairwise(
+        shape, bits, choices, {c.name: (4, 8) for c in choices}
+    )
+    four, eight = (costs({c.name: b for c in choices}) for b in (4, 8))
+    assert four < eight
+    assert four == BitOperations().of(shape, bits)
+    with torch.no_grad():
+        before = teacher(batches[0])
+        with quantized_choices(modules, models, {of_products[1]: 4}):
+            assert not torch.equal(teacher(batches[0]), before)
+        assert torch.equal(teacher(batches[0]), before)
