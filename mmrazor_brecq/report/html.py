@@ -172,7 +172,9 @@ def _units(report: Report) -> Iterator[dict[str, Any]]:
 
 def _bits_text(bits: Any) -> str:
     weight, activation = bits
-    return f'{weight}/{"float" if activation == 32 else activation}'
+    second = 'float' if activation == 32 else activation
+    # A product of activations has no weight.
+    return f'{second}/{second}' if weight is None else f'{weight}/{second}'
 
 
 def _layer(layer: Mapping[str, Any]) -> dict[str, Any]:
