@@ -61,6 +61,7 @@ def layer_details(
         )
         for unit in model.units
         for name in unit.layers
+        if name in layers  # A product of activations has no weight.
     ]
 
 
