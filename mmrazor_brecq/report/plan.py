@@ -25,7 +25,7 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     for unit in plan['units']:
         for i, layer in enumerate(unit['layers']):
             bits = (
-                'float' if x in (None, FLOAT) else f'{x}'
+                '' if x is None else 'float' if x == FLOAT else f'{x}'
                 for x in unit['bits'][layer]
             )
             table.add_row('' if i else unit['name'], layer, *bits)
