@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from .mixed_in import MixedIn, mix_in
+from ..layers import MixedIn, mix_in
 
 #: Mark of the data samples with which the head sees the last layer alone.
 KEY = 'last_layer_alone'
