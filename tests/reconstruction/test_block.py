@@ -302,7 +302,13 @@ def test_the_report_has_a_falling_loss(quantize, batches):
     steps, losses = zip(*reports[1].losses)
     assert steps == (0, 10, 20, 30, 40, 50)
     assert losses[-1] < losses[0]
-    assert 'losses' not in reports[1].to_dict()
+    assert [step for step, _ in reports[1].to_dict()['losses']] == [*steps]
+
+
+def test_of_a_long_curve_some_points_are_kept():
+    report = UnitReport('a', losses=[(10 * i, 1 / (i + 3)) for i in range(95)])
+    points = report.to_dict()['losses']
+    assert len(points) == 48 and points[1] == [20, 0.2]
 
 
 @pytest.mark.parametrize('name', ['residual', 'nested', 'shared'])
