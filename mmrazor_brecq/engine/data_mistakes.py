@@ -71,11 +71,23 @@ def measuring() -> Iterator[None]:
     """Return a context in which metrics without labels are explained.
 
     Raises:
-        ValueError: If an evaluator fails and its images have no labels.
+        ValueError: If an evaluator fails and its images have no labels, or
+            looks for a class that its annotations do not have.
     """
     try:
         yield
     except Exception as error:
+        if isinstance(error, (IndexError, KeyError)) and any(
+            isinstance(frame.f_locals.get('self'), Evaluator)
+            and frame.f_code.co_name == 'evaluate'
+            for frame in _frames(error)
+        ):
+            raise ValueError(
+                f'`test_evaluator` cannot measure ({_in_short(error)}): the '
+                'classes of its annotations are probably not those of the '
+                f'network; correct `metainfo` and `ann_file` of {TEST}.'
+                f'dataset and of `test_evaluator`, or {NO_EVAL_CURE}'
+            ) from error
         samples = next(
             (
                 frame.f_locals.get('_data_samples')
@@ -94,6 +106,24 @@ def measuring() -> Iterator[None]:
             f'`test_evaluator` needs ({_in_short(error)}): name labeled '
             f'images, or {NO_EVAL_CURE}'
         ) from error
+
+
+def check_measured(metrics: Mapping[str, float]) -> None:
+    """Refuse metrics that found nothing to compare predictions with.
+
+    Args:
+        metrics (dict[str, float]): All metrics of the float network.
+
+    Raises:
+        ValueError: If all are NaN or -1, which is COCO's word for no box.
+    """
+    if metrics and all(x != x or x == -1 for x in metrics.values()):
+        name, value = next(iter(metrics.items()))
+        raise ValueError(
+            f'`test_evaluator` finds no labels for the images of '
+            f'{TEST}.dataset ({name} is {value:g}): name annotations of '
+            f'these images, or {NO_EVAL_CURE}'
+        )
 
 
 def _folders(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -54,7 +54,7 @@ from .calibration import (
     cache_images,
     fingerprint_images,
 )
-from .data_mistakes import measuring
+from .data_mistakes import check_measured, measuring
 from .differences import config_changes
 from .image_set import ImageSet
 from .loaders import CALIBRATION, build_dataloader
@@ -302,6 +302,7 @@ class PTQLoop(TestLoop):
         finally:
             self.runner.model = quantized
         if row == 'float':
+            check_measured(metrics)
             all_reduce(self.overlap)
             self.calibration_set.warn_of_overlap(int(self.overlap))
         self.runner.logger.info(
