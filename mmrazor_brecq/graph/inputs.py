@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
@@ -82,12 +83,12 @@ def _check_batches(images: Any) -> Any:
     """Refuse what is neither a tensor of images nor gives batches."""
     if isinstance(images, Tensor):
         return check_images(images)
-    if isinstance(images, (str, bytes, Mapping)) or not isinstance(
-        images, Iterable
-    ):
+    # An array gives rows of numbers, where batches are tensors.
+    gives_none = isinstance(images, (str, bytes, Mapping, np.ndarray))
+    if gives_none or not isinstance(images, Iterable):
         raise ValueError(
-            'a tensor of preprocessed images, N x C x H x W, or a data '
-            f'loader or other batches of them, and it is a '
+            'a floating-point tensor of preprocessed images, N x C x H x W, '
+            'or a data loader or other batches of them, and it is a '
             f'{type(images).__name__}'
         )
     return images

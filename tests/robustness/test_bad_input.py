@@ -73,7 +73,7 @@ QUANTIZE = [
         "expected a size such as '1GiB'",
     ),
     *each('symmetric', ('no', 1), 'expected True or False or None'),
-    *each('images', (None, 'x', [IMAGES], np.zeros(3)), 'a floating-point'),
+    *each('images', (None, 'x', 3, np.zeros(3)), 'a floating-point'),
     *each('images', (IMAGES.byte(), IMAGES.cfloat()), 'a floating-point'),
     *each('images', (IMAGES.to('meta'),), 'on the meta device'),
     *each('images', (IMAGES.to_sparse(),), 'torch.sparse_coo'),
