@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Optional, Union
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from pydantic import Field
@@ -28,6 +29,7 @@ from ..functional import (
 )
 from ..graph import (
     Account,
+    Door,
     Inputs,
     Network,
     PartitionConfig,
@@ -52,12 +54,14 @@ from ..graph import (
     suit_samples,
     unwrap_parts,
 )
+from ..layers import QuantLayer
 from ..reconstruction import (
     WHOLE,
     Reconstructor,
     ReconstructorConfig,
     UnitData,
     UnitReport,
+    widen,
 )
 from ..registry import MODELS, TASK_UTILS
 from ..runtime.allocator import reuse_freed_memory
@@ -84,6 +88,8 @@ class BRECQ(BaseModel):
         reconstructor (dict): How a unit is reconstructed.
         held_out (float): Fraction of the calibration images that only
             validate, between 0 and 1.
+        wide_activations (bool): Whether :meth:`widen` gives 16 bits to the
+            few activations whose 8 bits alone spoil the output.
         data_preprocessor (dict, optional): Passed to the architecture.
         init_cfg (dict, optional): As in mmengine.
 
@@ -106,6 +112,7 @@ class BRECQ(BaseModel):
         partition: Optional[PartitionConfig] = None,
         reconstructor: Optional[ReconstructorConfig] = None,
         held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        wide_activations: bool = True,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
     ) -> None:
@@ -131,11 +138,13 @@ class BRECQ(BaseModel):
             reconstructor or dict(type='BlockReconstructor')
         )
         self.held_out = held_out
+        self.wide_activations = wide_activations
         self.units: list[Unit] = []
         #: Whether the network is given data samples beside images.
         self.takes_samples = False
         self.bits: dict[str, Any] = {}
         self._register_load_state_dict_pre_hook(self._before_load)
+        self.register_load_state_dict_post_hook(_note_wide_bits)
 
     @property
     def prepared(self) -> bool:
@@ -243,6 +252,32 @@ class BRECQ(BaseModel):
         self.register_buffer('input_shape', shape)
         self.requires_grad_(False)
         return teacher
+
+    @no_fast_path()
+    def widen(self, images: CachedBatches) -> dict[str, float]:
+        """Give 16 bits to the few activations that 8 bits do not resolve.
+
+        Args:
+            images (CachedBatches): Preprocessed calibration images.
+
+        Returns:
+            dict[str, float]: As :func:`mmrazor_brecq.reconstruction.widen`;
+            empty if the model is not to do so.
+        """
+        if not self.wide_activations:
+            return {}
+        if self.takes_samples:
+            images = with_samples(self.architecture, images)
+        found = widen(self.architecture, images)
+        _note_wide_bits(self)
+        for name, error in found.items():
+            print_log(
+                f'{name}: with 8 bits, this activation alone moves the '
+                f"network's output by {error:.0%} of its variance; it has 16 "
+                'now (`model.wide_activations=False` keeps 8)',
+                'current',
+            )
+        return found
 
     @in_grad_mode
     def reconstruct(
@@ -412,6 +447,22 @@ class BRECQ(BaseModel):
             for key in list(state_dict):
                 state_dict[f'{prefix}architecture.{key}'] = state_dict.pop(key)
         state_dict.update(unpack_extra(state_dict))
+
+
+def _note_wide_bits(model: BRECQ, *args: Any) -> None:
+    """Note the bits of activations that a run has widened."""
+    for name, module in model.architecture.named_modules():
+        inputs: dict[tuple[str, ...], Any] = {}
+        if isinstance(module, Door):
+            inputs = {
+                module.readers[int(i)]: x for i, x in module.inputs.items()
+            }
+        elif isinstance(module, QuantLayer):
+            inputs = {(name,): module.input_quantizer}
+        for layers, quantizer in inputs.items():
+            bits = getattr(getattr(quantizer, 'grid', None), 'bits', 0)
+            for layer in layers if bits > 8 else ():
+                model.bits[layer] = (model.bits[layer][0], bits)
 
 
 def _modules_with(state: Mapping[str, Tensor], key: str) -> set[str]:

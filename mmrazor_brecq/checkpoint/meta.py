@@ -237,9 +237,10 @@ def _check_bits(key: str, bits: object) -> None:
         if not (
             isinstance(pair, (list, tuple))
             and len(pair) == 2
-            and all(x is None or _is_bit_width(x) for x in pair)
+            and (pair[0] is None or _is_bit_width(pair[0]))
+            and (pair[1] in (None, 16) or _is_bit_width(pair[1]))
         ):
-            expected = 'two bit widths from 2 to 8'
+            expected = 'two bit widths from 2 to 8, or 16 of an input'
             raise _unexpected(f'{key}.{name:.80}', pair, expected)
 
 

@@ -124,6 +124,8 @@ class PTQLoop(TestLoop):
         #: Number of test images that are calibration images, too.
         self.overlap = torch.zeros(())
         self.row = ''
+        #: Activations with 16 bits, and what 8 bits cost.
+        self.widened: dict[str, float] = {}
         self.resume = resume
 
     @property
@@ -160,6 +162,7 @@ class PTQLoop(TestLoop):
                 return done
             original = copy_network(model)
             teacher = model.prepare(images.batch(0)[:1])
+            self.widened = model.widen(images)
             progress = Progress(
                 self._path('progress'), identity, self.resume, self._changes
             )
@@ -373,6 +376,7 @@ class PTQLoop(TestLoop):
             ),
             processes=get_world_size(),
             account=self.model.account.to_dict(),
+            widened=self.widened,
             weight_bytes=bytes_of_weights,
             left_out=self.calibration_set.left_out,
             unreadable=self.calibration_set.unreadable,

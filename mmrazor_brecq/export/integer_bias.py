@@ -10,8 +10,8 @@ from .nodes import (
     array_of,
     bias_of,
     by_channel,
+    eight_bits,
     is_constant,
-    producer,
     users,
     weights,
 )
@@ -32,7 +32,7 @@ def integer_biases(model: ir.Model) -> None:
             continue
         calls = []
         for node in users(weight):
-            quantized = producer(node.inputs[0], 'DequantizeLinear')
+            quantized = eight_bits(node.inputs[0])
             bias = bias_of(node)
             if quantized is not None and is_constant(bias):
                 input_scale = array_of(quantized.inputs[1])

@@ -63,6 +63,20 @@ def bias_of(node: ir.Node) -> Optional[ir.Value]:
     return node.inputs[2] if len(node.inputs) > 2 else None
 
 
+def eight_bits(value: Optional[ir.Value]) -> Optional[ir.Node]:
+    """Return the DequantizeLinear of 8-bit integers that computes a value.
+
+    Those of 16 bits are computed with in float by every runtime.
+
+    Args:
+        value (ir.Value, optional): A value of the graph.
+    """
+    node = producer(value, 'DequantizeLinear')
+    if node is None or array_of(node.inputs[2]).dtype.itemsize > 1:
+        return None
+    return node
+
+
 def by_channel(values: np.ndarray, dims: int) -> np.ndarray:
     """Reshape one value per channel so that it broadcasts to a weight.
 

@@ -22,6 +22,15 @@ from .nodes import LAYER, PRODUCT, QUANTIZER
 OPSET = 21
 
 
+#: Types of integers by whether they have more than 8 bits and are signed.
+DTYPES = {
+    (False, False): torch.uint8,
+    (False, True): torch.int8,
+    (True, False): torch.uint16,
+    (True, True): torch.int16,
+}
+
+
 def _node(
     op: str,
     inputs: tuple[Tensor, ...],
@@ -111,7 +120,7 @@ class ActivationNodes(nn.Module):
         super().__init__()
         low, high = quantizer.grid.range
         self.name = name
-        self.dtype = torch.int8 if low < 0 else torch.uint8
+        self.dtype = DTYPES[quantizer.grid.bits > 8, low < 0]
         scale, zero_point = quantizer.scale, int(quantizer.zero_point)
         by_head = scale.numel() > 1
         self.register_buffer('factor', scale.clone() if by_head else None)

@@ -119,7 +119,7 @@ def _quantize_early(editor: Editor, node: ir.Node) -> None:
     if not is_constant(node.inputs[1]) or not _runs_in_integers(node):
         return
     scale, zero_point = array_of(node.inputs[1]), array_of(node.inputs[2])
-    if scale.ndim:
+    if scale.ndim or zero_point.dtype.itemsize > 1:
         return
     info = np.iinfo(zero_point.dtype)
     low, high = int(info.min), int(info.max)

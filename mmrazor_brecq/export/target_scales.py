@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..quantizers import ActivationQuantizer, Observer
-from .nodes import Editor, only_user, producer, users, weights
+from .nodes import Editor, eight_bits, only_user, users, weights
 from .rewrite import CLIPS
 from .session import look_inside
 from .targets import Target
@@ -36,7 +36,7 @@ def missing_quantizers(model: ir.Model, target: Target) -> list[ir.Value]:
         for node in users(weight):
             if node.op_type not in target.quantized_outputs:
                 continue
-            if producer(node.inputs[0], 'DequantizeLinear') is None:
+            if eight_bits(node.inputs[0]) is None:
                 continue
             value = node.outputs[0]
             while clip := only_user(value, *CLIPS):

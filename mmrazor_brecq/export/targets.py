@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class Target:
             if their output is quantized. Where the network leaves it in
             float, it gets a scale from calibration images.
         integer_bias (bool): Whether biases have to be integers.
+        wide_activations (bool): Whether activations may have 16 bits.
 
     Example:
         >>> @TARGETS.register_module(name='npu')
@@ -53,6 +55,7 @@ class Target:
     packed: tuple[int, ...] = ()
     quantized_outputs: tuple[str, ...] = ()
     integer_bias: bool = False
+    wide_activations: bool = False
 
     def check(self, model: nn.Module) -> None:
         """Check that a network can be exported for this target.
@@ -64,6 +67,13 @@ class Target:
             ValueError: If it cannot. The message names the first layer that
                 prevents it, and the config key that helps.
         """
+        wide = _wide(model)
+        if wide and not self.wide_activations:
+            raise ValueError(
+                f'{self.runtime} takes activations of at most 8 bits, and '
+                f'the input of {wide[0]!r} has 16: quantize without '
+                f'`bit_overrides` such as {{{wide[0]!r}: dict(activation=16)}}'
+            )
         if self.zero_points:
             return
         asymmetric = list(_asymmetric(model))
@@ -127,6 +137,15 @@ SYMMETRIC = (
 )
 
 
+def _wide(model: nn.Module) -> list[str]:
+    """Return the names of layers and units whose inputs have 16 bits."""
+    return [
+        re.sub(r'\.(input_quantizer|door\.inputs\.\d+)$', '', name)
+        for name, module in model.named_modules()
+        if isinstance(module, ActivationQuantizer) and module.grid.bits > 8
+    ]
+
+
 def _asymmetric(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield layers and units whose zero points stay in the file.
 
@@ -162,6 +181,7 @@ class OnnxRuntime(Target):
     packed: tuple[int, ...] = (2, 4)
     quantized_outputs: tuple[str, ...] = ('Conv',)
     integer_bias: bool = True
+    wide_activations: bool = True
 
     def remarks(self, model: nn.Module, pack: bool) -> list[str]:
         found = super().remarks(model, pack)
@@ -191,6 +211,7 @@ class OpenVINO(Target):
 
     runtime: str = 'OpenVINO'
     packed: tuple[int, ...] = (4,)
+    wide_activations: bool = True
 
     def remarks(self, model: nn.Module, pack: bool) -> list[str]:
         found = super().remarks(model, pack)

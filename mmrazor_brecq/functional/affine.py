@@ -20,7 +20,7 @@ def integer_range(bits: int, signed: bool) -> tuple[int, int]:
     """Return the smallest and the largest integer of a bit width.
 
     Args:
-        bits (int): Bit width, 2 to 8.
+        bits (int): Bit width, 2 to 8 or 16.
         signed (bool): Whether the range is centered at zero.
 
     Returns:

@@ -25,7 +25,14 @@ from ..layers import (
 )
 from ..quantizers import ActivationQuantizer, WeightQuantizer
 from ..registry import MODELS
-from ..validation import Bits, BitsOrFloat, Config, did_you_mean, validated
+from ..validation import (
+    ActivationBitsOrFloat,
+    Bits,
+    BitsOrFloat,
+    Config,
+    did_you_mean,
+    validated,
+)
 from .ends import end_layers
 from .partition import Unit
 from .record import LEFT_FLOAT, Call, Recording
@@ -93,7 +100,7 @@ class BitWidths:
     """Bit widths of a layer: of its weight, its input or both."""
 
     weight: Optional[BitsOrFloat] = None
-    activation: Optional[BitsOrFloat] = None
+    activation: Optional[ActivationBitsOrFloat] = None
 
 
 WeightConfig = Annotated[
@@ -137,9 +144,10 @@ class QuantizationScheme:
         bit_overrides (dict): Bit widths by layer name or pattern of
             :mod:`fnmatch`: a number for weight and input, or
             ``dict(weight=..., activation=...)`` with one key or both. None,
-            or 32, leaves a layer, or its input alone, in float. Later
-            entries win. Both operands of a product of activations, such as
-            ``'*.attn.product_0'``, take the bits of ``activation``.
+            or 32, leaves a layer, or its input alone, in float; an input may
+            have 16 bits. Later entries win. Both operands of a product of
+            activations, such as ``'*.attn.product_0'``, take the bits of
+            ``activation``.
 
     Example:
         >>> scheme = QuantizationScheme(

@@ -20,7 +20,7 @@ from .shapes import LayerShape, ModelShape
 FLOAT = 32
 
 #: Bits that a table may have, as text.
-BIT_WIDTHS = {str(bits) for bits in (*range(2, 9), FLOAT)}
+BIT_WIDTHS = {str(bits) for bits in (*range(2, 9), 16, FLOAT)}
 
 #: Bits of weight and input of every layer; None is an input in float, or the
 #: weight of a product of activations, which has none.

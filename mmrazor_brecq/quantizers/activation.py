@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Optional
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ..functional import fake_quantize, from_flat, to_flat
 from ..registry import MODELS, TASK_UTILS
-from ..validation import Bits, Count, Fraction
+from ..validation import ActivationBits, Count, Fraction
 from .observers import Grid, Observer, ObserverConfig
 
 
@@ -23,7 +24,7 @@ class ActivationQuantizer(nn.Module):
     quantizer returns its input.
 
     Args:
-        bits (int): Bit width, 2 to 8.
+        bits (int): Bit width, 2 to 8, or 16.
         symmetric (bool): If true, use signed integers and no zero point. By
             default integers are unsigned and have a zero point.
         learn_scale (bool): Whether reconstruction learns the scale.
@@ -54,7 +55,7 @@ class ActivationQuantizer(nn.Module):
 
     def __init__(
         self,
-        bits: Bits = 8,
+        bits: ActivationBits = 8,
         symmetric: bool = False,
         learn_scale: bool = True,
         drop_prob: Fraction = 0.25,
@@ -74,8 +75,21 @@ class ActivationQuantizer(nn.Module):
         self.active = False
         shape = (heads, 1, 1) if heads > 1 else ()
         self.register_buffer('scale', torch.full(shape, torch.nan))
-        self.register_buffer('zero_point', torch.tensor(0, dtype=torch.int16))
+        self.register_buffer('zero_point', torch.tensor(0))
         self.register_buffer('bits', torch.tensor(bits, dtype=torch.uint8))
+        self.set_bits(bits)
+
+    def set_bits(self, bits: int) -> None:
+        """Change the bit width, before a scale is chosen.
+
+        Args:
+            bits (int): 2 to 8, or 16.
+        """
+        self.grid = replace(self.grid, bits=bits)
+        self.bits.fill_(bits)
+        # The zero point of 16 bits does not fit into as many.
+        dtype = torch.int16 if bits <= 8 else torch.int32
+        self.zero_point = self.zero_point.to(dtype)
 
     def rows(self, values: Tensor) -> Tensor:
         """Return activations with a row for each scale, R x K.
@@ -185,6 +199,9 @@ class ActivationQuantizer(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any
     ) -> None:
+        bits = state_dict.get(prefix + 'bits')
+        if bits is not None and int(bits) > 8:
+            self.set_bits(int(bits))  # A run may have chosen them.
         self.grid.check_bits(state_dict, prefix)
         self.grid.check_values(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)

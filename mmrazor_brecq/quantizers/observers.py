@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..functional import integer_range, rounding_error
 from ..registry import TASK_UTILS
-from ..validation import Bits, Config, Count, Positive, validated
+from ..validation import ActivationBits, Config, Count, Positive, validated
 
 
 @validated
@@ -20,7 +20,7 @@ class Grid:
     """Integers of a quantizer, for which an observer chooses a scale.
 
     Args:
-        bits (int): Bit width, 2 to 8.
+        bits (int): Bit width, 2 to 8, or 16 of activations.
         symmetric (bool): Whether the zero point is 0.
         signed (bool): Whether the integers are centered at zero.
         zero_point (int, optional): The zero point that all ranges share; by
@@ -30,7 +30,7 @@ class Grid:
         ValueError: If the bit width is out of its range.
     """
 
-    bits: Bits
+    bits: ActivationBits
     symmetric: bool
     signed: bool
     zero_point: Optional[int] = None

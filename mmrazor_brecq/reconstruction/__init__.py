@@ -12,6 +12,7 @@ from .optimize import CannotLearn, Descent, NonFinite
 from .reopen import close, reopen
 from .stopping import WhenSettled
 from .unit import UnitData, UnitReport
+from .wide import widen
 
 __all__ = [
     'BlockReconstructor',
@@ -32,6 +33,7 @@ __all__ = [
     'WhenSettled',
     'close',
     'reopen',
+    'widen',
 ]
 
 

@@ -8,6 +8,8 @@ wrapped.
 from .config import Config
 from .declared import validated
 from .numbers import (
+    ActivationBits,
+    ActivationBitsOrFloat,
     Amount,
     Batch,
     Bits,
@@ -26,6 +28,8 @@ from .typed import validate
 from .words import KeyPath, did_you_mean
 
 __all__ = [
+    'ActivationBits',
+    'ActivationBitsOrFloat',
     'Amount',
     'Batch',
     'Bits',

@@ -31,6 +31,10 @@ Batch = Union[Literal['dynamic'], Count]
 Bits = Annotated[int, Field(ge=2, le=8)]
 #: Bit width of integers, or 32 for what stays in float.
 BitsOrFloat = Union[Bits, Literal[32]]
+#: Bit width of activations: 16 for the few whose range 8 bits do not resolve.
+ActivationBits = Union[Bits, Literal[16]]
+#: Bit width of activations, or 32 for one that stays in float.
+ActivationBitsOrFloat = Union[Bits, Literal[16, 32]]
 #: A seed, in the range that numpy and torch share.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 #: A fraction, or a probability.

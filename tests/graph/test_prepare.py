@@ -484,8 +484,8 @@ def test_a_door_has_the_bits_of_its_widest_reader(toy, batches):
             'weight.bits=1, expected.*2 to 8.*`bits`',
         ),
         (
-            dict(activation=dict(bits=16)),
-            'activation.bits=16, expected.*2 to 8.*`bits`',
+            dict(activation=dict(bits=12)),
+            'activation.bits=12, expected.*2 to 8.*`bits`',
         ),
     ],
     ids=str,
