@@ -82,6 +82,8 @@ def test_a_run_writes_a_report_a_checkpoint_and_curves(finished):
         summary='21 of 21 layers quantized',
         quantized=21,
         layers=21,
+        products=0,
+        quantized_products=0,
         left_float={},
     )
     assert len(report['units']) == 10
@@ -318,6 +320,7 @@ def test_a_small_memory_budget_changes_no_bit(finished, quick, tmp_path):
     assert in_memory['spilled'] == 0 < in_memory['held']
     assert in_files['held'] == 0 < in_files['spilled']
     assert {x.suffix for x in run.iterdir() if x.is_file()} <= {
+        '.html',
         '.pth',
         '.json',
         '.py',
