@@ -10,10 +10,7 @@ what stays in float, and the seconds; or why it cannot be done.
 
 from __future__ import annotations
 
-import argparse
 import os.path as osp
-import tempfile
-import time
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,13 +18,9 @@ from typing import Any, Optional
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from sweep import main, sweep
 from torch import nn
-
-import mmrazor_brecq
-from mmrazor_brecq.functional import tensors
-from mmrazor_brecq.graph import inputs_for, run_float
 
 #: Channels of a narrow network, by those of the config.
 NARROW = {64: 16, 80: 16, 128: 16, 256: 32, 1024: 64, 2048: 64}
@@ -52,14 +45,6 @@ FPN = dict(RESNET, neck=dict(in_channels=STAGES))
 #: A group of four channels.
 GROUPS = dict(type='GN', num_groups=8)
 GROUPED = dict(FPN, bbox_head=dict(norm_cfg=GROUPS))
-#: Units learn for one iteration.
-SCHEDULE = dict(
-    type='BlockReconstructor',
-    iterations=1,
-    batch_size=2,
-    fit_images=2,
-    objective=dict(type='FisherDiag', images=2),
-)
 
 
 @dataclass(frozen=True)
@@ -209,77 +194,12 @@ def _make_narrow(node: Any) -> None:
             _make_narrow(value)
 
 
-def sweep(case: Case) -> dict[str, Any]:
-    """Quantize, save and load one detector.
-
-    Returns:
-        dict: ``account``, ``units``, ``seconds``, and whether outputs after
-        loading are ``equal``.
-    """
-    network = build(case)
-    images = torch.randn(
-        4, 3, case.size, case.size, generator=torch.Generator()
-    )
-    start = time.perf_counter()
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        model, report = mmrazor_brecq.quantize(
-            network,
-            images,
-            reconstructor=SCHEDULE,
-            bit_overrides={case.in_float: None} if case.in_float else None,
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            path = osp.join(folder, 'quantized.pth')
-            mmrazor_brecq.save(model, path)
-            again = mmrazor_brecq.load(build(case), path)
-        inputs = inputs_for(network, images[:2])
-        with torch.no_grad():
-            found, expected = (
-                tensors(run_float(x.architecture, inputs))
-                for x in (again, model)
-            )
-    return dict(
-        account=report['account'],
-        units=report['units'],
-        seconds=time.perf_counter() - start,
-        equal=len(found) == len(expected) > 0
-        and all(map(torch.equal, found, expected)),
-    )
-
-
-def row(name: str) -> str:
-    """Return one row of the table."""
-    try:
-        found = sweep(CASES[name])
-    except Exception as error:
-        return f'| {name} | | | | {type(error).__name__}: {error} |'
-    account = found['account']
-    kinds: dict[str, int] = {}
-    for reason in account['left_float'].values():
-        reason = reason.split(' (')[0]
-        kinds[reason] = kinds.get(reason, 0) + 1
-    note = '; '.join(f'{n} in float: {why}' for why, n in kinds.items())
-    if not found['equal']:
-        note = '; '.join(['other outputs after loading', note])
-    return (
-        f'| {name} | {account["quantized"]} | {len(found["units"])} '
-        f'| {found["seconds"]:.0f} | {note} |'
-    )
-
-
-def main() -> None:
-    """Sweep and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--models', nargs='+', default=list(CASES))
-    args = parser.parse_args()
-    MMLogger.get_current_instance().setLevel('ERROR')
-    print(
-        '| Detector | Layers | Units | Seconds | Notes |\n'
-        '| :-- | --: | --: | --: | :-- |'
-    )
-    for name in args.models:
-        print(row(name), flush=True)
+def measure(name: str) -> dict[str, Any]:
+    """Return what :func:`sweep` finds of a case."""
+    case = CASES[name]
+    floats = {case.in_float: None} if case.in_float else None
+    return sweep(lambda: build(case), 'mmdet', case.size, bit_overrides=floats)
 
 
 if __name__ == '__main__':
-    main()
+    main(__doc__.split('\n')[0], list(CASES), measure)

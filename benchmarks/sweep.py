@@ -34,7 +34,9 @@ SCHEDULE = dict(
 )
 
 
-def sweep(build: Callable[[], nn.Module], scope: str, size: int) -> dict:
+def sweep(
+    build: Callable[[], nn.Module], scope: str, size: int, **options: Any
+) -> dict[str, Any]:
     """Quantize, save and load one network.
 
     Args:
@@ -42,6 +44,7 @@ def sweep(build: Callable[[], nn.Module], scope: str, size: int) -> dict:
             each time.
         scope (str): Default scope of its library.
         size (int): Side of the images, in pixels.
+        options (dict): Further arguments of ``mmrazor_brecq.quantize``.
 
     Returns:
         dict: ``account``, ``units``, ``seconds``, and whether outputs after
@@ -53,7 +56,7 @@ def sweep(build: Callable[[], nn.Module], scope: str, size: int) -> dict:
     with DefaultScope.overwrite_default_scope(scope):
         network = build()
         model, report = mmrazor_brecq.quantize(
-            network, images, reconstructor=SCHEDULE
+            network, images, reconstructor=SCHEDULE, **options
         )
         with tempfile.TemporaryDirectory() as folder:
             path = osp.join(folder, 'quantized.pth')

@@ -38,7 +38,7 @@ def test_every_case_has_its_config_and_its_row_in_the_page(script):
     ('name', 'layers', 'units'), [('CenterNet', 29, 18), ('DETR', 33, 18)]
 )
 def test_the_cheapest_pass(name, layers, units, script, warnings_log):
-    found = script.sweep(script.CASES[name])
+    found = script.measure(name)
     assert found['equal']
     assert found['account']['quantized'] == layers
     assert len(found['units']) == units
@@ -50,7 +50,7 @@ def test_operators_that_are_missing_are_named(script):
     with pytest.raises(
         NotImplementedError, match='deform_conv_forward of mmcv.ops.*build'
     ):
-        script.sweep(script.CASES['Faster R-CNN with DCN'])
+        script.measure('Faster R-CNN with DCN')
 
 
 @pytest.mark.slow

@@ -545,7 +545,7 @@ def test_a_result_is_whole_even_if_the_folder_vanished_just_before(
     assert same(state(tmp_path / 'run'), state(finished[0]))
     names = {path.name for path in (tmp_path / 'run').iterdir()}
     config = Path(cfg.filename).name
-    assert names == {config, 'quantized.pth', 'report.json'}
+    assert names == {config, 'quantized.pth', 'report.json', 'report.html'}
 
 
 def test_two_runs_in_one_folder(quick, tmp_path):
