@@ -233,7 +233,7 @@ class Runs:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Return what a run left, by name, but for its logs and figures.
+    """Return what a run left, by name, but for its logs, figures and page.
 
     Reports without what passes (:data:`PASSING`), all without the name of the
     folder, all else as it is.
@@ -242,7 +242,9 @@ def content(folder: Path) -> dict[str, Any]:
     trials = re.escape(bytes(folder.parents[1])) + rb'/\d+/run'
     for path in sorted(folder.rglob('*')):
         name = str(path.relative_to(folder))
-        if path.is_dir() or name[0].isdigit() or path.suffix == '.png':
+        if path.is_dir() or name[0].isdigit():
+            continue
+        if path.suffix in ('.png', '.html'):
             continue
         found[name] = re.sub(trials, b'', path.read_bytes())
         if path.suffix == '.json':

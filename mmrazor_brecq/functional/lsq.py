@@ -46,7 +46,7 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         x, scale, zero_point, keep = ctx.saved_tensors
-        if scale.numel() > 1:
+        if scale.dim() > 1:  # Of heads.
             grads = _by_head_backward(
                 grad, x, scale, zero_point, ctx.range, keep
             )
@@ -132,7 +132,7 @@ def _fake_quantize_in_layout(
     keep: Optional[Tensor],
 ) -> Tensor:
     """Run the kernel; return its output in the shape and layout of ``x``."""
-    if scale.numel() > 1:
+    if scale.dim() > 1:  # Of heads.
         heads = _by_head(x, scale)
         keep = None if keep is None else keep.view(heads.shape)
         return _fake_quantize(

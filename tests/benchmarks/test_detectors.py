@@ -35,7 +35,7 @@ def test_every_case_has_its_config_and_its_row_in_the_page(script):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('name', 'layers', 'units'), [('CenterNet', 29, 18), ('DETR', 33, 18)]
+    ('name', 'layers', 'units'), [('CenterNet', 29, 18), ('DETR', 52, 18)]
 )
 def test_the_cheapest_pass(name, layers, units, script, warnings_log):
     found = script.measure(name)
