@@ -40,8 +40,9 @@ IMAGES = 8
 def widen(network: nn.Module, images: CachedBatches) -> dict[str, float]:
     """Give 16 bits to the activations that spoil the output with 8.
 
-    Each is rounded alone, on a few images, all else being float. Nothing is
-    changed if rounding all of them together costs little.
+    Each is rounded alone, on a few images, all else being float. Symmetric
+    ones, such as TensorRT takes, keep 8 bits, and nothing is changed if
+    rounding all of them together costs little.
 
     Args:
         network (nn.Module): With quantizers that have no scales yet, in
@@ -57,6 +58,8 @@ def widen(network: nn.Module, images: CachedBatches) -> dict[str, float]:
         for name, module in network.named_modules()
         if isinstance(module, ActivationQuantizer)
         and module.grid.bits == EXAMINED
+        # Who asks for symmetric ones has a device that knows 8 bits only.
+        and not module.grid.symmetric
         and INPUT.search(name)
         and not module.active
     }
