@@ -72,8 +72,8 @@ class Target:
             raise ValueError(
                 f'{self.runtime} takes activations of at most 8 bits, and '
                 f'the input of {wide[0]!r} has 16: quantize without '
-                f'`bit_overrides` such as {{{wide[0]!r}: dict(activation=16)}}, '
-                'and with `symmetric=True`, where none gets 16 by itself'
+                f'`bit_overrides` such as {{{wide[0]!r}: dict(activation=16)}}'
+                ', and with `symmetric=True`, where none gets 16 by itself'
             )
         if self.zero_points:
             return
