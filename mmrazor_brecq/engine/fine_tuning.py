@@ -8,18 +8,18 @@ from typing import Any, Callable, Optional, Union
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..algorithms import BRECQ
 from ..checkpoint import load_float, load_quantized
-from ..functional import at_least_float32
-from ..graph import copy_network, run_float
-from ..objectives import FromOutput, real_outputs
-from ..reconstruction import NonFinite, close, reopen
+from ..graph import copy_network
+from ..objectives import FromOutput
+from ..reconstruction import NonFinite, close, float_outputs, reopen
 from ..registry import MODELS
+from .launch import bare_model
 
 #: Loss of outputs and labels, for networks that have none of their own.
 Loss = Callable[[Any, Any], Tensor]
@@ -148,10 +148,10 @@ class FineTuning(BaseModel):
     def _distance(self, teacher: nn.Module, inputs: Tensor) -> Tensor:
         """Return the divergence from the float network's outputs."""
         with torch.no_grad():
-            goals = _outputs(teacher.to(inputs.device), inputs)
+            goals = float_outputs(teacher.to(inputs.device), inputs)
             if not self.likelihood.forms:
                 self.likelihood.see(teacher, inputs, goals)
-        outputs = _outputs(self.quantized.architecture, inputs)
+        outputs = float_outputs(self.quantized.architecture, inputs)
         return self.likelihood.divergence(outputs, goals)
 
 
@@ -238,12 +238,8 @@ def train(runner: Runner, metric: Optional[str] = None) -> FineTuning:
 
 def _bare(runner: Runner) -> FineTuning:
     """Return the model of a runner, without a wrapper."""
-    model: Any = runner.model
-    return model.module if is_model_wrapper(model) else model
-
-
-def _outputs(network: nn.Module, inputs: Tensor) -> list[Tensor]:
-    return at_least_float32(real_outputs(run_float(network, inputs)))
+    model: Any = bare_model(runner)
+    return model
 
 
 def folded(model: BRECQ, network: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from .augment import CutMix, Flip, MixUp, Shift
 from .base import Reconstructor, ReconstructorConfig
 from .block import BlockReconstructor
 from .nearest import NearestRounding
-from .network import WHOLE, NetworkRefiner
+from .network import WHOLE, NetworkRefiner, float_outputs
 from .optimize import CannotLearn, Descent, NonFinite
 from .reopen import close, reopen
 from .stopping import WhenSettled
@@ -32,6 +32,7 @@ __all__ = [
     'WHOLE',
     'WhenSettled',
     'close',
+    'float_outputs',
     'reopen',
     'widen',
 ]

@@ -148,7 +148,7 @@ class NetworkRefiner:
             return self._held_out(images, trained, seed)
 
         with torch.no_grad():
-            goals = [_outputs(teacher, x) for x in held_out_images()]
+            goals = [float_outputs(teacher, x) for x in held_out_images()]
         if not all(goals):
             report.before = report.after = 0.0
             report.note = 'the network returns no real numbers: left as it was'
@@ -189,7 +189,9 @@ class NetworkRefiner:
         """
         self._see(teacher, images)
         # Computed when they are needed, because outputs may be large maps.
-        goals = (_outputs(teacher, x) for x in self._held_out(images, first))
+        goals = (
+            float_outputs(teacher, x) for x in self._held_out(images, first)
+        )
         return self._validate(network, self._held_out(images, first), goals)
 
     @torch.no_grad()
@@ -207,7 +209,9 @@ class NetworkRefiner:
         """
         self._see(teacher, images)
         ends = span.start, 0, span.stop
-        goals = [_outputs(teacher, x) for x in self._held_out(images, *ends)]
+        goals = [
+            float_outputs(teacher, x) for x in self._held_out(images, *ends)
+        ]
 
         def divergence(network: nn.Module) -> float:
             some = self._held_out(images, *ends)
@@ -221,7 +225,7 @@ class NetworkRefiner:
         some = images.batch(0)[
             : images_per_pass(images.elements, 32, MAX_ELEMENTS_BACKWARD)
         ]
-        self.likelihood.see(teacher, some, _outputs(teacher, some))
+        self.likelihood.see(teacher, some, float_outputs(teacher, some))
 
     def _minimize(
         self,
@@ -270,8 +274,8 @@ class NetworkRefiner:
         """Return the divergence for some images."""
         with self.autocast(images.device):
             with torch.no_grad():
-                goals = _outputs(teacher, images)
-            outputs = _outputs(network, images)
+                goals = float_outputs(teacher, images)
+            outputs = float_outputs(network, images)
         return self.likelihood.divergence(outputs, goals)
 
     def _held_out(
@@ -308,7 +312,10 @@ class NetworkRefiner:
         """Return the mean divergence of a network's outputs from goals."""
         network.eval()
         return mean_error(
-            (self.likelihood.divergence(_outputs(network, x), goal), len(x))
+            (
+                self.likelihood.divergence(float_outputs(network, x), goal),
+                len(x),
+            )
             for x, goal in zip(images, goals)
         )
 
@@ -329,7 +336,7 @@ class NetworkRefiner:
 RefinerConfig = Annotated[dict, Config(NetworkRefiner, TASK_UTILS)]
 
 
-def _outputs(network: nn.Module, images: Inputs) -> list[Tensor]:
+def float_outputs(network: nn.Module, images: Inputs) -> list[Tensor]:
     """Return the real outputs of a network, in float32 or float64."""
     return [
         to_normal_tensor(x)
