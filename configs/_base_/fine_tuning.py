@@ -1,7 +1,6 @@
 # Training of quantized weights and scales. Weights learn in units of their
 # scale; the other rates are multiples of `lr`.
 train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=1)
-val_cfg = dict()
 optim_wrapper = dict(
     type='AutocastOptimWrapper',
     optimizer=dict(type='Adam', lr=1e-3),
