@@ -1,11 +1,7 @@
 # Trains the RetinaNet of the demo, on a set that demo/compose_detection.py
 # composes: see docs/guides/detection.md.
+_base_ = ['../_base_/fashion_detection.py']
 default_scope = 'mmdet'
-custom_imports = dict(
-    imports=['mmrazor_brecq', 'mmrazor_brecq.mmcv_ext'],
-    allow_failed_imports=False,
-)
-data_root = '{{$MMRAZOR_BRECQ_DETECTION:data/fashion_detection}}/'
 classes = (
     'T-shirt/top',
     'Trouser',
@@ -122,12 +118,9 @@ test_pipeline = [
     *pipeline[1:],
 ]
 train_dataloader = dict(
-    batch_size=16,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CocoDataset',
-        data_root=data_root,
+        data_root=_base_.data_root,
         ann_file='train.json',
         data_prefix=dict(img='train/'),
         metainfo=dict(classes=classes),
@@ -135,12 +128,9 @@ train_dataloader = dict(
     ),
 )
 test_dataloader = dict(
-    batch_size=50,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CocoDataset',
-        data_root=data_root,
+        data_root=_base_.data_root,
         ann_file='test.json',
         data_prefix=dict(img='test/'),
         metainfo=dict(classes=classes),
@@ -148,20 +138,13 @@ test_dataloader = dict(
         test_mode=True,
     ),
 )
-val_dataloader = test_dataloader
+val_dataloader = dict(_base_.test_dataloader, **test_dataloader)
 test_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'test.json', metric='bbox'
+    type='CocoMetric', ann_file=_base_.data_root + 'test.json', metric='bbox'
 )
 val_evaluator = test_evaluator
 
 train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=10)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=1e-2),
-    clip_grad=dict(max_norm=10.0),
-)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=100, by_epoch=False),
     dict(
@@ -171,15 +154,5 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=25),
-    checkpoint=dict(type='CheckpointHook', interval=5, max_keep_ckpts=1),
-)
-env_cfg = dict(
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
-)
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends)
-randomness = dict(seed=0)
-log_level = 'INFO'

@@ -1,11 +1,7 @@
 # Trains the DeepLabV3+ of the demo, on the set and the masks that
 # demo/compose_detection.py composes: see docs/guides/segmentation.md.
+_base_ = ['../_base_/fashion_detection.py']
 default_scope = 'mmseg'
-custom_imports = dict(
-    imports=['mmrazor_brecq', 'mmrazor_brecq.mmcv_ext'],
-    allow_failed_imports=False,
-)
-data_root = '{{$MMRAZOR_BRECQ_DETECTION:data/fashion_detection}}/'
 classes = (
     'background',
     'T-shirt/top',
@@ -70,43 +66,31 @@ pipeline = [
 ]
 dataset = dict(
     type='BaseSegDataset',
-    data_root=data_root,
+    data_root=_base_.data_root,
     img_suffix='.png',
     metainfo=dict(classes=classes, palette=palette),
     reduce_zero_label=False,
     pipeline=pipeline,
 )
 train_dataloader = dict(
-    batch_size=16,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         dataset,
         data_prefix=dict(img_path='train', seg_map_path='train_masks'),
     ),
 )
 test_dataloader = dict(
-    batch_size=50,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         dataset,
         data_prefix=dict(img_path='test', seg_map_path='test_masks'),
         test_mode=True,
     ),
 )
-val_dataloader = test_dataloader
+val_dataloader = dict(_base_.test_dataloader, **test_dataloader)
 test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 val_evaluator = test_evaluator
 
 train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=20)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-2),
-    clip_grad=dict(max_norm=10.0),
-)
+optim_wrapper = dict(optimizer=dict(lr=3e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=100, by_epoch=False),
     dict(
@@ -116,15 +100,6 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=25),
-    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=1),
-)
-env_cfg = dict(
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
-)
+default_hooks = dict(checkpoint=dict(interval=10))
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends)
-randomness = dict(seed=0)
-log_level = 'INFO'

@@ -12,8 +12,6 @@ pytest.importorskip('mmseg', reason='the extra [segmentation] is missing')
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/segmentation/deeplabv3plus_fashion-detection.py'
 CHECKPOINT = 'demo/deeplabv3plus_fashion-detection.pth'
-#: Most that the mIoU may fall, in per cent: twice or more what it falls by.
-LOSS = dict(w4a8=3.0, w2a8=15.0)
 
 
 def test_the_checkpoint_is_small():
@@ -21,12 +19,11 @@ def test_the_checkpoint_is_small():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('bits', ['w4a8', 'w2a8'])
-def test_the_segmenter_keeps_its_accuracy(bits, quantize):
+def test_the_segmenter_keeps_its_accuracy(quantize):
     report, told = quantize(
         CONFIG,
         CHECKPOINT,
-        bits,
+        'w2a8',
         'test_dataloader.dataset.indices=50',
         'model.reconstructor.iterations=24',
         images=32,
@@ -36,9 +33,9 @@ def test_the_segmenter_keeps_its_accuracy(bits, quantize):
         for name in ('float', 'nearest', 'quantized')
     }
     assert mean['float'] > 50
-    assert mean['float'] - mean['quantized'] < LOSS[bits]
-    if bits == 'w2a8':
-        assert mean['quantized'] - mean['nearest'] > 20
+    # Twice what it falls by.
+    assert mean['float'] - mean['quantized'] < 15
+    assert mean['quantized'] - mean['nearest'] > 20
     assert 'judged by mIoU' in told
     # Each pixel is one of the classes.
     named = {unit['objective'] for unit in report['units']}
