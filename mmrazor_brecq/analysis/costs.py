@@ -22,7 +22,7 @@ def divergence(
 ) -> float:
     """Return a model's divergence from float on held-out images, in nats."""
     first = len(images) - model.held_out_of(len(images))
-    return _validator().divergence(model.architecture, teacher, images, first)
+    return validator().divergence(model.architecture, teacher, images, first)
 
 
 def unit_costs(
@@ -47,7 +47,7 @@ def unit_costs(
     count = max(LEAST_IMAGES, min(MOST_IMAGES, PASSES // len(model.units)))
     first = len(images) - held_out
     span = range(first, first + min(count, held_out))
-    diverges = _validator().divergence_from(teacher, images, span)
+    diverges = validator().divergence_from(teacher, images, span)
     costs = {}
     for unit in model.units:
         with ExitStack() as stack:
@@ -60,6 +60,6 @@ def unit_costs(
     return costs
 
 
-def _validator() -> NetworkRefiner:
+def validator() -> NetworkRefiner:
     """Return what measures divergences of outputs, whatever they are."""
     return NetworkRefiner(augment=[], likelihood=dict(type='FromOutput'))

@@ -82,7 +82,7 @@ def _weight(layer: QuantLayer, weight: Tensor) -> Details:
     return dict(
         bits=quantizer.grid.bits,
         **_on_grid(histogram(rows / scale + offset), quantizer.grid.range),
-        noise_db=_decibels(float(signal), float(noise)),
+        noise_db=decibels(float(signal), float(noise)),
         lost_channels=int(empty.sum()),
     )
 
@@ -133,7 +133,7 @@ def _on_grid(found: Mapping[str, Any], ends: tuple[int, int]) -> Details:
     }
 
 
-def _decibels(signal: float, noise: float) -> Optional[float]:
+def decibels(signal: float, noise: float) -> Optional[float]:
     """Return the ratio of two energies in dB, None if one is zero."""
     if not signal or not noise:
         return None

@@ -114,6 +114,16 @@ def save_quantized(model: BRECQ, meta: dict[str, Any], path: str) -> None:
         save_tensors(content, path)
 
 
+def is_quantized(path: str, trust: bool = False) -> bool:
+    """Return whether a file is a quantized checkpoint, not a float one.
+
+    Args:
+        path (str): The file.
+        trust (bool): As for :func:`read_checkpoint`, whose errors it raises.
+    """
+    return QUANTIZED_KEY in read_checkpoint(path, trust)['state_dict']
+
+
 def read_quantized(path: str) -> dict[str, Any]:
     """Read and check a quantized checkpoint.
 

@@ -78,7 +78,9 @@ def dry_run(
         wanted = int(cfg.test_cfg.calibration.num_images)
         images, preparation = _images(runner, model, wanted)
         seconds = dict(
-            prepare=preparation, evaluate=_evaluation(runner, model)
+            prepare=preparation,
+            # Of the float, the rounded and the learned model.
+            evaluate=evaluation_seconds(runner, model) * (1 + 2 * QUANTIZED),
         )
         teacher = model.prepare(images.batch(0)[:1])
         costs = _unit_costs(model, teacher, images)
@@ -118,8 +120,13 @@ def _since(start: float) -> float:
     return time.perf_counter() - start
 
 
-def _evaluation(runner: Runner, model: BRECQ) -> float:
-    """Return the seconds in which three models are evaluated."""
+def evaluation_seconds(runner: Runner, model: BRECQ) -> float:
+    """Return about how many seconds an evaluation of the model takes.
+
+    Args:
+        runner (Runner): The runner, whose test images are used.
+        model (BRECQ): The float model.
+    """
     loop: Any = runner.test_loop
     if not loop.evaluator.metrics or not len(loop.dataloader):
         return 0.0
@@ -131,7 +138,7 @@ def _evaluation(runner: Runner, model: BRECQ) -> float:
             model.test_step(batch)
             count += 1
     each = _since(start) / count if count else 0.0
-    return each * len(loop.dataloader) * (1 + 2 * QUANTIZED)
+    return each * len(loop.dataloader)
 
 
 def _unit_costs(

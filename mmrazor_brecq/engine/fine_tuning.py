@@ -255,4 +255,5 @@ def folded(model: BRECQ, network: nn.Module) -> nn.Module:
         partition=model.partition_cfg,
     ).eval()
     shape = [1, *model.input_shape.tolist()]
-    return other.prepare(torch.zeros(shape), model.architecture.state_dict())
+    example = torch.zeros(shape, device=next(other.parameters()).device)
+    return other.prepare(example, model.architecture.state_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from mmengine.config import Config
@@ -75,7 +75,9 @@ def ptq(
         runner = build_runner(cfg, RunOwner)
         with starting(runner):
             load_float(bare_model(runner), checkpoint, trust)
-            _loop(runner).resume = resume
+            test_loop: Any = _loop(runner)
+            test_loop.resume = resume
+            test_loop.float_checkpoint = checkpoint
         return runner.test()
 
 

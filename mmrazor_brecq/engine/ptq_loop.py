@@ -127,6 +127,8 @@ class PTQLoop(TestLoop):
         #: Activations with 16 bits, and what 8 bits cost.
         self.widened: dict[str, float] = {}
         self.resume = resume
+        #: Where the float weights are from, if that is known.
+        self.float_checkpoint = ''
 
     @property
     def model(self) -> BRECQ:
@@ -289,13 +291,18 @@ class PTQLoop(TestLoop):
         """
         if row not in progress.metrics:
             metrics = (
-                self._measure(model, row) if self.evaluator.metrics else {}
+                self.measure(model, row) if self.evaluator.metrics else {}
             )
             progress.add_metrics(row, metrics)
         return progress.metrics[row]
 
-    def _measure(self, model: nn.Module, row: str) -> dict[str, float]:
-        """Return the metrics of a model, and log them."""
+    def measure(self, model: nn.Module, row: str) -> dict[str, float]:
+        """Return the metrics of a model, and log them.
+
+        Args:
+            model (nn.Module): The model, with or without a wrapper.
+            row (str): What it is called in the log.
+        """
         self.runner.logger.info(f'Evaluates the {row} model')
         quantized, self.runner.model = self.runner.model, model
         self.row = row
@@ -384,6 +391,8 @@ class PTQLoop(TestLoop):
             versions=dict(mmrazor_brecq=__version__, **installed_versions()),
             device=get_device(),
             seed=self.runner.seed,
+            float_checkpoint=self.float_checkpoint
+            and osp.relpath(self.float_checkpoint, self.runner.work_dir),
             identity=identity,
         )
         names = self.checkpoint, 'report.json', 'report.html'

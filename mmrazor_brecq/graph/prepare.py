@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Any, Optional, Union, cast
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..functional import flatten
 from ..layers import (
@@ -83,6 +84,13 @@ class Door(nn.Module):
             # Code may ask whether two arguments are the same tensor.
             leaves = [quantized if y is x else y for y in leaves]
         return rebuild(leaves)
+
+    def attach(self, module: nn.Module) -> RemovableHandle:
+        """Quantize the inputs of a module, until the hook is removed."""
+        return module.register_forward_pre_hook(
+            lambda module, args, kwargs: self.quantize(args, kwargs),
+            with_kwargs=True,
+        )
 
     def forward(self, x: Any) -> Any:
         """Return the input: a Sequential calls its door like all children."""

@@ -281,7 +281,7 @@ def _quantize_input(
     product = model.get_submodule(name)
     if isinstance(product, MatrixProduct):
         sides = product.left_quantizer, product.right_quantizer
-        return _hook(modules[name], Door(dict(enumerate(sides)), {}))
+        return Door(dict(enumerate(sides)), {}).attach(modules[name])
     quantizer: nn.Module = _layer(model, name).input_quantizer
     if choice.position is not None:
         name, position = choice.unit, choice.position
@@ -290,12 +290,4 @@ def _quantize_input(
         if isinstance(door, Door):
             quantizer = door.inputs[str(position)]
     door = Door({position: quantizer}, {position: choice.layers})
-    return _hook(modules[name], door)
-
-
-def _hook(module: nn.Module, door: Door) -> RemovableHandle:
-    """Let a door quantize the inputs of a module."""
-    return module.register_forward_pre_hook(
-        lambda module, args, kwargs: door.quantize(args, kwargs),
-        with_kwargs=True,
-    )
+    return door.attach(modules[name])

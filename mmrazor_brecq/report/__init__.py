@@ -1,3 +1,4 @@
+from .analysis import analysis_page, analysis_table, ranked
 from .bits import bits_figures, bits_table
 from .earlier_runs import outdone
 from .findings import findings
@@ -16,6 +17,8 @@ from .terminal import UnitProgress
 __all__ = [
     'ShownReport',
     'UnitProgress',
+    'analysis_page',
+    'analysis_table',
     'bits_figures',
     'bits_table',
     'closing_table',
@@ -26,6 +29,7 @@ __all__ = [
     'outdone',
     'page',
     'plan_table',
+    'ranked',
     'setback',
     'weight_bytes',
     'write',

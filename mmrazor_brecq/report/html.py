@@ -72,7 +72,7 @@ def page(report: Report) -> str:
         )
     rows, layers = MAX_ROWS, MAX_LAYERS
     while True:
-        text = _template().render(_content(report, rows, layers))
+        text = template('report').render(_content(report, rows, layers))
         if len(text.encode()) <= MAX_BYTES:
             return text
         rows, layers = rows // 2, layers // 2
@@ -91,7 +91,8 @@ class ShownReport(dict):
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Return a template of this package, by its name without endings."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, ''),
         autoescape=True,
@@ -100,7 +101,7 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(name=_short, number=_number)
-    return environment.get_template('report.html.jinja')
+    return environment.get_template(f'{name}.html.jinja')
 
 
 def _content(report: Report, rows: int, layers: int) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _units(report: Report) -> Iterator[dict[str, Any]]:
     largest = max(found.values(), default=0.0) or 1.0
     for number, unit in enumerate(report['units'], 1):
         share = found.get(unit['name'])
-        bits = sorted({_bits_text(b) for b in unit['bits'].values()})
+        bits = sorted({bits_text(b) for b in unit['bits'].values()})
         yield dict(
             number=number,
             name=unit['name'] or 'network',
@@ -170,7 +171,8 @@ def _units(report: Report) -> Iterator[dict[str, Any]]:
         )
 
 
-def _bits_text(bits: Any) -> str:
+def bits_text(bits: Any) -> str:
+    """Return the bits of weight and input as text, such as 4/8."""
     weight, activation = bits
     second = 'float' if activation == 32 else activation
     # A product of activations has no weight.

@@ -23,6 +23,7 @@ TOOLS = [
     'train.py',
     'export.py',
     'search_bits.py',
+    'analyze.py',
     'measure_latency.py',
 ]
 
@@ -42,7 +43,8 @@ def call(monkeypatch, tool, *args):
 
 
 @pytest.mark.parametrize(
-    'tool', ['ptq.py', 'test.py', 'search_bits.py', 'export.py']
+    'tool',
+    ['ptq.py', 'test.py', 'search_bits.py', 'export.py', 'analyze.py'],
 )
 def test_errors_are_one_line(monkeypatch, capsys, tmp_path, tool):
     args = (tmp_path / 'none.py', 'none.pth', '--work-dir', tmp_path / 'run')
