@@ -339,7 +339,7 @@ class _Accuracy:
         """Measure the layers that cost most, and save each."""
         model = self.layers.model
         if 'quantized' not in content:
-            content['float'] = self._of(self.layers.teacher, 'float')
+            content['float'] = self._of(self.layers.teacher, 'folded float')
             content['quantized'] = self._of(model.architecture, 'quantized')
             report = dict(content, metric=self.metric)
             content['metric'] = main_metric(report)
