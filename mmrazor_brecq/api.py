@@ -220,6 +220,7 @@ def quantize(
     left_out = leave_out(rows)
     rows = with_samples(brecq.architecture, rows)
     teacher = brecq.prepare(rows.batch(0)[:1])
+    brecq.equalize(teacher, rows)
     brecq.widen(rows)
     reports = []
     logger = MMLogger.get_current_instance()

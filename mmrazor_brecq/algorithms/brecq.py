@@ -30,6 +30,7 @@ from ..functional import (
 from ..graph import (
     Account,
     Door,
+    Equalize,
     Inputs,
     Network,
     PartitionConfig,
@@ -42,6 +43,7 @@ from ..graph import (
     check_layers,
     check_overrides,
     copy_network,
+    equalized_as,
     fold_batch_norm,
     inputs_for,
     leave_float,
@@ -57,10 +59,12 @@ from ..graph import (
 from ..layers import QuantLayer
 from ..reconstruction import (
     WHOLE,
+    LayerQuantizers,
     Reconstructor,
     ReconstructorConfig,
     UnitData,
     UnitReport,
+    equalize,
     widen,
 )
 from ..registry import MODELS, TASK_UTILS
@@ -90,6 +94,8 @@ class BRECQ(BaseModel):
             validate, between 0 and 1.
         wide_activations (bool): Whether :meth:`widen` gives 16 bits to the
             few activations whose 8 bits alone spoil the output.
+        equalize_norms (bool): Whether :meth:`equalize` gives the channels of
+            norms that only layers read the same ranges.
         data_preprocessor (dict, optional): Passed to the architecture.
         init_cfg (dict, optional): As in mmengine.
 
@@ -113,6 +119,7 @@ class BRECQ(BaseModel):
         reconstructor: Optional[ReconstructorConfig] = None,
         held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1,
         wide_activations: bool = True,
+        equalize_norms: bool = True,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
     ) -> None:
@@ -139,6 +146,7 @@ class BRECQ(BaseModel):
         )
         self.held_out = held_out
         self.wide_activations = wide_activations
+        self.equalize_norms = equalize_norms
         self.units: list[Unit] = []
         #: Whether the network is given data samples beside images.
         self.takes_samples = False
@@ -236,6 +244,9 @@ class BRECQ(BaseModel):
             check_behavior(network, example, recording)
         fold_batch_norm(network, recording, kept_norms)
         teacher = copy_network(network).requires_grad_(False)
+        if state is not None:
+            for rewrite in equalized_as(teacher, recording, state):
+                rewrite.apply()
         units = self.partition(network, recording)
         for unit in units:
             if unit.module in recording.given_samples:
@@ -252,6 +263,50 @@ class BRECQ(BaseModel):
         self.register_buffer('input_shape', shape)
         self.requires_grad_(False)
         return teacher
+
+    @no_fast_path()
+    def equalize(self, teacher: nn.Module, images: CachedBatches) -> list[str]:
+        """Give the channels that layers read from norms the same ranges.
+
+        It moves them from the norm into the weights of these layers, before
+        scales are chosen; the outputs of both networks stay the same.
+
+        Args:
+            teacher (nn.Module): What :meth:`prepare` returned; it is changed
+                in place, as the model is.
+            images (CachedBatches): Preprocessed calibration images.
+
+        Returns:
+            list[str]: Names of the norms.
+        """
+        if not self.equalize_norms:
+            return []
+        if self.takes_samples:
+            images = with_samples(teacher, images)
+        done = equalize(
+            teacher, images, lambda name: self._quantizers(teacher, name)
+        )
+        for rewrite in done:
+            Equalize(
+                self.architecture,
+                rewrite.read,
+                rewrite.factor,
+                rewrite.offset,
+            ).apply()
+        return [rewrite.read.name for rewrite in done]
+
+    def _quantizers(
+        self, teacher: nn.Module, name: str
+    ) -> Optional[LayerQuantizers]:
+        """Return new quantizers of a layer, None if its input is float."""
+        weight_bits, bits = self.bits[name]
+        found = self.scheme.activation_quantizer(bits)
+        if found is None:
+            return None
+        layer = teacher.get_submodule(name)
+        return LayerQuantizers(
+            self.scheme.weight_quantizer(layer, weight_bits), found
+        )
 
     @no_fast_path()
     def widen(self, images: CachedBatches) -> dict[str, float]:

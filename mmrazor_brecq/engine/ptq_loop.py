@@ -164,6 +164,7 @@ class PTQLoop(TestLoop):
                 return done
             original = copy_network(model)
             teacher = model.prepare(images.batch(0)[:1])
+            model.equalize(teacher, images)
             self.widened = model.widen(images)
             progress = Progress(
                 self._path('progress'), identity, self.resume, self._changes

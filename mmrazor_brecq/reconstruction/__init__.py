@@ -6,6 +6,7 @@ from .. import objectives
 from .augment import CutMix, Flip, MixUp, Shift
 from .base import Reconstructor, ReconstructorConfig
 from .block import BlockReconstructor
+from .equal_ranges import LayerQuantizers, equalize
 from .nearest import NearestRounding
 from .network import WHOLE, NetworkRefiner, float_outputs
 from .optimize import CannotLearn, Descent, NonFinite
@@ -34,6 +35,8 @@ __all__ = [
     'close',
     'float_outputs',
     'reopen',
+    'LayerQuantizers',
+    'equalize',
     'widen',
 ]
 
