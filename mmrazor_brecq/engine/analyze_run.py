@@ -170,6 +170,7 @@ class _Subject:
             return self.student, folded(self.student, self.model.architecture)
         model = self.model
         network = model.prepare(self.images.batch(0)[:1])
+        model.equalize(network, self.images)
         model.widen(self.images)
         rounding = model.reconstruct(
             network, self.images, self.runner.seed, NearestRounding()
