@@ -15,6 +15,8 @@ from mmengine.structures import InstanceData
 
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.checkpoint import load_float
+from mmrazor_brecq.config.load import check_data, load_config
+from mmrazor_brecq.config.recipe import Recipe
 from mmrazor_brecq.engine.data_mistakes import check_measured, measuring
 
 pytest.importorskip('mmdet', reason='the extra [detection] is missing')
@@ -40,6 +42,27 @@ def test_a_checkpoint_of_other_classes_is_refused_by_its_tensors():
     model = BRECQ(architecture)
     with pytest.raises(ValueError, match=r'bbox_head.retina_cls.weight'):
         load_float(model, str(CHECKPOINT))
+
+
+def test_without_evaluation_the_test_set_needs_no_annotations(tmp_path):
+    options = {
+        'test_dataloader.dataset.ann_file': 'not_there.json',
+        'test_evaluator.ann_file': 'not_there.json',
+    }
+    path = str(tmp_path / 'own.py')
+    own = Config.fromfile(CONFIG)
+    own.merge_from_dict(options)
+    own.dump(path)
+    parts = 'test_dataloader', 'test_cfg.calibration.dataloader'
+    for evaluate in (False, True):
+        recipe = Recipe('w8a8', 'fast', str(tmp_path), 32, evaluate)
+        cfg = load_config(path, {}, str(tmp_path), recipe=recipe)
+        if not evaluate:
+            assert cfg.test_dataloader is None and cfg.test_evaluator is None
+            check_data(cfg, parts)
+            continue
+        with pytest.raises(FileNotFoundError, match='test_dataloader'):
+            check_data(cfg, parts)
 
 
 def measured(folder, boxes, categories=('Trouser', 'Bag')):

@@ -244,6 +244,18 @@ def test_what_cannot_be_decoded_in_a_file_is_refused_by_name():
         decoder_of(torch.nn.Linear(2, 2))
 
 
+def test_the_head_is_found_whose_outputs_a_file_has():
+    """Prepared, a detector that runs ``head.forward`` calls its head."""
+    from mmrazor_brecq.algorithms import BRECQ
+    from mmrazor_brecq.engine.deploy_metric import _head_of
+
+    model, images = BRECQ(detector(HEADS['retina'])).eval(), pictures(1)
+    head = model.architecture.bbox_head
+    assert _head_of(model.architecture, images) is head
+    model.prepare(images)
+    assert _head_of(model.architecture, images) is head
+
+
 @pytest.mark.slow
 def test_the_demo_detector_is_exported_and_draws_its_boxes(
     detection_set, tmp_path, monkeypatch, capsys
