@@ -113,7 +113,7 @@ setup(
         'Typing :: Typed',
     ],
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={PACKAGE: ['py.typed', 'report/*.jinja']},
+    package_data={PACKAGE: ['py.typed', 'report/*.jinja', 'targets/*.yaml']},
     cmdclass={'build_mim': BuildMim},
     entry_points={'console_scripts': [f'mmrazor-brecq = {PACKAGE}.cli:main']},
     python_requires='>=3.9',

@@ -62,6 +62,7 @@ from .graph import (
 from .reconstruction import Reconstructor
 from .registry import TASK_UTILS
 from .report import ShownReport, UnitProgress, weight_bytes
+from .targets import TargetConfig
 from .validation import (
     Batch,
     Bits,
@@ -117,6 +118,7 @@ def quantize(
     symmetric: Optional[bool] = None,
     quantize_shortcuts: bool = True,
     num_images: Count = 1024,
+    target: Optional[TargetConfig] = None,
 ) -> tuple[BRECQ, dict[str, Any]]:
     """Quantize a trained network.
 
@@ -153,6 +155,10 @@ def quantize(
             quantized tensors too, see :class:`QuantizationScheme`.
         num_images (int): Images to take from batches, at most. Of a tensor
             all are used.
+        target (str | dict, optional): The device that it is for:
+            ``onnxruntime``, ``openvino``, ``tensorrt``, ``example-npu``, a
+            registered name, or the path of a YAML file. What the device
+            cannot do is refused, or adapted where there is one choice.
 
     Returns:
         tuple[BRECQ, dict]: The quantized network, called like ``model``,
@@ -177,24 +183,28 @@ def quantize(
     model = unwrap(model)
     if isinstance(model, BRECQ):
         raise ValueError('The model is quantized already: give the float one')
-    weight = dict(
-        bits=weight_bits,
-        symmetric=weight_bits == 8 if symmetric is None else symmetric,
-    )
+    weight: dict[str, Any] = dict(bits=weight_bits)
+    if symmetric is not None or target is None or weight_bits == 8:
+        weight.update(
+            symmetric=weight_bits == 8 if symmetric is None else symmetric
+        )
     activation: Optional[dict[str, Any]] = None
     if activation_bits is not None:
         activation = dict(bits=activation_bits)
         if symmetric:
             activation.update(symmetric=True)
+    quantization: dict[str, Any] = dict(
+        weight=weight,
+        activation=activation,
+        bit_overrides=bit_overrides or {},
+    )
+    if not quantize_shortcuts:
+        quantization.update(quantize_shortcuts=False)
     brecq = BRECQ(
         copy_network(model),
-        quantization=dict(
-            weight=weight,
-            activation=activation,
-            quantize_shortcuts=quantize_shortcuts,
-            bit_overrides=bit_overrides or {},
-        ),
+        quantization=quantization,
         partition=partition,
+        target=target,
         reconstructor=reconstructor
         or read_part('schedule', 'default', 'reconstructor'),
     )
@@ -369,7 +379,7 @@ def export_onnx(
     model: Quantized,
     images: Images,
     path: FileName,
-    target: str = 'onnxruntime',
+    target: Optional[TargetConfig] = None,
     pack: bool = False,
     batch: Batch = 'dynamic',
     force: bool = False,
@@ -383,8 +393,8 @@ def export_onnx(
             calibrates further scales that the target needs, the second half
             is for the proof.
         path (str): The file, ``.onnx``.
-        target (str): ``onnxruntime``, ``openvino``, ``tensorrt`` or the
-            name of a registered target.
+        target (str | dict, optional): As for :func:`quantize`; by default
+            the one that the network was quantized for, or ``onnxruntime``.
         pack (bool): Store weights of 4 bits or fewer as INT4 or INT2.
         batch (str | int): ``'dynamic'``, or the number of images.
         force (bool): Overwrite an existing file.

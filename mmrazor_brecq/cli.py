@@ -23,6 +23,7 @@ from . import _interrupt, _terminal
 from .config.load import FILES, check_data, load_config
 from .config.read import is_user_error
 from .config.recipe import NO_EVAL_CURE, NO_EVALUATION, Recipe
+from .targets import find_target
 from .validation import ImageCount, Natural, option
 from .version import __version__
 
@@ -261,6 +262,8 @@ def config_of(args: argparse.Namespace, *loaders: str) -> Config:
     cfg = load_config(
         args.config, options, args.work_dir, args.launcher, recipe
     )
+    if getattr(args, 'device', None) is not None:
+        cfg.model['target'] = find_target(args.device)
     try:
         _check_files(cfg, args, loaders)
     except FileNotFoundError:
@@ -288,6 +291,19 @@ def _check_files(
         if getattr(args, option, None) is not None
     )
     check_data(cfg, loaders, cures)
+
+
+def add_target_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option of tools that keep to what a device allows."""
+    parser.add_argument(
+        '--target',
+        dest='device',
+        metavar='NAME_OR_FILE',
+        help='the device that it is for: onnxruntime, openvino, tensorrt, '
+        'example-npu, one of your own, or a YAML file; what it cannot do is '
+        'refused, or adapted where there is one choice (default: '
+        '`model.target` of the config)',
+    )
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:

@@ -19,8 +19,10 @@ def main() -> int:
     )
     parser.add_argument(
         '--target',
-        default='onnxruntime',
-        help='onnxruntime, openvino, tensorrt, or a target of your own',
+        metavar='NAME_OR_FILE',
+        help='onnxruntime, openvino, tensorrt, a target of your own, or a '
+        'YAML file (default: `model.target` of the config, or else '
+        'onnxruntime)',
     )
     parser.add_argument(
         '--pack',

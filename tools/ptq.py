@@ -10,6 +10,7 @@ import sys
 
 from mmrazor_brecq.cli import (
     add_recipe_options,
+    add_target_option,
     add_trust_option,
     config_of,
     run_tool,
@@ -34,6 +35,7 @@ def main() -> int:
         help='print units, layers, bits, what stays float, and an estimate '
         'of time and memory; write nothing',
     )
+    add_target_option(parser)
     add_trust_option(parser)
     add_recipe_options(parser)
     args = parser.parse_args()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from mmrazor_brecq.cli import (
+    add_target_option,
     add_trust_option,
     config_of,
     run_tool,
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument(
         '--latency-table', help='table that tools/measure_latency.py wrote'
     )
+    add_target_option(parser)
     add_trust_option(parser)
     args = parser.parse_args()
 
@@ -58,7 +60,7 @@ def main() -> int:
             args.equal_to,
             args.sensitivity,
             args.latency_table,
-            bool(args.cfg_options),
+            bool(args.cfg_options or args.device),
             args.trust_checkpoint,
         )
 

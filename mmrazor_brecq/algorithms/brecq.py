@@ -29,7 +29,6 @@ from ..functional import (
 )
 from ..graph import (
     Account,
-    Door,
     Equalize,
     Inputs,
     Network,
@@ -40,23 +39,27 @@ from ..graph import (
     Samples,
     Unit,
     check_behavior,
+    check_bits,
     check_layers,
     check_overrides,
     copy_network,
     equalized_as,
     fold_batch_norm,
+    input_quantizers,
     inputs_for,
     leave_float,
     make_plain,
+    narrow,
     prepare,
     record,
     run_float,
     show_calls,
     show_products,
+    suit,
     suit_samples,
     unwrap_parts,
+    without_unseen,
 )
-from ..layers import QuantLayer
 from ..reconstruction import (
     WHOLE,
     LayerQuantizers,
@@ -71,6 +74,7 @@ from ..registry import MODELS, TASK_UTILS
 from ..runtime.allocator import reuse_freed_memory
 from ..runtime.attention import no_fast_path, run_through_layers
 from ..runtime.distributed import process_generator
+from ..targets import Description, TargetConfig
 from ..validation import KeyPath, validate
 
 
@@ -98,6 +102,11 @@ class BRECQ(BaseModel):
             norms that only layers read the same ranges.
         data_preprocessor (dict, optional): Passed to the architecture.
         init_cfg (dict, optional): As in mmengine.
+        target (str | dict, optional): The device that it is for: a known
+            name, such as ``tensorrt``, the path of a YAML file, or fields
+            of :class:`mmrazor_brecq.targets.Description`. What the device
+            cannot do is refused by :meth:`prepare`, or adapted where there
+            is one choice.
 
     Example:
         >>> model = dict(
@@ -122,6 +131,7 @@ class BRECQ(BaseModel):
         equalize_norms: bool = True,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
+        target: Optional[TargetConfig] = None,
     ) -> None:
         if isinstance(architecture, dict):
             if data_preprocessor is not None:
@@ -138,6 +148,9 @@ class BRECQ(BaseModel):
             self.data_preprocessor = network.data_preprocessor
         self.architecture: nn.Module = network
         self.scheme = QuantizationScheme(**quantization or {})
+        self.target: Optional[Description] = target
+        #: Names of the settings that the user gave.
+        self.given = frozenset(quantization or {})
         check_overrides(self.scheme, self.architecture)
         self.partition_cfg = partition or dict(type='BlockPartition')
         self.partition = TASK_UTILS.build(self.partition_cfg)
@@ -225,7 +238,13 @@ class BRECQ(BaseModel):
             recording = record(network, example)
         if show_products(network, recording, state):
             recording = record(network, example)
-        leave_float(recording, self.scheme)
+        scheme = self.scheme
+        if state is not None:
+            scheme = without_unseen(scheme, recording)
+        elif self.target is not None:
+            scheme = suit(scheme, self.target, recording, self.given)
+            self.scheme = scheme
+        leave_float(recording, scheme)
         if state is None:
             kept_norms = None
         else:
@@ -257,7 +276,9 @@ class BRECQ(BaseModel):
                     'BlockPartition'
                 )
         self.takes_samples = isinstance(example, Samples)
-        self.bits = prepare(network, recording, units, self.scheme)
+        self.bits = prepare(network, recording, units, scheme)
+        if state is None and self.target is not None:
+            check_bits(network, self.target)
         self.units = units
         shape = torch.tensor(example.shape[1:], device=example.device)
         self.register_buffer('input_shape', shape)
@@ -323,7 +344,8 @@ class BRECQ(BaseModel):
             return {}
         if self.takes_samples:
             images = with_samples(self.architecture, images)
-        found = widen(self.architecture, images)
+        kept = narrow(self.architecture, self.target) if self.target else ()
+        found = widen(self.architecture, images, kept)
         _note_wide_bits(self)
         for name, error in found.items():
             print_log(
@@ -506,18 +528,10 @@ class BRECQ(BaseModel):
 
 def _note_wide_bits(model: BRECQ, *args: Any) -> None:
     """Note the bits of activations that a run has widened."""
-    for name, module in model.architecture.named_modules():
-        inputs: dict[tuple[str, ...], Any] = {}
-        if isinstance(module, Door):
-            inputs = {
-                module.readers[int(i)]: x for i, x in module.inputs.items()
-            }
-        elif isinstance(module, QuantLayer):
-            inputs = {(name,): module.input_quantizer}
-        for layers, quantizer in inputs.items():
-            bits = getattr(getattr(quantizer, 'grid', None), 'bits', 0)
-            for layer in layers if bits > 8 else ():
-                model.bits[layer] = (model.bits[layer][0], bits)
+    for found in input_quantizers(model.architecture):
+        bits = found.quantizer.grid.bits
+        for layer in found.layers if bits > 8 else ():
+            model.bits[layer] = (model.bits[layer][0], bits)
 
 
 def _modules_with(state: Mapping[str, Tensor], key: str) -> set[str]:

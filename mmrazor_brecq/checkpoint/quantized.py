@@ -10,6 +10,7 @@ from torch import nn
 from .._requirements import require
 from ..algorithms import BRECQ
 from ..functional import pack_extra
+from ..graph import QuantizationScheme
 from ..layers import quant_layers
 from ..version import __version__
 from .files import save_tensors, write_whole
@@ -199,17 +200,34 @@ def load_quantized(model: BRECQ, path: str) -> dict[str, Any]:
     before = meta.get('quantization') or {}
     expected = model.scheme.to_dict()
     other = [key for key in before if before[key] != expected.get(key)]
+    if model.target is not None:  # The scheme became what the device allows.
+        other = [
+            key
+            for key in other
+            if key in model.given and not _holds(before[key], expected[key])
+        ]
     if other:
         raise ValueError(
             f'{path!r} was quantized with model.quantization.{other[0]} = '
             f'{abbreviate(before[other[0]])}, the config has '
             f'{expected.get(other[0])}: use the config of its run'
         )
+    if model.target is not None and before:
+        with errors_name(path):
+            check_names(meta)
+            model.scheme = QuantizationScheme(**before)
     if meta.get('partition') not in (None, model.partition_cfg):
         with errors_name(path):
             check_names(dict(meta, quantization=before))
     _load(model, checkpoint, path)
     return meta
+
+
+def _holds(before: object, asked: object) -> bool:
+    """Return whether a setting has what a config asks for, and maybe more."""
+    if not isinstance(before, dict) or not isinstance(asked, dict):
+        return before == asked
+    return all(k in before and _holds(before[k], v) for k, v in asked.items())
 
 
 def _load(model: BRECQ, checkpoint: dict[str, Any], path: str) -> None:

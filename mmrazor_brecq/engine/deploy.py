@@ -22,8 +22,9 @@ from ..checkpoint import (
     save_json,
     write_whole,
 )
-from ..export import build_target, decoder_of
+from ..export import Target, build_target, decoder_of
 from ..report import export_table
+from ..targets import TargetConfig
 from ..validation import Batch, Count, Fraction, validated
 from .deploy_images import (
     calibration_source,
@@ -48,7 +49,10 @@ class Request:
     """Options of an export.
 
     Args:
-        target (str): Name of a target, such as ``'onnxruntime'``.
+        target (str | dict, optional): A known name, such as
+            ``'openvino'``, the path of a YAML file, or fields of
+            :class:`mmrazor_brecq.targets.Description`. By default the target
+            that the network was quantized for, or else ``onnxruntime``.
         pack (bool): Whether weights of at most 4 bits are packed.
         batch (str | int): ``'dynamic'``, or the number of images.
         output (str, optional): The file; by default that of the checkpoint
@@ -72,7 +76,7 @@ class Request:
         >>> request = Request(target='openvino', batch=1, images=256)
     """
 
-    target: str = 'onnxruntime'
+    target: Optional[TargetConfig] = None
     pack: bool = False
     batch: Batch = 'dynamic'
     output: Optional[str] = None
@@ -119,7 +123,7 @@ def export(cfg: Config, checkpoint: str, request: Request) -> dict[str, Any]:
         resize=resizing(cfg, model.data_preprocessor),
         identity=meta.get('identity'),
     )
-    count = 256 if build_target(request.target).quantized_outputs else 1
+    count = 256 if _target(request, model).quantized_outputs else 1
     calibration = [
         inputs for _, inputs, _ in load_images(model, source, count, request)
     ]
@@ -176,7 +180,7 @@ def write(
     check_quantized(model)
     _check_images_alone(model)
     _check(request)
-    target, path = build_target(request.target), str(request.output)
+    target, path = _target(request, model), str(request.output)
     network = copy.deepcopy(model.architecture).cpu()
     target.check(network)
     if request.postprocess:
@@ -192,7 +196,7 @@ def write(
     built = build(network, model.data_preprocessor, calibration, options)
     report = {}
     if request.verify:
-        runtime = target.runtime
+        runtime = target.title
         report = _prove(
             network, built, proof, labels, request, runtime, metric
         )
@@ -305,9 +309,13 @@ def _with_boxes(
 def _check(request: Request) -> None:
     """Refuse before any work what would fail only after it."""
     check_output(str(request.output), request.force)
-    build_target(request.target)
     for package in PACKAGES:
         require(package)
+
+
+def _target(request: Request, model: BRECQ) -> Target:
+    """Return the target that a user names, or that the network has."""
+    return build_target(request.target or model.target or 'onnxruntime')
 
 
 def _check_images_alone(model: BRECQ) -> None:

@@ -344,10 +344,11 @@ class PTQLoop(TestLoop):
         source = cfg.test_cfg.calibration.to_dict()
         for key in ('memory', 'max_unreadable'):
             source.pop(key, None)  # They change no bit of the result.
-        config = repr(
-            [cfg.to_dict().get(part) for part in parts]
-            + [source, self.runner.seed]
-        )
+        settings = [cfg.to_dict().get(part) for part in parts]
+        settings += [source, self.runner.seed]
+        if self.model.target is not None:  # Its file may have changed.
+            settings.append(vars(self.model.target))
+        config = repr(settings)
         return dict(
             config=hashlib.sha256(config.encode()).hexdigest(),
             checkpoint=fingerprint(self.model.architecture),

@@ -32,6 +32,7 @@ from ..mixed_precision import (
 from ..mixed_precision.cost import Unmeasured
 from ..registry import TASK_UTILS
 from ..report import bits_figures, bits_table
+from ..targets import FLOAT
 from .launch import bare_model, build_runner, calibration_images
 from .results import one_run
 from .runners import RunOwner, starting
@@ -110,6 +111,7 @@ def search_bits(
             load_float(model, checkpoint, trust)
             images = calibration_images(runner, model)
             space = find_space(model, settings, images.batch(0)[:1])
+            settings = space.settings
             # Costs need no sensitivities, so infeasible budgets show early.
             search = _search(space, settings, costs, Pairwise())
             wanted += [
@@ -373,10 +375,15 @@ def _write(cfg: Config, source: str, result: Result) -> str:
     text, quantization = result['budget'], cfg.model.get('quantization') or {}
     if osp.exists(source):  # Else it is `package::path`.
         source = osp.relpath(source, cfg.work_dir)
-    delete = []
-    if quantization.get('bit_overrides') is not None:
+    before = []
+    overrides = quantization.get('bit_overrides')
+    if overrides is not None:
         # The bits below include those that the source overrides.
-        delete = ["            '_delete_': True,"]
+        before = ["            '_delete_': True,"] + [
+            f'            {layer!r}: None,'
+            for layer, bits in overrides.items()
+            if bits in (None, FLOAT)
+        ]
     lines = [
         f'# {text}: {_format_costs(result["costs"])};',
         f'# predicted loss {result["loss"]:.4g} nats an image.',
@@ -384,7 +391,7 @@ def _write(cfg: Config, source: str, result: Result) -> str:
         'model = dict(',
         '    quantization=dict(',
         '        bit_overrides={',
-        *delete,
+        *before,
         *(
             f'            {layer!r}: {_override(*pair)},'
             for layer, pair in result['bits'].items()

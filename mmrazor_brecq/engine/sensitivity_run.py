@@ -31,6 +31,7 @@ from ..checkpoint import (
 )
 from ..config.safe import check_regular
 from ..graph import PartitionConfig, copy_network
+from ..layers import kind_of
 from ..mixed_precision import (
     Choice,
     CostModel,
@@ -331,11 +332,14 @@ class Space:
     """Choices of bits in a model, before anything is measured.
 
     Attributes:
+        settings (MixedPrecision): The settings, as far as the target of the
+            model allows them.
         model (BRECQ): The model, prepared with its config.
         choices (list[Choice]): The choices.
         shape (ModelShape): The shapes on which costs depend.
     """
 
+    settings: MixedPrecision
     model: BRECQ
     choices: list[Choice]
     shape: ModelShape
@@ -356,7 +360,8 @@ def find_space(
     """Find the choices of bits in a model.
 
     Args:
-        model (BRECQ): A model with float weights. It is not changed.
+        model (BRECQ): A model with float weights. It is not changed but for
+            its scheme, which becomes what its target allows.
         settings (MixedPrecision): The kinds and bits to choose from.
         example (Tensor): One preprocessed image, 1 x C x H x W.
 
@@ -365,12 +370,22 @@ def find_space(
     """
     prepared = copy_network(model)
     prepared.prepare(example)
+    target = model.target
+    kinds = {
+        name: kind_of(prepared.architecture.get_submodule(name))
+        for name in prepared.bits
+    }
+    if target is not None:
+        model.scheme, model.target = prepared.scheme, None
+        settings = settings.on_target(target, kinds)
     ends = {b: uniform(model, b, settings.kinds) for b in settings.ends}
     for end in ends.values():
         end.prepare(example)
     choices = find_choices(ends, settings.kinds)
+    if target is not None:
+        settings = settings.limited(target, choices, kinds)
     shape = model_shape(prepared.architecture, example)
-    return Space(prepared, choices, shape)
+    return Space(settings, prepared, choices, shape)
 
 
 def sensitivities(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from ..layers import activation_quantizers, quant_layers
+from ..layers import activation_quantizers, kind_of, quant_layers
 from ..version import __version__
 from .integer_bias import integer_biases
-from .rewrite import quantize_early, store_weights, tidy
+from .rewrite import quantize_early, share_scales, store_weights, tidy
 from .target_scales import add_quantizers, choose_scales, missing_quantizers
 from .targets import Target
 from .trace import is_rgb, trace
@@ -64,6 +64,8 @@ def build(
     """
     target = options.target
     target.check(network)
+    if options.pack:
+        target.check_packed(network)
     example = calibration[0]
     model = trace(
         network,
@@ -71,17 +73,18 @@ def build(
         options.batch,
         preprocessor if options.preprocess else None,
     )
+    quantize_early(model, target.fuses)
     if target.quantized_outputs:
-        quantize_early(model)
         values = missing_quantizers(model, target)
         if values:
             observer = activation_quantizers(network)[0].observer
             scales = choose_scales(model, values, calibration, observer)
             add_quantizers(model, scales)
-            quantize_early(model)
+            quantize_early(model, target.fuses)
     stored = store_weights(model, target, _weight_bits(network), options.pack)
     if target.integer_bias:
         integer_biases(model)
+    share_scales(model, _per_tensor(network, target))
     model.graph.opset_imports[''] = max(
         target.opset, model.graph.opset_imports['']
     )
@@ -104,6 +107,15 @@ def _weight_bits(network: nn.Module) -> dict[str, int]:
     }
 
 
+def _per_tensor(network: nn.Module, target: Target) -> list[str]:
+    """Return the layers whose weights may have one scale alone."""
+    limits: dict[str, Any] = {
+        name: target.limits(kind_of(layer), 'weight')
+        for name, layer in quant_layers(network).items()
+    }
+    return [name for name, x in limits.items() if x.per_channel is False]
+
+
 def _description(
     network: nn.Module,
     preprocessor: Optional[nn.Module],
@@ -116,7 +128,7 @@ def _description(
     size = shape[:2] if options.preprocess else shape[-2:]
     return dict(
         method='BRECQ (Li et al., ICLR 2021)',
-        target=type(options.target).__name__,
+        target=options.target.name or type(options.target).__name__,
         versions=dict(mmrazor_brecq=__version__, torch=torch.__version__),
         weight_bits=_weight_bits(network),
         activation_bits={

@@ -5,7 +5,7 @@ Every pass here leaves the function that the network computes as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Optional
 
 import numpy as np
@@ -97,8 +97,27 @@ def _contained(
     return integers.astype(np.int8), zero_point.astype(np.int8), None
 
 
-def quantize_early(model: ir.Model) -> None:
-    """Move Relu, Clip and MaxPool behind the QuantizeLinear after them.
+def share_scales(model: ir.Model, names: Collection[str]) -> None:
+    """Give weights one scale, where all of their channels have the same.
+
+    Args:
+        model (ir.Model): Changed in place, after :func:`store_weights`.
+        names (list[str]): Names of layers whose weights have one scale.
+    """
+    editor = Editor(model)
+    for name, node in weights(model):
+        if name not in names:
+            continue
+        for position in (1, 2):
+            old = node.inputs[position]
+            value = array_of(old).ravel()[:1].reshape(())
+            new = editor.constant(f'{old.name}_shared', value, old.dtype)
+            node.replace_input_with(position, new)
+        node.attributes.pop('axis', None)
+
+
+def quantize_early(model: ir.Model, fuses: Sequence[str]) -> None:
+    """Move operators such as Relu behind the QuantizeLinear after them.
 
     They keep the order of values, so the result is the same on the integers,
     and the operator before them can put out integers. Clips become a single
@@ -106,17 +125,23 @@ def quantize_early(model: ir.Model) -> None:
 
     Args:
         model (ir.Model): Changed in place.
+        fuses (list[str]): The operators: Relu, Clip and MaxPool, or some of
+            them.
     """
+    if not fuses:
+        return
     editor = Editor(model)
     for node in list(model.graph):
         if node.op_type == 'QuantizeLinear':
-            _quantize_early(editor, node)
+            _quantize_early(editor, node, fuses)
     editor.graph.sort()
 
 
-def _quantize_early(editor: Editor, node: ir.Node) -> None:
+def _quantize_early(
+    editor: Editor, node: ir.Node, fuses: Sequence[str]
+) -> None:
     """Move one QuantizeLinear in front of what is before it."""
-    if not is_constant(node.inputs[1]) or not _runs_in_integers(node):
+    if not is_constant(node.inputs[1]) or not _runs_in_integers(node, fuses):
         return
     scale, zero_point = array_of(node.inputs[1]), array_of(node.inputs[2])
     if scale.ndim or zero_point.dtype.itemsize > 1:
@@ -125,7 +150,7 @@ def _quantize_early(editor: Editor, node: ir.Node) -> None:
     low, high = int(info.min), int(info.max)
     while True:
         value = node.inputs[0]
-        before = producer(value, *CLIPS, 'MaxPool')
+        before = producer(value, *fuses)
         if before is None or only_user(value) != node:
             break
         if before.op_type == 'MaxPool':
@@ -153,10 +178,10 @@ def _pool_integers(node: ir.Node, pool: ir.Node) -> None:
     pooled.type, q.shape = q.type, node.inputs[0].shape
 
 
-def _runs_in_integers(node: ir.Node) -> bool:
+def _runs_in_integers(node: ir.Node, fuses: Sequence[str]) -> bool:
     """Return whether an operator that has an integer form feeds the clips."""
     value = node.inputs[0]
-    while before := producer(value, *CLIPS, 'MaxPool'):
+    while before := producer(value, *fuses):
         value = before.inputs[0]
     return producer(value, 'Conv', 'Add', 'Gemm') is not None
 

@@ -32,6 +32,7 @@ def missing_quantizers(model: ir.Model, target: Target) -> list[ir.Value]:
         list[ir.Value]: Outputs of operators, or of the last clip behind each.
     """
     found = []
+    clips = [x for x in CLIPS if x in target.fuses]
     for _, weight in weights(model):
         for node in users(weight):
             if node.op_type not in target.quantized_outputs:
@@ -39,7 +40,7 @@ def missing_quantizers(model: ir.Model, target: Target) -> list[ir.Value]:
             if eight_bits(node.inputs[0]) is None:
                 continue
             value = node.outputs[0]
-            while clip := only_user(value, *CLIPS):
+            while clip := only_user(value, *clips):
                 value = clip.outputs[0]
             quantized = only_user(value, 'QuantizeLinear') is not None
             if not quantized and not value.is_graph_output():

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Union
 
-from mmengine.registry import Registry
 from torch import nn
 
-from ..layers import QuantLayer, quant_layers
-from ..quantizers import ActivationQuantizer
-from ..registry import SCOPE
-from ..validation import did_you_mean
-
-TARGETS = Registry('target', scope=SCOPE, locations=['mmrazor_brecq.export'])
+from ..algorithms import BRECQ
+from ..graph import check_bits, input_quantizers
+from ..layers import kind_of, quant_layers
+from ..targets import TARGETS, Description, TargetConfig
+from ..validation import KeyPath, validate
 
 #: The first opset in which a packed type of so many bits can be dequantized.
 OPSET_OF_PACKED = {2: 25, 4: 21}
 
+#: How to get 8-bit weights that run faster.
+SYMMETRIC = (
+    'quantized with mmrazor_brecq.quantize(..., symmetric=True), or with '
+    '--cfg-options model.quantization.weight.symmetric=True, they have none'
+)
+
 
 @dataclass(frozen=True)
-class Target:
-    """Description of what a runtime allows.
-
-    Args:
-        runtime (str): Name of the runtime. Where it is installed, it has to
-            run the file; other runtimes may refuse it.
-        opset (int): Version of ONNX's operators; packed types may need a
-            later one (:data:`OPSET_OF_PACKED`).
-        zero_points (bool): Whether weights and activations may have zero
-            points.
-        packed (tuple[int]): Bit widths that weights can be packed to, in
-            ascending order.
-        quantized_outputs (tuple[str]): Operators that run in integers only
-            if their output is quantized. Where the network leaves it in
-            float, it gets a scale from calibration images.
-        integer_bias (bool): Whether biases have to be integers.
-        wide_activations (bool): Whether activations may have 16 bits.
+class Target(Description):
+    """A device's description, and what an export makes of it.
 
     Example:
         >>> @TARGETS.register_module(name='npu')
@@ -49,14 +38,6 @@ class Target:
         8
     """
 
-    runtime: str = ''
-    opset: int = 21
-    zero_points: bool = True
-    packed: tuple[int, ...] = ()
-    quantized_outputs: tuple[str, ...] = ()
-    integer_bias: bool = False
-    wide_activations: bool = False
-
     def check(self, model: nn.Module) -> None:
         """Check that a network can be exported for this target.
 
@@ -67,29 +48,52 @@ class Target:
             ValueError: If it cannot. The message names the first layer that
                 prevents it, and the config key that helps.
         """
-        wide = _wide(model)
-        if wide and not self.wide_activations:
-            raise ValueError(
-                f'{self.runtime} takes activations of at most 8 bits, and '
-                f'the input of {wide[0]!r} has 16: quantize without '
-                f'`bit_overrides` such as {{{wide[0]!r}: dict(activation=16)}}'
-                ', and with `symmetric=True`, where none gets 16 by itself'
-            )
-        if self.zero_points:
-            return
-        asymmetric = list(_asymmetric(model))
+        if isinstance(model, BRECQ):
+            model = model.architecture
+        check_bits(model, self)
+        asymmetric = list(self._asymmetric(model))
         if asymmetric:
-            layer, kind = asymmetric[0]
+            first, side = asymmetric[0]
             cures = (
-                f'model.quantization.{kind}.symmetric=True'
-                for kind in dict.fromkeys(kind for _, kind in asymmetric)
+                f'model.quantization.{side}.symmetric=True'
+                for side in dict.fromkeys(side for _, side in asymmetric)
             )
             raise ValueError(
-                f'{self.runtime} takes symmetric integers only, and the '
-                f'{kind} of {layer!r} is not: quantize with '
+                f'{self.title} takes symmetric integers only, and the '
+                f'{side} of {first!r} is not: quantize with --target '
+                f'{self.name or "NAME"} (`target`), with '
                 'mmrazor_brecq.quantize(..., symmetric=True), or with the '
                 f'tools and --cfg-options {" ".join(cures)}'
             )
+        for name, layer in quant_layers(model).items():
+            limits: Any = self.limits(kind_of(layer), 'weight')
+            scales = len(layer.weight_quantizer.scale)
+            if limits.per_channel is False and scales > 1:
+                raise ValueError(
+                    f'{self.title} takes one scale for the weight of a '
+                    f'layer, and that of {name!r} has {scales}: quantize '
+                    f'with --target {self.name or "NAME"} (`target`), or '
+                    'with model.quantization.weight.per_channel=False'
+                )
+
+    def _asymmetric(self, model: nn.Module) -> Iterator[tuple[str, str]]:
+        """Yield layers and units whose zero points may not be in a file.
+
+        Yields:
+            tuple[str, str]: The name, and ``weight`` or ``activation``.
+        """
+        for name in _zero_points(model):
+            limits = self.limits(kind_of(model.get_submodule(name)), 'weight')
+            if limits is not None and limits.symmetric:
+                yield name, 'weight'
+        for found in input_quantizers(model):
+            if not found.quantizer.active or found.quantizer.grid.symmetric:
+                continue
+            for layer in found.layers:
+                kind = kind_of(model.get_submodule(layer))
+                allowed = self.limits(kind, 'activation')
+                if allowed is not None and allowed.symmetric:
+                    yield layer, 'activation'
 
     def remarks(self, model: nn.Module, pack: bool) -> list[str]:
         """Return what a user should know before exporting a network.
@@ -108,8 +112,13 @@ class Target:
         found = []
         if pack and stored == {8}:
             found.append(
-                f'--pack changes nothing (`pack=True`): {self.runtime} takes '
-                f'packed weights of {list(self.packed)} bits, these have more'
+                f'--pack changes nothing (`pack=True`): {self.title} takes '
+                + (
+                    f'packed weights of {list(self.packed)} bits, these have '
+                    'more'
+                    if self.packed
+                    else 'no packed weights'
+                )
             )
         if 2 in stored:
             found.append(
@@ -117,6 +126,22 @@ class Target:
                 'known here only ONNX Runtime loads them, and only with '
                 'session.disable_quant_qdq=1 or basic optimization, which '
                 'computes in float'
+            )
+        slow = [
+            name
+            for name in _zero_points(model)
+            if kind_of(model.get_submodule(name)) in self.slow_zero_points
+        ]
+        if slow:
+            found.append(
+                f'{len(slow)} layers, {slow[0]!r} first, have 8-bit weights '
+                f'with zero points, which {self.title} is slow with; '
+                f'{SYMMETRIC}'
+            )
+        if pack and self.packed_in_float:
+            found.append(
+                f'{self.title} on a CPU computes with packed weights in '
+                'float; without --pack (`pack=True`) it computes in integers'
             )
         return found
 
@@ -127,128 +152,56 @@ class Target:
             bits (int): Bits of the weight, 2 to 8.
             pack (bool): Whether packing is asked for.
         """
-        fitting = [packed for packed in self.packed if bits <= packed]
+        fitting = [packed for packed in sorted(self.packed) if bits <= packed]
         return fitting[0] if pack and fitting else 8
 
+    def check_packed(self, model: nn.Module) -> None:
+        """Check that weights can be packed: such integers keep zero points.
 
-#: How to get 8-bit weights that run faster.
-SYMMETRIC = (
-    'quantized with mmrazor_brecq.quantize(..., symmetric=True), or with '
-    '--cfg-options model.quantization.weight.symmetric=True, they have none'
-)
+        Raises:
+            ValueError: If they may have none.
+        """
+        for name, layer in quant_layers(model).items():
+            quantizer = layer.weight_quantizer
+            limits = self.limits(kind_of(layer), 'weight')
+            if (
+                limits is not None
+                and limits.symmetric
+                and self.stored_bits(quantizer.grid.bits, True) < 8
+                and quantizer.zero_point.any()
+            ):
+                raise ValueError(
+                    f'{self.title} takes symmetric integers only, and the '
+                    f'packed weight of {name!r} is not: leave --pack '
+                    '(`pack=True`) out, or quantize with --target '
+                    f'{self.name or "NAME"} (`target`)'
+                )
 
 
-def _wide(model: nn.Module) -> list[str]:
-    """Return the names of layers and units whose inputs have 16 bits."""
+def _zero_points(model: nn.Module) -> list[str]:
+    """Return the names of layers whose weights keep zero points in a file."""
     return [
-        re.sub(r'\.(input_quantizer|door\.inputs\.\d+)$', '', name)
-        for name, module in model.named_modules()
-        if isinstance(module, ActivationQuantizer) and module.grid.bits > 8
+        name
+        for name, layer in quant_layers(model).items()
+        # With fewer bits, the integers less the zero point still fit.
+        if layer.weight_quantizer.grid.bits == 8
+        and layer.weight_quantizer.zero_point.any()
     ]
 
 
-def _asymmetric(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield layers and units whose zero points stay in the file.
-
-    Yields:
-        tuple[str, str]: The name, and ``weight`` or ``activation``.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, QuantLayer):
-            quantizer = module.weight_quantizer
-            # With fewer bits, the integers less the zero point still fit.
-            if quantizer.grid.bits == 8 and quantizer.zero_point.any():
-                yield name, 'weight'
-        if isinstance(module, ActivationQuantizer):
-            if module.active and not module.grid.symmetric:
-                yield name.removesuffix('.input_quantizer'), 'activation'
-
-
-def _asymmetric_weights(model: nn.Module) -> list[str]:
-    """Return the names of layers whose weights keep zero points."""
-    return [name for name, kind in _asymmetric(model) if kind == 'weight']
-
-
-@TARGETS.register_module(name='onnxruntime')
-@dataclass(frozen=True)
-class OnnxRuntime(Target):
-    """ONNX Runtime on CPUs.
-
-    It runs an operator in integers if all its inputs come from
-    DequantizeLinear and its output goes to QuantizeLinear.
-    """
-
-    runtime: str = 'ONNX Runtime'
-    packed: tuple[int, ...] = (2, 4)
-    quantized_outputs: tuple[str, ...] = ('Conv',)
-    integer_bias: bool = True
-    wide_activations: bool = True
-
-    def remarks(self, model: nn.Module, pack: bool) -> list[str]:
-        found = super().remarks(model, pack)
-        slow = [
-            name
-            for name in _asymmetric_weights(model)
-            if getattr(model.get_submodule(name), 'groups', 1) > 1
-        ]
-        if slow:
-            found.append(
-                f'{len(slow)} grouped convolutions, {slow[0]!r} first, have '
-                '8-bit weights with zero points, which ONNX Runtime is slow '
-                f'with; {SYMMETRIC}'
-            )
-        if pack:
-            found.append(
-                'ONNX Runtime on a CPU computes with packed weights in '
-                'float; without --pack (`pack=True`) it computes in integers'
-            )
-        return found
-
-
-@TARGETS.register_module(name='openvino')
-@dataclass(frozen=True)
-class OpenVINO(Target):
-    """OpenVINO, which fuses residual adds and real biases."""
-
-    runtime: str = 'OpenVINO'
-    packed: tuple[int, ...] = (4,)
-    wide_activations: bool = True
-
-    def remarks(self, model: nn.Module, pack: bool) -> list[str]:
-        found = super().remarks(model, pack)
-        layers = _asymmetric_weights(model)
-        if layers:
-            found.append(
-                f'{len(layers)} layers, {layers[0]!r} first, have 8-bit '
-                'weights with zero points, which OpenVINO computes with in '
-                f'float; {SYMMETRIC}'
-            )
-        return found
-
-
-@TARGETS.register_module(name='tensorrt')
-@dataclass(frozen=True)
-class TensorRT(Target):
-    """TensorRT, which takes no zero points at all."""
-
-    runtime: str = 'TensorRT'
-    zero_points: bool = False
-
-
-def build_target(name: str) -> Target:
-    """Return the target of a name.
+def build_target(target: Union[str, Mapping[str, Any], Description]) -> Target:
+    """Return the target of a name, of a file or of a description.
 
     Args:
-        name (str): A registered name, such as ``onnxruntime``.
+        target (str | dict): A known name, such as ``onnxruntime``, the path
+            of a YAML file, or fields of :class:`Description`.
 
     Raises:
-        ValueError: If no target has this name.
+        FileNotFoundError: If it is the path of no file.
+        ValueError: If no target has this name, or the file describes none.
     """
-    target = TARGETS.get(name)
-    if target is None:
-        known = ', '.join(sorted(TARGETS.module_dict))
-        raise ValueError(
-            f'--target (`target`) {name!r} is unknown, expected one of {known}'
-            f'{did_you_mean(name, list(TARGETS.module_dict))}'
-        )
-    return target()
+    found: Description = validate(target, TargetConfig, KeyPath('target'))
+    return found if isinstance(found, Target) else Target(**vars(found))
+
+
+__all__ = ['OPSET_OF_PACKED', 'TARGETS', 'Target', 'build_target']

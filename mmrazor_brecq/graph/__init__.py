@@ -23,6 +23,7 @@ from .inputs import (
     check_batch,
     check_images,
 )
+from .on_target import check_bits, input_quantizers, narrow, suit
 from .partition import (
     BlockPartition,
     LayerPartition,
@@ -41,6 +42,7 @@ from .prepare import (
     check_overrides,
     leave_float,
     prepare,
+    without_unseen,
 )
 from .products import show_products
 from .record import Call, Recording, record
@@ -85,8 +87,9 @@ __all__ = [
     'apply_checked',
     'as_rows',
     'check_batch',
-    'check_images',
     'check_behavior',
+    'check_bits',
+    'check_images',
     'check_layers',
     'check_overrides',
     'copy_network',
@@ -94,11 +97,13 @@ __all__ = [
     'find_read_norms',
     'fold_batch_norm',
     'images_of',
+    'input_quantizers',
     'inputs_for',
     'leave_float',
     'make_plain',
     'map_images',
     'most_images',
+    'narrow',
     'prepare',
     'record',
     'relative_difference',
@@ -106,7 +111,9 @@ __all__ = [
     'sampled',
     'show_calls',
     'show_products',
+    'suit',
     'suit_samples',
     'unwrap',
     'unwrap_parts',
+    'without_unseen',
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Optional, Union, cast
 
@@ -26,6 +26,7 @@ from ..layers import (
 )
 from ..quantizers import ActivationQuantizer, WeightQuantizer
 from ..registry import MODELS
+from ..targets import FLOAT
 from ..validation import (
     ActivationBitsOrFloat,
     Bits,
@@ -41,8 +42,6 @@ from .record import LEFT_FLOAT, Call, Recording
 #: Bit widths of a layer's weight and of its input, :data:`FLOAT` of an input
 #: in float. A product of activations has None, and the bits of both operands.
 BitPair = tuple[Optional[int], int]
-#: Number of bits that stands for float, in place of None.
-FLOAT = 32
 
 
 class Door(nn.Module):
@@ -275,6 +274,29 @@ def check_overrides(scheme: QuantizationScheme, network: nn.Module) -> None:
         # Products become layers later, when a pass has shown them.
         if not any(_could_match(pattern, name) for name in modules):
             matching(pattern, layers)
+
+
+def without_unseen(
+    scheme: QuantizationScheme, recording: Recording
+) -> QuantizationScheme:
+    """Return a scheme without patterns of products that are no layers.
+
+    In a network that is built for a checkpoint these are no layers if they
+    are in float there.
+
+    Args:
+        scheme (QuantizationScheme): The settings.
+        recording (Recording): A recorded pass.
+    """
+    modules = [call.name for call in recording.calls]
+    layers = [c.name for c in recording.calls if is_layer(c.module)]
+
+    def unseen(pattern: str) -> bool:
+        seen = any(fnmatchcase(name, pattern) for name in layers)
+        return not seen and any(_could_match(pattern, x) for x in modules)
+
+    kept = {k: v for k, v in scheme.bit_overrides.items() if not unseen(k)}
+    return replace(scheme, bit_overrides=kept)
 
 
 def _could_match(pattern: str, module: str) -> bool:

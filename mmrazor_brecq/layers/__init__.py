@@ -1,5 +1,6 @@
 """Quantized layers, and products of activations."""
 
+from .kinds import kind_of
 from .mixed_in import MixedIn, mix_in
 from .product import (
     TAKEN,
@@ -31,6 +32,7 @@ __all__ = [
     'activation_quantizers',
     'is_layer',
     'is_quantizable',
+    'kind_of',
     'mix_in',
     'packed_bytes',
     'products',

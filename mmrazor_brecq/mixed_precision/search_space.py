@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, Optional, Union
+from typing import Annotated, Any, Literal, Optional, TypeVar, Union
 
 from pydantic import Field
 
+from ..targets import Description
 from ..validation import Bits, Config, validated
 from .choices import KINDS, Choice
 
@@ -24,6 +26,8 @@ class AllowedByKind:
     activation: Optional[SomeBits] = None
 
 
+#: A space, or one with more settings.
+Space = TypeVar('Space', bound='SearchSpace')
 Allowed = Union[SomeBits, Annotated[dict, Config(AllowedByKind)]]
 
 
@@ -72,6 +76,66 @@ class SearchSpace:
                 f'mixed_precision.bits={list(self.bits)}, expected two or '
                 'more bit widths from 2 to 8'
             )
+
+    def on_target(
+        self: Space, target: Description, layers: Mapping[str, str]
+    ) -> Space:
+        """Return a space whose bit widths are those of a device.
+
+        Args:
+            target (Description): The device.
+            layers (dict[str, str]): Kinds of the layers, by name.
+
+        Raises:
+            ValueError: If fewer than two of the bit widths are left.
+        """
+        allowed = {
+            bits
+            for kind in set(layers.values())
+            for side in self.kinds
+            for bits in _bits_on(target, kind, side)
+        }
+        left = [bits for bits in self.bits if bits in allowed]
+        if len(left) < 2:
+            raise ValueError(
+                f'mixed_precision.bits={list(self.bits)}, and {target.title} '
+                f'takes {sorted(allowed)} for the '
+                f'{" and the ".join(self.kinds)} of these layers: a search '
+                'chooses among two or more, so name such bits, or quantize '
+                'without a search'
+            )
+        return replace(self, bits=left)
+
+    def limited(
+        self: Space,
+        target: Description,
+        choices: Sequence[Choice],
+        layers: Mapping[str, str],
+    ) -> Space:
+        """Return a space where each choice has the bit widths of a device.
+
+        Args:
+            target (Description): The device.
+            choices (list[Choice]): All choices.
+            layers (dict[str, str]): Kinds of the layers, by name.
+        """
+        allowed: dict[str, Any] = dict(self.allowed)
+        for choice in choices:
+            for name in choice.layers:
+                some = _bits_on(target, layers[name], choice.kind)
+                pattern = glob.escape(name)
+                before = self._by_kind(pattern, allowed.get(pattern, {}))
+                own = before.get(choice.kind, some)
+                own = [own] if isinstance(own, int) else own or some
+                left = [bits for bits in some if bits in own]
+                if not left:
+                    raise ValueError(
+                        f'mixed_precision.allowed[{pattern!r}]='
+                        f'{allowed[pattern]!r}, and {target.title} takes '
+                        f'{some} for the {choice.kind} of this layer'
+                    )
+                allowed[pattern] = {**before, choice.kind: left}
+        return replace(self, allowed=allowed)
 
     def bit_widths(
         self, choices: Sequence[Choice]
@@ -205,3 +269,11 @@ class SearchSpace:
                 f'whose bits are searched; these are {", ".join(layers)}'
             )
         return found
+
+
+def _bits_on(target: Description, kind: str, side: str) -> list[int]:
+    """Return the bit widths that a device has for an operator."""
+    if (kind, side) == ('product', 'weight'):
+        return []
+    limits = target.limits(kind, side)
+    return sorted(b for b in limits.bits if b <= 8) if limits else []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -37,7 +37,9 @@ IMAGES = 8
 
 
 @torch.no_grad()
-def widen(network: nn.Module, images: CachedBatches) -> dict[str, float]:
+def widen(
+    network: nn.Module, images: CachedBatches, kept: Collection[str] = ()
+) -> dict[str, float]:
     """Give 16 bits to the activations that spoil the output with 8.
 
     Each is rounded alone, on a few images, all else being float. Symmetric
@@ -48,6 +50,8 @@ def widen(network: nn.Module, images: CachedBatches) -> dict[str, float]:
         network (nn.Module): With quantizers that have no scales yet, in
             evaluation mode. The bits of the few are changed in place.
         images (CachedBatches): Calibration images.
+        kept (list[str]): Names of quantizers that keep their bits, since
+            the device knows no 16.
 
     Returns:
         dict[str, float]: For each quantizer with 16 bits now, the squared
@@ -61,6 +65,7 @@ def widen(network: nn.Module, images: CachedBatches) -> dict[str, float]:
         # Who asks for symmetric ones has a device that knows 8 bits only.
         and not module.grid.symmetric
         and INPUT.search(name)
+        and name not in kept
         and not module.active
     }
     some = images.take(torch.arange(min(len(images), IMAGES)))

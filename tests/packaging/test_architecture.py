@@ -20,6 +20,7 @@ LINES = [
     ['functional'],
     ['registry'],
     ['config'],
+    ['targets'],
     ['quantizers', 'datasets', 'models'],
     ['layers'],
     ['graph'],
