@@ -82,9 +82,10 @@ def build(
             add_quantizers(model, scales)
             quantize_early(model, target.fuses)
     stored = store_weights(model, target, _weight_bits(network), options.pack)
+    per_tensor = _per_tensor(network, target)
     if target.integer_bias:
-        integer_biases(model)
-    share_scales(model, _per_tensor(network, target))
+        integer_biases(model, per_tensor)
+    share_scales(model, per_tensor)
     model.graph.opset_imports[''] = max(
         target.opset, model.graph.opset_imports['']
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
@@ -20,14 +22,15 @@ from .nodes import (
 LARGEST_INTEGER = 2**30
 
 
-def integer_biases(model: ir.Model) -> None:
+def integer_biases(model: ir.Model, per_tensor: Collection[str] = ()) -> None:
     """Store biases as integers whose scale is that of input times weight.
 
     Args:
         model (ir.Model): Changed in place, after :func:`store_weights`.
+        per_tensor (list[str]): Layers whose weights have one scale alone.
     """
     editor = Editor(model)
-    for _, weight in weights(model):
+    for name, weight in weights(model):
         if weight.inputs[0].dtype != ir.DataType.INT8:
             continue
         calls = []
@@ -43,7 +46,7 @@ def integer_biases(model: ir.Model) -> None:
                 / (float(input_scale) * LARGEST_INTEGER)
                 for _, bias, input_scale in calls
             ]
-            _rescale(editor, weight, np.max(bounds, 0))
+            _rescale(editor, weight, np.max(bounds, 0), name in per_tensor)
         for node, bias, input_scale in calls:
             scale = (array_of(weight.inputs[1]) * input_scale).astype('f4')
             _store_integers(editor, node, bias, scale)
@@ -75,7 +78,9 @@ def _store_integers(
     node.replace_input_with(2, out)
 
 
-def _rescale(editor: Editor, weight: ir.Node, smallest: np.ndarray) -> None:
+def _rescale(
+    editor: Editor, weight: ir.Node, smallest: np.ndarray, alike: bool
+) -> None:
     """Divide a weight's scales by powers of two, as far as 8 bits allow.
 
     A bias at a finer scale loses less. Where a channel's weights are so
@@ -87,6 +92,7 @@ def _rescale(editor: Editor, weight: ir.Node, smallest: np.ndarray) -> None:
         weight (ir.Node): Its DequantizeLinear, in ``int8``.
         smallest (numpy.ndarray): The smallest scale of each channel at
             which the bias fits.
+        alike (bool): Whether all channels keep one scale.
     """
     q, scale, zero_point = (array_of(x).astype('f8') for x in weight.inputs)
     centered = (q - by_channel(zero_point, q.ndim)).reshape(len(q), -1)
@@ -94,6 +100,8 @@ def _rescale(editor: Editor, weight: ir.Node, smallest: np.ndarray) -> None:
     # Negative where the zero point does not fit in: such a channel keeps it.
     finer = np.floor(np.log2(127 / largest))
     coarsest = np.floor(np.log2(scale / np.maximum(smallest, 1e-300)))
+    if alike:
+        finer, coarsest = (np.full_like(x, x.min()) for x in (finer, coarsest))
     power = np.minimum(finer, coarsest)
     same = (power == 0) | ((finer < 0) & (coarsest >= 0))
     moved = np.clip(np.rint(centered * 2 ** power[:, None]), -128, 127)
