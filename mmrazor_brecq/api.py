@@ -379,7 +379,7 @@ def export_onnx(
     model: Quantized,
     images: Images,
     path: FileName,
-    target: Optional[TargetConfig] = None,
+    target: TargetConfig = '',
     pack: bool = False,
     batch: Batch = 'dynamic',
     force: bool = False,
@@ -393,8 +393,8 @@ def export_onnx(
             calibrates further scales that the target needs, the second half
             is for the proof.
         path (str): The file, ``.onnx``.
-        target (str | dict, optional): As for :func:`quantize`; by default
-            the one that the network was quantized for, or ``onnxruntime``.
+        target (str | dict): As for :func:`quantize`; by default the one that
+            the network was quantized for, or ``onnxruntime``.
         pack (bool): Store weights of 4 bits or fewer as INT4 or INT2.
         batch (str | int): ``'dynamic'``, or the number of images.
         force (bool): Overwrite an existing file.
@@ -416,7 +416,7 @@ def export_onnx(
         >>> mmrazor_brecq.export_onnx(model, images[:256], 'resnet18.onnx')
     """
     request = Request(
-        target=target,
+        target=target or None,
         pack=pack,
         batch=batch,
         output=os.fspath(path),

@@ -98,7 +98,10 @@ class _Described(Config):
     """Mark of an argument that takes a target, its name, file or fields."""
 
     def expected(self) -> str:
-        return f'a YAML file, or one of {", ".join(known_targets())}'
+        return (
+            'a string: the path of a YAML file, or one of '
+            f'{", ".join(known_targets())}'
+        )
 
     def is_meant(self, value: object) -> bool:
         return isinstance(value, (str, Mapping, Description))
