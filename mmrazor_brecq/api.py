@@ -21,7 +21,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .activations import (
@@ -48,7 +48,7 @@ from .engine.launch import build_model
 from .engine.memory import DEFAULT_MEMORY, Memory, activation_store
 from .engine.outliers import leave_out
 from .engine.training import WatchingRunner
-from .functional import in_grad_mode, to_normal_tensor
+from .functional import in_grad_mode, tensors, to_normal_tensor
 from .graph import (
     ImageBatches,
     Images,
@@ -57,6 +57,7 @@ from .graph import (
     PartitionConfig,
     check_batch,
     copy_network,
+    map_images,
     unwrap,
 )
 from .reconstruction import Reconstructor
@@ -130,7 +131,9 @@ def quantize(
         images (Tensor | iterable): N x C x H x W calibration images,
             preprocessed as the network expects them; or batches of them,
             such as a data loader gives. The first floating-point tensor of
-            a batch has the images, labels are ignored.
+            a batch has the images, labels are ignored. A network whose
+            ``forward`` needs several arguments takes tuples or dicts of
+            tensors, and one with an embedding integers.
         weight_bits (int): Bits of weights, 2 to 8. Weights of 8 bits are
             symmetric, as runtimes expect them.
         activation_bits (int, optional): Bits of activations, 2 to 8; None
@@ -215,16 +218,24 @@ def quantize(
     # Two batches at least: what is the same in both is of no image.
     batch_size = min(batch_size, (len(images) + 1) // 2)
     batch_size = images_per_pass(
-        images[0].numel(),
+        sum(x[0].numel() for x in tensors(images)),
         max_images=batch_size,
         max_elements=MAX_ELEMENTS_FORWARD,
     )
-    if not all(part.isfinite().all() for part in images.split(batch_size)):
+    if not all(
+        x.isfinite().all()
+        for part in images.split(batch_size)
+        for x in tensors(part)
+    ):
         raise ValueError('The images hold NaN or infinity')
     brecq.eval()
     parameter = next(brecq.parameters(), torch.empty(0))
-    images = to_normal_tensor(images)
-    batches = images.to(parameter.device, parameter.dtype).split(batch_size)
+
+    def placed(x: Tensor) -> Tensor:
+        kind = parameter.dtype if x.is_floating_point() else x.dtype
+        return to_normal_tensor(x).to(parameter.device, kind)
+
+    batches = map_images(placed, images).split(batch_size)
     store = activation_store(memory, parameter.device, tempfile.gettempdir())
     rows = CachedBatches(batches, [len(batch) for batch in batches], store)
     left_out = leave_out(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from ..functional import (
 )
 from ..graph import (
     Account,
+    Arguments,
     Equalize,
     Inputs,
     Network,
@@ -44,6 +46,7 @@ from ..graph import (
     check_overrides,
     copy_network,
     equalized_as,
+    example_of,
     fold_batch_norm,
     input_quantizers,
     inputs_for,
@@ -76,6 +79,9 @@ from ..runtime.attention import no_fast_path, run_through_layers
 from ..runtime.distributed import process_generator
 from ..targets import Description, TargetConfig
 from ..validation import KeyPath, validate
+
+#: Buffer that says what a network takes, where it is not images alone.
+INPUT_FORM = 'input_form'
 
 
 @MODELS.register_module()
@@ -172,23 +178,27 @@ class BRECQ(BaseModel):
         """Return whether the layers have quantizers."""
         return bool(self.units)
 
-    def forward(
-        self,
-        inputs: Tensor,
-        data_samples: Optional[list] = None,
-        mode: str = 'tensor',
-    ) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network.
 
         Args:
-            inputs (Tensor): N x ... preprocessed inputs.
-            data_samples (list, optional): As in mmengine's ``BaseModel``.
-            mode (str): ``tensor``, ``predict`` or ``loss``, likewise.
+            args (tuple): What the network takes: of mmengine's ``BaseModel``
+                ``inputs``, N x ... preprocessed inputs, ``data_samples``, and
+                ``mode``, by default ``tensor``.
+            kwargs (dict): Likewise.
         """
         with no_fast_path():
             if isinstance(self.architecture, BaseModel):
-                return self.architecture(inputs, data_samples, mode=mode)
-            return self.architecture(inputs)
+                if len(args) < 3:
+                    kwargs.setdefault('mode', 'tensor')
+                return self.architecture(*args, **kwargs)
+            # Who calls a BaseModel names what other networks do not have.
+            names = inspect.signature(self.architecture.forward).parameters
+            if 'inputs' in kwargs and 'inputs' not in names:
+                args = kwargs.pop('inputs'), *args
+            for name in {'mode', 'data_samples'} - {*names}:
+                kwargs.pop(name, None)
+            return self.architecture(*args, **kwargs)
 
     @in_grad_mode
     @no_fast_path()
@@ -200,11 +210,11 @@ class BRECQ(BaseModel):
         """Fold batch norms, swap the layers and place the quantizers.
 
         Args:
-            example (Tensor | Samples): N x ... preprocessed inputs. One
-                forward pass records how the modules are connected, others
-                compare the folded network with the original. If the network
-                needs data samples and there are none, each says that the
-                image fills the tensor.
+            example (Tensor | Samples | Arguments): N x ... preprocessed
+                inputs. One forward pass records how the modules are
+                connected, others compare the folded network with the
+                original. If the network needs data samples and there are
+                none, each says that the image fills the tensor.
             state (dict, optional): State of the quantized architecture that
                 will be loaded. It then decides what is folded and
                 quantized, and the values of the example do not matter.
@@ -229,7 +239,11 @@ class BRECQ(BaseModel):
         make_tensors_normal(network)
         run_through_layers(network)
         if isinstance(example, Tensor):
-            example = inputs_for(network, example)
+            example = (
+                inputs_for(network, example)
+                if example.is_floating_point()
+                else Arguments((example,))
+            )
         if isinstance(example, Samples):
             suit_samples(network, example)
         make_plain(network, example)
@@ -280,8 +294,13 @@ class BRECQ(BaseModel):
         if state is None and self.target is not None:
             check_bits(network, self.target)
         self.units = units
-        shape = torch.tensor(example.shape[1:], device=example.device)
+        shape = torch.tensor(
+            example.shape[1:], dtype=torch.int64, device=example.device
+        )
         self.register_buffer('input_shape', shape)
+        if isinstance(example, Arguments):
+            form = example.form().to(example.device)
+            self.register_buffer(INPUT_FORM, form)
         self.requires_grad_(False)
         return teacher
 
@@ -507,11 +526,12 @@ class BRECQ(BaseModel):
         """Accept a quantized checkpoint, or one of the architecture alone."""
         if prefix + 'input_shape' in state_dict:
             if not self.prepared:
-                shape = state_dict[prefix + 'input_shape'].tolist()
+                shape = state_dict[prefix + 'input_shape']
                 device = next(self.parameters()).device
                 start = prefix + 'architecture.'
+                form = state_dict.get(prefix + INPUT_FORM)
                 self.prepare(
-                    torch.zeros(1, *shape, device=device),
+                    example_of(shape, form, device),
                     {
                         key.removeprefix(start): value
                         for key, value in state_dict.items()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._requirements import require
 from ..algorithms import BRECQ
+from ..algorithms.brecq import INPUT_FORM
 from ..checkpoint import (
     check_quantized,
     load_quantized,
@@ -320,6 +321,12 @@ def _target(request: Request, model: BRECQ) -> Target:
 
 def _check_images_alone(model: BRECQ) -> None:
     """Refuse a network that takes more than images, which no file can."""
+    if hasattr(model, INPUT_FORM):
+        raise ValueError(
+            f'{type(model.architecture).__name__} takes several inputs, or '
+            'integers, and files are written for networks that take images '
+            'alone: use the quantized model in torch'
+        )
     if model.takes_samples:
         raise ValueError(
             f'{type(model.architecture).__name__} takes data samples beside '

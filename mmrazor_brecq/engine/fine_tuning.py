@@ -14,8 +14,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..algorithms import BRECQ
+from ..algorithms.brecq import INPUT_FORM
 from ..checkpoint import load_float, load_quantized
-from ..graph import copy_network
+from ..graph import copy_network, example_of
 from ..objectives import FromOutput
 from ..reconstruction import NonFinite, close, float_outputs, reopen
 from ..registry import MODELS
@@ -254,6 +255,7 @@ def folded(model: BRECQ, network: nn.Module) -> nn.Module:
         quantization=model.scheme.to_dict(),
         partition=model.partition_cfg,
     ).eval()
-    shape = [1, *model.input_shape.tolist()]
-    example = torch.zeros(shape, device=next(other.parameters()).device)
+    device = next(other.parameters()).device
+    form = getattr(model, INPUT_FORM, None)
+    example = example_of(model.input_shape, form, device)
     return other.prepare(example, model.architecture.state_dict())

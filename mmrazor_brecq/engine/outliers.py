@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Optional
 
 import torch
@@ -17,11 +17,13 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ..activations import CachedBatches
+from ..activations.cached_tensor import CachedTensor
+from ..functional import tensors
 from ..graph import LARGEST
 
 #: The largest value of an outlier is at least so many times that of all other
-#: images. Photographs are within a factor of 2 or 3 of each other.
-MIN_RATIO = 5.0
+#: images. One that is three times as large costs a point at W4A4.
+MIN_RATIO = 2.0
 #: Its logarithm is at least so many robust standard deviations above the
 #: median, for images that naturally vary widely.
 MIN_DEVIATIONS = 6.0
@@ -67,25 +69,26 @@ def leave_out(
         ValueError: If the values of an image that is no outlier are too
             large to compute with.
     """
-    if not images.batch(0).is_floating_point():
-        return []
-    largest, flat = map(torch.cat, zip(*map(_extent, images.split())))
-    found = find_outliers(largest, flat)
-    bad = {outlier.image for outlier in found}
+    found: list[Outlier] = []
+    bad: set[int] = set()
+    # A network may take several inputs, and integers, which have no range.
+    for k, example in enumerate(tensors(images.batch(0))):
+        if not example.is_floating_point():
+            continue
+        parts = (_extent(tensors(batch)[k]) for batch in images.split())
+        largest, flat = map(torch.cat, zip(*parts))
+        outliers = find_outliers(largest, flat)
+        found += [x for x in outliers if x.image not in bad]
+        bad |= {x.image for x in outliers}
+        _check_size(largest, bad)
     good = [i for i in range(len(images)) if i not in bad]
-    for i in good:
-        if largest[i] > LARGEST:
-            raise ValueError(
-                f'Calibration image {i} contains {float(largest[i]):.3g}, '
-                f'expected at most {LARGEST:g}, whose square is still '
-                'finite: repair it, or leave it out'
-            )
-    (tensor,) = images.leaves
     report = []
     for outlier in found:
         # The next good image is used twice, so that batches keep their sizes.
         other = next((i for i in good if i > outlier.image), good[0])
-        tensor.write(outlier.image, tensor.take(torch.tensor([other])))
+        for leaf in images.leaves:
+            if isinstance(leaf, CachedTensor):
+                leaf.write(outlier.image, leaf.take(torch.tensor([other])))
         name = names[outlier.image] if outlier.image < len(names) else None
         entry: dict[str, object] = outlier._asdict()
         if name is not None:
@@ -93,6 +96,17 @@ def leave_out(
         report.append(entry)
         _warn(outlier, name, other)
     return report
+
+
+def _check_size(largest: Tensor, bad: Collection[int]) -> None:
+    """Refuse images, but for the bad ones, that are too large to square."""
+    for i, value in enumerate(largest.tolist()):
+        if value > LARGEST and i not in bad:
+            raise ValueError(
+                f'Calibration image {i} contains {value:.3g}, '
+                f'expected at most {LARGEST:g}, whose square is still '
+                'finite: repair it, or leave it out'
+            )
 
 
 def _warn(outlier: Outlier, name: Optional[str], other: int) -> None:

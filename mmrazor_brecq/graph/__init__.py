@@ -1,4 +1,5 @@
 from .account import Account
+from .arguments import Arguments, check_arguments, example_of
 from .bake import copy_network, make_plain
 from .behavior import check_behavior
 from .check import LARGEST, check_layers
@@ -62,6 +63,7 @@ from .unwrap import unwrap, unwrap_parts
 __all__ = [
     'LARGEST',
     'Account',
+    'Arguments',
     'BlockPartition',
     'Call',
     'Door',
@@ -86,6 +88,7 @@ __all__ = [
     'Unit',
     'apply_checked',
     'as_rows',
+    'check_arguments',
     'check_batch',
     'check_behavior',
     'check_bits',
@@ -94,6 +97,7 @@ __all__ = [
     'check_overrides',
     'copy_network',
     'equalized_as',
+    'example_of',
     'find_read_norms',
     'fold_batch_norm',
     'images_of',

@@ -82,6 +82,8 @@ def check_batch(network: nn.Module, images: Tensor) -> None:
 def _check_batches(images: Any) -> Any:
     """Refuse what is neither a tensor of images nor gives batches."""
     if isinstance(images, Tensor):
+        if images.dtype in (torch.int64, torch.int32):
+            return images  # Tokens, if the network has a table of them.
         return check_images(images)
     # An array gives rows of numbers, where batches are tensors.
     gives_none = isinstance(images, (str, bytes, Mapping, np.ndarray))

@@ -17,6 +17,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
 from ..functional import preserve_random_state
+from .arguments import Arguments
 from .queries import ask_for_last_layer, has_queries, show_last_layer
 from .regions import fix_regions, has_regions, show_second_stage
 
@@ -64,11 +65,16 @@ class Samples:
 
 
 #: What a network is given.
-Inputs = Union[Tensor, Samples]
+Inputs = Union[Tensor, Samples, Arguments]
 
 
 def images_of(inputs: Inputs) -> Tensor:
-    """Return the images of a network's inputs, N x C x H x W."""
+    """Return the images of a network's inputs, N x C x H x W.
+
+    Of several inputs it is the first one of real numbers.
+    """
+    if isinstance(inputs, Arguments):
+        return inputs.main
     return inputs.images if isinstance(inputs, Samples) else inputs
 
 
@@ -76,9 +82,12 @@ def map_images(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     """Return the inputs with a function applied to their images.
 
     Args:
-        function (callable): From N x C x H x W to the same shape.
-        inputs (Tensor | Samples): Preprocessed inputs.
+        function (callable): From N x C x H x W to the same shape. Of several
+            inputs it is given each.
+        inputs (Tensor | Samples | Arguments): Preprocessed inputs.
     """
+    if isinstance(inputs, Arguments):
+        return inputs.map(function)
     if isinstance(inputs, Samples):
         return Samples(function(inputs.images), inputs.data)
     return function(inputs)
@@ -99,11 +108,14 @@ def run_float(model: nn.Module, inputs: Inputs) -> Any:
     Args:
         model (nn.Module): A model of OpenMMLab, which is called with
             ``mode='tensor'``, or any other module.
-        inputs (Tensor | Samples): Preprocessed images, N x C x H x W, with
-            data samples if the model needs them.
+        inputs (Tensor | Samples | Arguments): Preprocessed images, N x C x H
+            x W, with data samples if the model needs them, or all that it
+            takes.
     """
     if isinstance(inputs, Samples):
         return model(inputs.images, inputs.data, mode='tensor')
+    if isinstance(inputs, Arguments):
+        return model(*inputs.args, **inputs.kwargs)
     if isinstance(model, BaseModel):
         return model(inputs, mode='tensor')
     return model(inputs)

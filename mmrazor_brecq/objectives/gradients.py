@@ -82,9 +82,7 @@ def teacher_gradients(
             current = slice(current.stop, current.stop + len(part))
             # The first unit's output requires a gradient only if its input
             # does. The copy may be written to, a leaf may not.
-            inputs = map_images(
-                lambda x: x.detach().requires_grad_().clone(), part
-            )
+            inputs = map_images(lambda x: _with_gradient(x.detach()), part)
             outputs = real_outputs(run_float(teacher, inputs))
             if not current.start and isinstance(likelihood, Likelihood):
                 likelihood.see(teacher, inputs, outputs)
@@ -150,8 +148,8 @@ class _UnitHook:
 def _with_gradient(out: Tensor) -> Tensor:
     """Return a tensor that requires a gradient, if it can have one.
 
-    After ``detach``, or in a block under ``no_grad``, an output does not
-    require one by itself.
+    Integers can have none. After ``detach``, or in a block under
+    ``no_grad``, an output does not require one by itself.
     """
     if (
         out.requires_grad

@@ -17,7 +17,7 @@ from ..activations import (
     images_per_pass,
 )
 from ..functional import at_least_float32, to_normal_tensor
-from ..graph import Inputs, map_images, run_float
+from ..graph import Arguments, Inputs, map_images, run_float
 from ..layers import quant_layers
 from ..objectives import Likelihood, LikelihoodConfig, real_outputs
 from ..registry import TASK_UTILS
@@ -322,14 +322,20 @@ class NetworkRefiner:
     def _varied(
         self, images: CachedBatches, index: Tensor, generator: torch.Generator
     ) -> Inputs:
-        """Return some images, varied anew."""
+        """Return some images, varied anew.
+
+        Integers, and inputs that belong together, stay as they are.
+        """
+        inputs = images.take(index)
+        if isinstance(inputs, Arguments):
+            return inputs
 
         def vary(batch: Tensor) -> Tensor:
             for augment in self.augment:
                 batch = augment(batch, generator)
             return batch
 
-        return map_images(vary, images.take(index))
+        return map_images(vary, inputs)
 
 
 #: Type of a parameter that takes the config of a refiner.
