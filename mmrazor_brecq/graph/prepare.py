@@ -234,7 +234,7 @@ class QuantizationScheme:
         return MODELS.build(dict(cfg, bits=bits, out_channels=channels))
 
     def activation_quantizer(
-        self, bits: int, heads: int = 1
+        self, bits: int, heads: int = 1, tokens: bool = False
     ) -> Optional[ActivationQuantizer]:
         """Return a new quantizer for an activation.
 
@@ -243,12 +243,18 @@ class QuantizationScheme:
         Args:
             bits (int): Bit width, or :data:`FLOAT`.
             heads (int): Number of scales.
+            tokens (bool): Whether it is an operand of a product, or tokens
+                that a linear layer reads. Then the exponent of the error
+                that its scale minimizes is chosen, too, unless the config
+                names an observer.
         """
         if self.activation is None or bits == FLOAT:
             return None
         cfg = dict(dict(type='ActivationQuantizer'), **self.activation)
         if heads > 1:  # Other types of quantizers need not know of heads.
             cfg['heads'] = heads
+        if tokens and cfg['type'] == 'ActivationQuantizer':
+            cfg.setdefault('observer', dict(type='LpChoice'))
         return MODELS.build(dict(cfg, bits=bits))
 
 
@@ -439,11 +445,22 @@ def prepare(
             input_quantizer = (
                 None
                 if name in at_door
-                else scheme.activation_quantizer(input_bits)
+                else scheme.activation_quantizer(
+                    input_bits, tokens=_reads_tokens(layer, calls)
+                )
             )
             quantize_layer(layer, weight_quantizer, input_quantizer)
         _add_door(unit, at_door, bits, scheme)
     return bits
+
+
+def _reads_tokens(
+    layer: nn.Module, calls: dict[nn.Module, list[Call]]
+) -> bool:
+    """Return whether a layer is linear, and runs over tokens of images."""
+    return isinstance(layer, nn.Linear) and all(
+        call.inputs[0].dims > 2 for call in calls[layer]
+    )
 
 
 def _quantize_product(
@@ -453,7 +470,8 @@ def _quantize_product(
 ) -> None:
     """Give both operands of a product quantizers."""
     left, right = (
-        scheme.activation_quantizer(bits, heads) for heads in product.heads
+        scheme.activation_quantizer(bits, heads, tokens=True)
+        for heads in product.heads
     )
     quantize_product(product, left, right)
 

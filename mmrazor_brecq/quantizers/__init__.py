@@ -1,13 +1,14 @@
 """Quantizers of weights and activations, observers and roundings."""
 
 from .activation import ActivationQuantizer, MaskPool
-from .observers import LpObserver, MinMaxObserver, Observer
+from .observers import LpChoice, LpObserver, MinMaxObserver, Observer
 from .rounding import AdaRound, Nearest, Rounding
 from .weight import WeightQuantizer
 
 __all__ = [
     'ActivationQuantizer',
     'AdaRound',
+    'LpChoice',
     'LpObserver',
     'MaskPool',
     'MinMaxObserver',

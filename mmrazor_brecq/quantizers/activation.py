@@ -126,22 +126,24 @@ class ActivationQuantizer(nn.Module):
         return rows[..., chosen.to(values.device)]
 
     @torch.no_grad()
-    def fit(self, values: Tensor) -> None:
+    def fit(self, values: Tensor, observer: Optional[Observer] = None) -> None:
         """Choose scales and zero point, and quantize from now on.
 
         Args:
             values (Tensor): Finite activations of any shape, or what
                 :meth:`sample` returned.
+            observer (Observer, optional): Chooses in place of its own.
         """
+        observer = observer or self.observer
         sample = values.detach()
         if self.heads == 1 or sample.dim() > 2:
             sample = self.rows(sample)
-        scale, zero_point = self.observer(sample, self.grid)
+        scale, zero_point = observer(sample, self.grid)
         if self.heads > 1 and not self.grid.symmetric:
             # Runtimes multiply integers of one zero point only.
             zero_point = zero_point.float().median().expand(self.heads)
             grid = self.grid.at(int(zero_point[0]))
-            scale, _ = self.observer(sample, grid)
+            scale, _ = observer(sample, grid)
         self.scale.copy_(scale.view(self.scale.shape))
         self.zero_point.copy_(zero_point[0])
         self.active = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Optional
 
@@ -175,6 +175,11 @@ class Observer:
         """
         raise NotImplementedError
 
+    @property
+    def choices(self) -> Sequence[Observer]:
+        """Return the observers of which the best one for a unit is used."""
+        return [self]
+
 
 #: Type of a parameter that takes the config of an observer.
 ObserverConfig = Annotated[dict, Config(Observer, TASK_UTILS)]
@@ -262,3 +267,38 @@ class LpObserver(Observer):
             )
         best = torch.cat(errors, 1).argmin(1)
         return factors[torch.arange(len(values)), best]
+
+
+@TASK_UTILS.register_module()
+class LpChoice(Observer):
+    """Choice of the exponent of an :class:`LpObserver`.
+
+    An error of a few large values does little behind a GELU, and a lot
+    behind a softmax. While a unit's scales are chosen, that exponent is
+    taken with which its output is the nearest to float.
+
+    Args:
+        exponents (tuple[float]): Those to choose from. The first one counts
+            where no unit is at hand.
+
+    Example:
+        >>> quantization = dict(
+        ...     activation=dict(bits=4, observer=dict(type='LpChoice'))
+        ... )
+    """
+
+    def __init__(
+        self, exponents: tuple[Positive, ...] = (2.4, 1.0, 4.0)
+    ) -> None:
+        if not exponents:
+            raise ValueError('exponents=(), expected one or more')
+        self.observers = [LpObserver(p) for p in exponents]
+
+    def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Choose a scale and a zero point with the first exponent."""
+        return self.observers[0](values, grid)
+
+    @property
+    def choices(self) -> Sequence[Observer]:
+        """Return an observer for each exponent."""
+        return self.observers

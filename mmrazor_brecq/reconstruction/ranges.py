@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Optional
@@ -11,7 +12,12 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..functional import Histogram, histogram
+from ..functional import (
+    Histogram,
+    histogram,
+    tensors,
+    weighted_squared_error,
+)
 from ..graph import Unit
 from ..quantizers import ActivationQuantizer
 from ..runtime.distributed import (
@@ -81,7 +87,7 @@ def fit_scales(
                 'current',
                 logging.WARNING,
             )
-        quantizer.fit(values)
+        _fit(quantizer, values, unit, data, parts[0])
         seen[names[quantizer]] = histogram(values)
         # Samples are allocated in the memory that activations freed.
         data.inputs.store.release_freed_memory()
@@ -90,6 +96,43 @@ def fit_scales(
         where = ', '.join(broken) or 'another process'
         raise NonFinite(f'NaN or infinity at {where}')
     return seen
+
+
+def _fit(
+    quantizer: ActivationQuantizer,
+    values: Tensor,
+    unit: Unit,
+    data: UnitData,
+    index: Tensor,
+) -> None:
+    """Choose a scale by the observer that suits the unit's output best.
+
+    Args:
+        quantizer (ActivationQuantizer): The quantizer.
+        values (Tensor): A finite sample of its input.
+        unit (Unit): Its unit.
+        data (UnitData): The unit's activations.
+        index (Tensor): Images on which observers are compared.
+    """
+    observers = quantizer.observer.choices
+    errors = [0.0]
+    if len(observers) > 1:
+        errors.clear()
+        for observer in observers:
+            quantizer.fit(values, observer)
+            errors.append(_output_error(unit, data, index))
+    quantizer.fit(values, observers[errors.index(min(errors))])
+
+
+def _output_error(unit: Unit, data: UnitData, index: Tensor) -> float:
+    """Return the squared error of a unit's output, infinite if it has NaN."""
+    args, kwargs = data.inputs.take(index)
+    outputs = tensors(unit.module(*args, **kwargs))
+    error = torch.zeros(())
+    for output, target in zip(outputs, tensors(data.targets.take(index))):
+        if output.is_floating_point() and output.numel():
+            error += weighted_squared_error(output, target).cpu().float()
+    return float(sum_over_processes(error).nan_to_num(math.inf))
 
 
 def _next_input(

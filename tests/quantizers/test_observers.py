@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mmrazor_brecq.functional import dequantize, quantize
-from mmrazor_brecq.quantizers import LpObserver, MinMaxObserver
+from mmrazor_brecq.quantizers import LpChoice, LpObserver, MinMaxObserver
 from mmrazor_brecq.quantizers.observers import Grid
+from mmrazor_brecq.registry import TASK_UTILS
 
 GRIDS = [
     Grid(bits, symmetric, signed)
@@ -193,3 +194,17 @@ def test_a_grid_covers_the_given_range(grid):
     )
     ends = torch.stack([high.clamp(min=0), low.clamp(max=0)])
     assert ((reach - ends).abs().amin(0) <= slack + scale).all()
+
+
+def test_a_choice_of_exponents_begins_with_its_first(rows):
+    grid, choice = GRIDS[0], LpChoice((4.0, 1.0))
+    assert [observer.p for observer in choice.choices] == [4.0, 1.0]
+    for found, expected in zip(
+        choice(rows, grid), LpObserver(4.0)(rows, grid)
+    ):
+        assert torch.equal(found, expected)
+    assert [*LpObserver().choices][0].p == 2.4
+    with pytest.raises(ValueError, match='exponents.*one or more'):
+        LpChoice(())
+    with pytest.raises(ValueError, match='exponents'):
+        TASK_UTILS.build(dict(type='LpChoice', exponents=(0.0,)))
