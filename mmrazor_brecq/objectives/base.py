@@ -68,6 +68,23 @@ class Objective:
             generator (torch.Generator): Source of randomness, on the CPU.
         """
 
+    def prepare(self, unit: Unit) -> None:
+        """Examine a unit before its scales are chosen.
+
+        Args:
+            unit (Unit): The unit, whose quantizers do nothing yet.
+        """
+
+    def rough_error(
+        self, unit: Unit, output: Nested, target: Nested, index: Tensor
+    ) -> Tensor:
+        """Return an error to choose scales by, before :meth:`begin`.
+
+        The arguments are those of :meth:`__call__`. By default it is the
+        plain squared error.
+        """
+        return MSE()(unit, output, target, index)
+
     def begin(
         self,
         unit: Unit,

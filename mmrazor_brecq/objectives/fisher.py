@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..activations import CachedBatches
-from ..functional import in_order_of, weighted_squared_error
+from ..functional import Nested, in_order_of, weighted_squared_error
 from ..graph import Unit
 from ..registry import TASK_UTILS
 from ..runtime.distributed import local_share, sum_over_processes
@@ -77,6 +77,12 @@ class Fisher(Objective):
         if any(name == unit.name for name, _ in self.weights):
             return f'{type(self).__name__}, {self.likelihood}'
         return 'MSE, the loss has no gradient here'
+
+    def rough_error(
+        self, unit: Unit, output: Nested, target: Nested, index: Tensor
+    ) -> Tensor:
+        """Return the error under the weights of the float network."""
+        return self(unit, output, target, index)
 
     def _gradients(
         self,

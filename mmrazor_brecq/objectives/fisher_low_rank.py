@@ -137,18 +137,21 @@ class FisherLowRank(Fisher):
 
         self._gradients(teacher, units, images, generator, collect, count)
 
+    def prepare(self, unit: Unit) -> None:
+        """Compute weights and eigenvectors, which are not balanced yet."""
+        for key in [key for key in self.gradients if key[0] == unit.name]:
+            self._decompose(key, self.gradients.pop(key))
+        self.store.release_freed_memory()
+
     def begin(
         self,
         unit: Unit,
         outputs: Iterable[Nested],
         targets: Iterable[Nested],
     ) -> None:
-        """Compute the eigenvectors, then balance matrix and diagonal."""
-        keys = [key for key in self.gradients if key[0] == unit.name]
-        for key in keys:
-            self._decompose(key, self.gradients.pop(key))
-        self.store.release_freed_memory()
-        decomposed = [key for key in keys if key in self.directions]
+        """Balance matrix and diagonal."""
+        self.prepare(unit)
+        decomposed = [key for key in self.directions if key[0] == unit.name]
         if decomposed:
             self._balance(decomposed, outputs, targets)
 
@@ -252,6 +255,7 @@ class FisherLowRank(Fisher):
             self.weights[key] = (1 - share) * self.weights[key]
             # An error along a direction is squared.
             self.directions[key] *= (share * ratio) ** 0.5
+            self.cast_directions.pop(key, None)
 
     def _errors(
         self,

@@ -76,8 +76,13 @@ class Reconstructor:
             unit.name, list(unit.layers), autocast=self.autocast.chosen
         )
         try:
+            self.objective.prepare(unit)
             report.histograms = fit_scales(
-                unit, data, self.fit_images, self.batch_size
+                unit,
+                data,
+                self.fit_images,
+                self.batch_size,
+                self.objective,
             )
             self.objective.begin(
                 unit, self.outputs(unit, data), data.targets.split()

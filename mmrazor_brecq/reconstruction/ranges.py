@@ -6,19 +6,16 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Optional
+from functools import partial
+from typing import Callable, Optional
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..functional import (
-    Histogram,
-    histogram,
-    tensors,
-    weighted_squared_error,
-)
+from ..functional import Histogram, histogram
 from ..graph import Unit
+from ..objectives import Objective
 from ..quantizers import ActivationQuantizer
 from ..runtime.distributed import (
     copy_from_first_process,
@@ -40,7 +37,11 @@ class _LastCall(BaseException):
 
 @torch.no_grad()
 def fit_scales(
-    unit: Unit, data: UnitData, images: int, batch_size: int
+    unit: Unit,
+    data: UnitData,
+    images: int,
+    batch_size: int,
+    objective: Objective,
 ) -> dict[str, Histogram]:
     """Choose scales and zero points of all quantizers of a unit.
 
@@ -53,6 +54,7 @@ def fit_scales(
         images (int): Number of images in all processes together that
             activation scales are chosen on.
         batch_size (int): Maximum number of images at a time.
+        objective (Objective): Compares observers, where there are several.
 
     Returns:
         dict: Histograms of the activations, by name of the quantizer.
@@ -70,6 +72,7 @@ def fit_scales(
     }
     chosen = torch.arange(min(local_share(images), len(data.inputs)))
     parts = data.parts(chosen, batch_size)
+    error = partial(_output_error, unit, data, parts[0], objective)
     broken = []
     seen = {}
     while (found := _next_input(unit, data, parts, list(names))) is not None:
@@ -87,7 +90,7 @@ def fit_scales(
                 'current',
                 logging.WARNING,
             )
-        _fit(quantizer, values, unit, data, parts[0])
+        _fit(quantizer, values, error)
         seen[names[quantizer]] = histogram(values)
         # Samples are allocated in the memory that activations freed.
         data.inputs.store.release_freed_memory()
@@ -101,38 +104,35 @@ def fit_scales(
 def _fit(
     quantizer: ActivationQuantizer,
     values: Tensor,
-    unit: Unit,
-    data: UnitData,
-    index: Tensor,
+    error: Callable[[], float],
 ) -> None:
     """Choose a scale by the observer that suits the unit's output best.
 
     Args:
         quantizer (ActivationQuantizer): The quantizer.
         values (Tensor): A finite sample of its input.
-        unit (Unit): Its unit.
-        data (UnitData): The unit's activations.
-        index (Tensor): Images on which observers are compared.
+        error (callable): Returns the error of the unit's output.
     """
     observers = quantizer.observer.choices
-    errors = [0.0]
-    if len(observers) > 1:
-        errors.clear()
-        for observer in observers:
-            quantizer.fit(values, observer)
-            errors.append(_output_error(unit, data, index))
+    if len(observers) == 1:
+        quantizer.fit(values)
+        return
+    errors = []
+    for observer in observers:
+        quantizer.fit(values, observer)
+        errors.append(error())
     quantizer.fit(values, observers[errors.index(min(errors))])
 
 
-def _output_error(unit: Unit, data: UnitData, index: Tensor) -> float:
-    """Return the squared error of a unit's output, infinite if it has NaN."""
+def _output_error(
+    unit: Unit, data: UnitData, index: Tensor, objective: Objective
+) -> float:
+    """Return the error of a unit's output, infinite if it has NaN."""
     args, kwargs = data.inputs.take(index)
-    outputs = tensors(unit.module(*args, **kwargs))
-    error = torch.zeros(())
-    for output, target in zip(outputs, tensors(data.targets.take(index))):
-        if output.is_floating_point() and output.numel():
-            error += weighted_squared_error(output, target).cpu().float()
-    return float(sum_over_processes(error).nan_to_num(math.inf))
+    output = unit.module(*args, **kwargs)
+    target = data.targets.take(index)
+    error = objective.rough_error(unit, output, target, index)
+    return float(sum_over_processes(error.cpu()).nan_to_num(math.inf))
 
 
 def _next_input(

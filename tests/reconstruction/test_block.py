@@ -163,7 +163,7 @@ def test_scales_are_chosen_on_outputs_of_the_quantized_layers_before(
     quantizer = unit.module.depthwise[0].input_quantizer
     original = quantizer.fit
     quantizer.fit = lambda x: (seen.append(x), original(x))
-    fit_scales(unit, data, images=7, batch_size=32)
+    fit_scales(unit, data, 7, 32, MSE())
     args, kwargs = data.inputs.take(torch.arange(7))
     with torch.no_grad():
         inner = unit.module.expand(unit.module.door.inputs['0'](*args))
@@ -199,7 +199,7 @@ def test_a_quantizer_is_fitted_alike_in_parts_and_passes_end_early(
         calls = [((batch,), {}) for batch in batches]
         cached = CachedBatches(calls, [len(x) for x in batches])
         data = UnitData(cached, cached, cached, held_out=1)
-        fit_scales(unit, data, images=256, batch_size=size)
+        fit_scales(unit, data, 256, size, MSE())
         monkeypatch.setattr(ActivationQuantizer, 'fit', fit)
         return values, len(runs)
 
@@ -259,7 +259,7 @@ def test_the_penalty_counts_after_the_warmup(quantize, batches, monkeypatch):
 def test_the_penalty_is_the_mean_over_the_weights_of_a_unit(quantize, batches):
     model, teacher = quantize('residual', (3, 3))
     unit, data = first_block(model, teacher, batches)
-    fit_scales(unit, data, images=12, batch_size=12)
+    fit_scales(unit, data, 12, 12, MSE())
     layers = list(quant_layers(unit.module).values())
     for layer in layers:
         layer.weight_quantizer.learn(layer.stored_weight)
