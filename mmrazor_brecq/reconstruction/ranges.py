@@ -26,6 +26,9 @@ from .open_parts import open_layers
 from .optimize import NonFinite
 from .unit import UnitData
 
+#: Images on which the observers of a quantizer are compared.
+COMPARED = 32
+
 
 class _LastCall(BaseException):
     """Signal that a quantizer is called no more in this forward pass.
@@ -72,7 +75,8 @@ def fit_scales(
     }
     chosen = torch.arange(min(local_share(images), len(data.inputs)))
     parts = data.parts(chosen, batch_size)
-    error = partial(_output_error, unit, data, parts[0], objective)
+    some = data.parts(chosen[:COMPARED], batch_size)
+    error = partial(_output_error, unit, data, some, objective)
     broken = []
     seen = {}
     while (found := _next_input(unit, data, parts, list(names))) is not None:
@@ -125,14 +129,16 @@ def _fit(
 
 
 def _output_error(
-    unit: Unit, data: UnitData, index: Tensor, objective: Objective
+    unit: Unit, data: UnitData, parts: Sequence[Tensor], objective: Objective
 ) -> float:
     """Return the error of a unit's output, infinite if it has NaN."""
-    args, kwargs = data.inputs.take(index)
-    output = unit.module(*args, **kwargs)
-    target = data.targets.take(index)
-    error = objective.rough_error(unit, output, target, index)
-    return float(sum_over_processes(error.cpu()).nan_to_num(math.inf))
+    total = torch.zeros((), dtype=torch.float64)
+    for index in parts:
+        args, kwargs = data.inputs.take(index)
+        output, target = unit.module(*args, **kwargs), data.targets.take(index)
+        error = objective.rough_error(unit, output, target, index)
+        total += len(index) * error.cpu()
+    return float(sum_over_processes(total).nan_to_num(math.inf))
 
 
 def _next_input(
