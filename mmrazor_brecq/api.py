@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any, Literal, Optional, Union
 
 import torch
 from mmengine.logging import MMLogger
@@ -40,6 +40,7 @@ from .checkpoint import (
 )
 from .config.load import read_config
 from .config.recipe import known_parts, read_base, read_part
+from .engine.accuracy_control import MaxDrop, prepare_on
 from .engine.batches import gather_images
 from .engine.calibration import check_count
 from .engine.deploy import Request, write
@@ -47,6 +48,7 @@ from .engine.fine_tuning import FineTuning, Loss, folded, train
 from .engine.launch import build_model
 from .engine.memory import DEFAULT_MEMORY, Memory, activation_store
 from .engine.outliers import leave_out
+from .engine.quantize_within import Evaluate, quantize_within
 from .engine.training import WatchingRunner
 from .functional import in_grad_mode, tensors, to_normal_tensor
 from .graph import (
@@ -65,6 +67,7 @@ from .registry import TASK_UTILS
 from .report import ShownReport, UnitProgress, weight_bytes
 from .targets import TargetConfig
 from .validation import (
+    Amount,
     Batch,
     Bits,
     Config,
@@ -120,6 +123,9 @@ def quantize(
     quantize_shortcuts: bool = True,
     num_images: Count = 1024,
     target: Optional[TargetConfig] = None,
+    max_drop: Optional[Amount] = None,
+    evaluate: Optional[Evaluate] = None,
+    up_to: Literal[8, 'float'] = 8,
 ) -> tuple[BRECQ, dict[str, Any]]:
     """Quantize a trained network.
 
@@ -162,13 +168,21 @@ def quantize(
             ``onnxruntime``, ``openvino``, ``tensorrt``, ``example-npu``, a
             registered name, or the path of a YAML file. What the device
             cannot do is refused, or adapted where there is one choice.
+        max_drop (float, optional): How much less ``evaluate`` may give for
+            the quantized network than for the float one. If it is more, bits
+            are given back where they buy most, in up to three attempts.
+        evaluate (callable, optional): Takes a network, and returns how good
+            it is, such as an accuracy in per cent; larger is better.
+        up_to (int | str): The most bits that a layer gets back: 8, or
+            ``'float'``.
 
     Returns:
         tuple[BRECQ, dict]: The quantized network, called like ``model``,
         and its report with ``units``, ``layers`` (how weights and inputs
         lie on their grids), ``divergence`` (of the output from the float
         one on held-out images, in nats), ``left_out`` (images far outside
-        the others, which were not used), ``account`` (how many layers are
+        the others, which were not used), ``max_drop`` (the path to it, if
+        there is one), ``account`` (how many layers are
         quantized, and what stays in float and why), ``weight_bytes`` and
         ``seconds``. A notebook shows it as a page, and
         ``mmrazor_brecq.report.write(report, 'report.html')`` writes that.
@@ -186,6 +200,11 @@ def quantize(
     model = unwrap(model)
     if isinstance(model, BRECQ):
         raise ValueError('The model is quantized already: give the float one')
+    if (max_drop is None) != (evaluate is None):
+        raise ValueError(
+            f'max_drop={max_drop} and evaluate={evaluate!r:.80}, expected '
+            'both or neither: `evaluate` measures what may drop'
+        )
     weight: dict[str, Any] = dict(bits=weight_bits)
     if symmetric is not None or target is None or weight_bits == 8:
         weight.update(
@@ -240,21 +259,28 @@ def quantize(
     rows = CachedBatches(batches, [len(batch) for batch in batches], store)
     left_out = leave_out(rows)
     rows = with_samples(brecq.architecture, rows)
-    teacher = brecq.prepare(rows.batch(0)[:1])
-    brecq.equalize(teacher, rows)
-    brecq.widen(rows)
-    reports = []
     logger = MMLogger.get_current_instance()
-    with UnitProgress(brecq.reports, logger) as show:
-        for report in brecq.reconstruct(teacher, rows, seed):
-            reports.append(report)
-            show(report)
+    path: dict[str, Any] = {}
+    if evaluate is None or max_drop is None:
+        teacher, _ = prepare_on(brecq, rows)
+        reports = []
+        with UnitProgress(brecq.reports, logger) as show:
+            for report in brecq.reconstruct(teacher, rows, seed):
+                reports.append(report)
+                show(report)
+    else:
+        kept, path['max_drop'] = quantize_within(
+            MaxDrop(max_drop, up_to), evaluate, model, brecq, rows, seed
+        )
+        brecq, teacher = kept.model, kept.teacher
+        reports = kept.progress.reports
     account = brecq.account.to_dict()
     found = describe(brecq, teacher, rows, reports)
     nats = divergence(brecq, teacher, rows)
     logger.info(account['summary'])
     return brecq, ShownReport(
         **found,
+        **path,
         divergence=dict(quantized=nats),
         left_out=left_out,
         account=account,

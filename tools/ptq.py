@@ -7,6 +7,7 @@ python tools/ptq.py FLOAT_CONFIG CHECKPOINT --recipe w4a4
 from __future__ import annotations
 
 import sys
+from typing import Literal
 
 from mmrazor_brecq.cli import (
     add_recipe_options,
@@ -16,6 +17,7 @@ from mmrazor_brecq.cli import (
     run_tool,
     tool_parser,
 )
+from mmrazor_brecq.validation import Amount, option
 
 
 def main() -> int:
@@ -36,6 +38,19 @@ def main() -> int:
         'of time and memory; write nothing',
     )
     add_target_option(parser)
+    parser.add_argument(
+        '--max-drop',
+        type=option(Amount),
+        metavar='POINTS',
+        help='largest drop of the main metric; if it falls further, bits are '
+        'given back where they buy most',
+    )
+    parser.add_argument(
+        '--up-to',
+        type=option(Literal[8, 'float']),
+        help='most bits that --max-drop gives to a layer, 8 or float '
+        '(default: 8)',
+    )
     add_trust_option(parser)
     add_recipe_options(parser)
     args = parser.parse_args()
@@ -44,6 +59,15 @@ def main() -> int:
         cfg = config_of(
             args, 'test_dataloader', 'test_cfg.calibration.dataloader'
         )
+        if args.up_to is not None and args.max_drop is None:
+            raise ValueError(
+                f'--up-to {args.up_to} belongs to --max-drop: add it, or '
+                'leave --up-to out'
+            )
+        if args.max_drop is not None:
+            cfg.setdefault('test_cfg', {})['max_drop'] = dict(
+                points=args.max_drop, up_to=args.up_to or 8
+            )
         # Imported late: torch takes seconds.
         if args.dry_run:
             from mmrazor_brecq.engine.dry_run import dry_run

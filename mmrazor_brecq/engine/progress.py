@@ -214,6 +214,21 @@ class Progress:
             ) from error
         return name, state
 
+    def take(self, other: Progress, count: int) -> None:
+        """Take over the first finished units of another run.
+
+        Args:
+            other (Progress): The other run, of the same units so far.
+            count (int): Number of units.
+        """
+        if is_main_process():
+            for i in range(count):
+                with open(other._path(_name(i)), 'rb') as file:
+                    write_whole(self._path(_name(i)), file.read())
+        for key in ('units', 'hashes'):
+            self.content[key] = other.content[key][:count]
+        self._save()
+
     def add_metrics(self, name: str, metrics: dict[str, float]) -> None:
         """Save the metrics of a model."""
         self.metrics[name] = metrics

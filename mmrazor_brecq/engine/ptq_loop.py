@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os.path as osp
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from mmengine.device import get_device
@@ -42,6 +42,7 @@ from ..registry import LOOPS
 from ..report import (
     UnitProgress,
     closing_table,
+    main_metric,
     outdone,
     setback,
     weight_bytes,
@@ -49,6 +50,17 @@ from ..report import (
 )
 from ..runtime.allocator import reuse_freed_memory
 from ..version import __version__
+from .accuracy_control import (
+    AccuracyControl,
+    Attempt,
+    MaxDrop,
+    MaxDropConfig,
+    check_met,
+    check_possible,
+    given_settings,
+    prepare_on,
+    yardstick_of,
+)
 from .calibration import (
     CalibrationConfig,
     cache_images,
@@ -68,6 +80,7 @@ from .results import (
     refuse_other_run,
 )
 from .runners import begin, starting
+from .unit_run import reconstruct_units
 from .usage import Clock, peak_memory_mb
 
 
@@ -95,6 +108,9 @@ class PTQLoop(TestLoop):
         checkpoint (str): Name of the quantized checkpoint. If it ends in
             ``.safetensors``, the file has that format.
         fp16 (bool): Whether to evaluate in half precision.
+        max_drop (float | dict, optional): How many points of the main metric
+            may be lost, or fields of :class:`MaxDrop`. If more are, bits are
+            given back where they buy most.
 
     Example:
         >>> test_cfg = dict(
@@ -112,6 +128,7 @@ class PTQLoop(TestLoop):
         resume: bool = False,
         checkpoint: str = 'quantized.pth',
         fp16: bool = False,
+        max_drop: Optional[MaxDropConfig] = None,
     ) -> None:
         super().__init__(runner, dataloader, evaluator, fp16)
         check_container(checkpoint)
@@ -124,9 +141,8 @@ class PTQLoop(TestLoop):
         #: Number of test images that are calibration images, too.
         self.overlap = torch.zeros(())
         self.row = ''
-        #: Activations with 16 bits, and what 8 bits cost.
-        self.widened: dict[str, float] = {}
         self.resume = resume
+        self.max_drop = MaxDrop.of(max_drop)
         #: Where the float weights are from, if that is known.
         self.float_checkpoint = ''
 
@@ -143,8 +159,13 @@ class PTQLoop(TestLoop):
         Returns:
             dict: Metrics of the quantized model.
         """
+        with starting(self.runner):
+            check_possible(self.max_drop, bool(self.evaluator.metrics))
         with reuse_freed_memory():
-            return self._run(Clock())
+            metrics = self._run(Clock())
+        if self.max_drop is not None and is_main_process():
+            check_met(read_report(self._path('report.json')))
+        return metrics
 
     def _run(self, clock: Clock) -> dict[str, float]:
         model = self.model
@@ -163,42 +184,113 @@ class PTQLoop(TestLoop):
             if done is not None:
                 return done
             original = copy_network(model)
-            teacher = model.prepare(images.batch(0)[:1])
-            model.equalize(teacher, images)
-            self.widened = model.widen(images)
+            teacher, widened = prepare_on(model, images)
             progress = Progress(
                 self._path('progress'), identity, self.resume, self._changes
             )
         begin(self.runner)
-        bytes_of_weights = weight_bytes(model)
         with clock('evaluate'):
             self._evaluate(original, 'float', progress)
-        del original
-        self._round_to_nearest(teacher, images, progress, clock)
-        with clock('reconstruct'):
-            self._reconstruct(teacher, images, progress)
-        with clock('evaluate'):
-            progress.metrics.setdefault('divergence', {}).update(
-                quantized=divergence(model, teacher, images)
+        control: Optional[AccuracyControl] = None
+        if self.max_drop is not None:
+            control = AccuracyControl(
+                self.max_drop,
+                original,
+                images,
+                given_settings(self.runner.cfg),
+                self._path('progress'),
+                identity,
+                self.runner.seed,
+                self.runner.logger,
+                self.resume,
             )
-            metrics = self._evaluate(self.runner.model, 'quantized', progress)
+        del original
+        self._round_to_nearest(model, teacher, images, progress, clock)
+        kept = Attempt(model, teacher, progress, widened)
+        self._learn(kept, images, clock)
+        path: dict[str, Any] = {}
+        if control is not None:
+            kept, path = self._give_back(control, kept, images, clock)
         with clock('report'):
-            found = describe(self.model, teacher, images, progress.reports)
+            found = describe(
+                kept.model, kept.teacher, images, kept.progress.reports
+            )
         if is_main_process():
             self._write(
-                progress,
-                clock,
-                bytes_of_weights,
-                identity,
-                images.store,
-                found,
+                kept, clock, identity, images.store, dict(found, **path)
             )
             progress.remove()
         barrier()
-        return metrics
+        return kept.progress.metrics['quantized']
+
+    def _learn(
+        self, attempt: Attempt, images: CachedBatches, clock: Clock
+    ) -> None:
+        """Reconstruct and evaluate a model."""
+        if not is_model_wrapper(self.runner.model):
+            self.runner.model = attempt.model
+        with clock('reconstruct'):
+            for report in reconstruct_units(
+                attempt.model,
+                attempt.teacher,
+                images,
+                self.runner.seed,
+                attempt.progress,
+                self.runner.logger,
+            ):
+                self._plot(report)
+        with clock('evaluate'):
+            attempt.progress.metrics.setdefault('divergence', {}).update(
+                quantized=divergence(attempt.model, attempt.teacher, images)
+            )
+            self._evaluate(self.runner.model, 'quantized', attempt.progress)
+
+    def _give_back(
+        self,
+        control: AccuracyControl,
+        first: Attempt,
+        images: CachedBatches,
+        clock: Clock,
+    ) -> tuple[Attempt, dict[str, Any]]:
+        """Give back bits until little accuracy is lost.
+
+        Returns:
+            tuple[Attempt, dict]: The attempt that is kept, and the entry of
+            the report.
+        """
+        metrics = first.progress.metrics
+        report = dict(metrics, metric=best_metric(self.runner.cfg))
+        name = main_metric(report)
+        yardstick = yardstick_of(name, metrics['float'][name])
+
+        def measure(attempt: Attempt) -> None:
+            attempt.value = attempt.progress.metrics['quantized'][name]
+            attempt.drop = yardstick.drop(attempt.value)
+            self.runner.logger.info(
+                f'{name} is {attempt.value:.4g}, {attempt.drop:.2f} points '
+                f'below float; {control.target.points:g} are allowed'
+            )
+
+        def learn(attempt: Attempt) -> None:
+            attempt.progress.add_metrics('float', metrics['float'])
+            self._learn(attempt, images, clock)
+            measure(attempt)
+
+        measure(first)
+        kept = control(first, learn)
+        self.runner.model = kept.model
+        if kept is not first:
+            self._round_to_nearest(
+                *control.fresh(kept), images, kept.progress, clock
+            )
+            quantization = self.runner.cfg.model.setdefault('quantization', {})
+            assert kept.scheme is not None
+            quantization['bit_overrides'] = kept.scheme.bit_overrides
+        return kept, dict(max_drop=control.report(yardstick, kept))
 
     def _round_to_nearest(
         self,
+        model: BRECQ,
         teacher: nn.Module,
         images: CachedBatches,
         progress: Progress,
@@ -208,7 +300,7 @@ class PTQLoop(TestLoop):
         if 'nearest' in progress.metrics:
             return
         with clock('nearest'):
-            nearest = copy.deepcopy(self.model)
+            nearest = copy.deepcopy(model)
             rounding = nearest.reconstruct(
                 teacher, images, self.runner.seed, NearestRounding()
             )
@@ -223,25 +315,6 @@ class PTQLoop(TestLoop):
             )
         with clock('evaluate'):
             self._evaluate(nearest, 'nearest', progress)
-
-    def _reconstruct(
-        self, teacher: nn.Module, images: CachedBatches, progress: Progress
-    ) -> None:
-        """Reconstruct the units that no earlier run has finished."""
-        model = self.model
-        with UnitProgress(model.reports, self.runner.logger) as show:
-            for report in progress.reports:
-                show(report)
-            model.reconstructor.autocast.resume(progress.types)
-            for report in model.reconstruct(
-                teacher,
-                images,
-                self.runner.seed,
-                done=progress.units(model.part),
-            ):
-                progress.add_unit(report, model.part(report.name))
-                self._plot(report)
-                show(report)
 
     def _path(self, name: str) -> str:
         """Return the path of a file in the folder of the run."""
@@ -348,6 +421,8 @@ class PTQLoop(TestLoop):
         settings += [source, self.runner.seed]
         if self.model.target is not None:  # Its file may have changed.
             settings.append(vars(self.model.target))
+        if self.max_drop is not None:
+            settings.append(self.max_drop)
         config = repr(settings)
         return dict(
             config=hashlib.sha256(config.encode()).hexdigest(),
@@ -365,16 +440,15 @@ class PTQLoop(TestLoop):
 
     def _write(
         self,
-        progress: Progress,
+        kept: Attempt,
         clock: Clock,
-        bytes_of_weights: dict[str, int],
         identity: dict[str, str],
         store: Store,
-        found: dict[str, list],
+        found: dict[str, Any],
     ) -> None:
         """Write the quantized checkpoint and the report, and log them."""
         report = dict(
-            **progress.metrics,
+            **kept.progress.metrics,
             metric=best_metric(self.runner.cfg),
             seconds=clock.seconds,
             peak_memory_mb=round(peak_memory_mb()),
@@ -385,8 +459,8 @@ class PTQLoop(TestLoop):
             ),
             processes=get_world_size(),
             account=self.model.account.to_dict(),
-            widened=self.widened,
-            weight_bytes=bytes_of_weights,
+            widened=kept.widened,
+            weight_bytes=weight_bytes(kept.model),
             left_out=self.calibration_set.left_out,
             unreadable=self.calibration_set.unreadable,
             **found,

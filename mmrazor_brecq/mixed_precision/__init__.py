@@ -11,6 +11,7 @@ from .cost import (
 from .errors import FisherDiagError, FisherError
 from .exact_search import ExactSearch
 from .genetic_search import GeneticSearch
+from .give_back import GiveBack
 from .pairwise import Pairwise
 from .search import (
     Infeasible,
@@ -34,6 +35,7 @@ __all__ = [
     'FisherDiagError',
     'FisherError',
     'GeneticSearch',
+    'GiveBack',
     'Infeasible',
     'LatencyTable',
     'LayerBits',

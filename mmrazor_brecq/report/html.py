@@ -22,7 +22,7 @@ from ..checkpoint import write_whole
 from ..validation import validated
 from . import charts
 from .findings import findings, shares
-from .tables import MODELS, Report, main_metric
+from .tables import MODELS, Report, main_metric, path_lines
 
 #: Bytes that a page may have.
 MAX_BYTES = 2_000_000
@@ -117,6 +117,8 @@ def _content(report: Report, rows: int, layers: int) -> dict[str, Any]:
     return dict(
         findings=findings(report),
         accuracy=_accuracy(report),
+        control=path_lines(report),
+        changed=_changed(report)[:rows],
         account=report['account'],
         left_float=list(report['account']['left_float'].items())[:rows],
         units=units[:rows],
@@ -148,6 +150,15 @@ def _accuracy(report: Report) -> dict[str, Any]:
     return dict(metrics=metrics, rows=table)
 
 
+def _changed(report: Report) -> list[tuple[str, str]]:
+    """Return the layers to which accuracy control gave more bits."""
+    path = report.get('max_drop')
+    if not path:
+        return []
+    changed = path['attempts'][path['kept']]['changed']
+    return [(name, bits_text(pair)) for name, pair in changed.items()]
+
+
 def _units(report: Report) -> Iterator[dict[str, Any]]:
     """Yield the rows of units, in the order of execution."""
     found = shares(report)
@@ -173,8 +184,7 @@ def _units(report: Report) -> Iterator[dict[str, Any]]:
 
 def bits_text(bits: Any) -> str:
     """Return the bits of weight and input as text, such as 4/8."""
-    weight, activation = bits
-    second = 'float' if activation == 32 else activation
+    weight, second = ('float' if x == 32 else x for x in bits)
     # A product of activations has no weight.
     return f'{second}/{second}' if weight is None else f'{weight}/{second}'
 

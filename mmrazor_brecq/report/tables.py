@@ -110,6 +110,36 @@ def _closing_lines(report: Report) -> list[str]:
         lines.append(_unmeasured(report['divergence']))
     if 'account' in report:
         lines.append(report['account']['summary'])
+    lines += path_lines(report)
+    return lines
+
+
+def path_lines(report: Report) -> list[str]:
+    """Return a sentence for each model of an accuracy control, if any.
+
+    Args:
+        report (dict): As in ``report.json``.
+    """
+    path = report.get('max_drop')
+    if not path:
+        return []
+    lines = [
+        f'Accuracy control: {path["metric"]} may fall by '
+        f'{path["points"]:g} points, from {path["float"]:.4g}; '
+        + ('it holds' if path['met'] else 'it does not hold')
+    ]
+    for number, attempt in enumerate(path['attempts']):
+        what = (
+            f'{len(attempt["changed"])} layers with more bits, '
+            f'{attempt["reused"]} of {attempt["units"]} units as before'
+            if number
+            else 'the bits of the config'
+        )
+        kept = ' (kept)' if number == path['kept'] else ''
+        lines.append(
+            f'  {number + 1}. {what}: {attempt["value"]:.4g}, '
+            f'{attempt["drop"]:.3g} points below float{kept}'
+        )
     return lines
 
 
