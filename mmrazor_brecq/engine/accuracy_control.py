@@ -15,6 +15,7 @@ from mmengine.config import Config as MMEngineConfig
 from mmengine.dist import get_world_size
 from torch import nn
 
+from .._requirements import require
 from ..activations import CachedBatches
 from ..algorithms import BRECQ
 from ..checkpoint import fingerprint
@@ -446,6 +447,7 @@ def check_possible(target: Optional[MaxDrop], metric: bool) -> None:
         metric (bool): Whether there is a metric.
 
     Raises:
+        ImportError: If the package that solves integer programs is missing.
         ValueError: If there is none, or there are several processes.
     """
     if target is None:
@@ -458,3 +460,4 @@ def check_possible(target: Optional[MaxDrop], metric: bool) -> None:
         )
     if get_world_size() > 1:
         raise ValueError(f'{text} works in one process: leave --launcher out')
+    require('scipy.optimize')  # Not after the first model has learned.

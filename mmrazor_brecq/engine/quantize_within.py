@@ -20,6 +20,7 @@ from .accuracy_control import (
     Attempt,
     MaxDrop,
     Yardstick,
+    check_possible,
     prepare_on,
 )
 from .progress import Progress
@@ -55,6 +56,7 @@ def quantize_within(
         ValueError: If ``evaluate`` gives no finite number for the float
             network.
     """
+    check_possible(target, metric=True)
     logger = MMLogger.get_current_instance()
     best = _number(evaluate(copy_network(network).eval()))
     if not math.isfinite(best):
