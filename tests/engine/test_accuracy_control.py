@@ -18,6 +18,8 @@ from mmrazor_brecq.engine.progress import Progress
 from .conftest import CONFIG, FLOAT, quick_config
 
 W2A4 = {
+    'test_cfg__calibration__num_images': 12,
+    'test_dataloader__dataset__indices': 32,
     'model__quantization__weight__bits': 2,
     'mixed_precision': dict(
         reconstructor=dict(type='NearestRounding'),

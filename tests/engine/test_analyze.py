@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mmrazor_brecq.analysis import SingleLayers
-from mmrazor_brecq.engine.analyze_run import analyze
+from mmrazor_brecq.engine.analyze_run import _earlier, analyze
 from mmrazor_brecq.engine.launch import ptq
 
 from .conftest import FLOAT, quick_config
@@ -58,16 +58,17 @@ def test_a_killed_analysis_goes_on_after_the_last_layer(analyzed):
 
 
 def test_another_analysis_keeps_the_one_before(analyzed, tmp_path):
-    """Of other bits, in the same folder: the file is renamed."""
-    folder, content, _, _ = analyzed
-    text = (folder / 'analysis.json').read_text()
-    patch, _ = killed_after(1)
-    bits = dict(model__quantization__weight__bits=8)
-    with pytest.raises(KeyboardInterrupt):
-        analyze(quick_config(folder, **SMALL, **bits), FLOAT, **FEW)
-    patch.undo()
-    kept = [p for p in folder.glob('analysis*') if p.name != 'analysis.json']
-    assert text in [p.read_text() for p in kept]
+    """Of another network, or damaged, in the same folder: it is renamed."""
+    text = (analyzed[0] / 'analysis.json').read_text()
+    path, kept = tmp_path / 'analysis.json', tmp_path / 'analysis.1.json'
+    path.write_text(text)
+    identity = analyzed[1]['identity']
+    assert _earlier(str(path), identity)['layers'] == analyzed[1]['layers']
+    assert _earlier(str(path), dict(identity, config='other')) is None
+    assert kept.read_text() == text and not path.exists()
+    path.write_text(text.replace('alone', 'along', 1))
+    assert _earlier(str(path), identity) is None
+    assert 'along' in (tmp_path / 'analysis.2.json').read_text()
 
 
 @pytest.mark.slow

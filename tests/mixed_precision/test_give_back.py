@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -21,30 +22,40 @@ from mmrazor_brecq.mixed_precision import (
 WIDTHS = 2, 4, 8
 
 
+@cache
+def space_of(toy, kinds):
+    """The choices in a toy; they are not changed."""
+    settings = MixedPrecision(bits=WIDTHS, kinds=list(kinds))
+    model = BRECQ(toy('inverted')).eval()
+    return settings, find_space(model, settings, torch.zeros(1, 3, 8, 8))
+
+
+def random_loss(choices):
+    rng, loss = random.Random(0), Pairwise()
+    for choice in choices:
+        size = 10 ** rng.uniform(-2, 1)
+        for bits in WIDTHS:
+            loss.add(choice.name, bits, size * 4.0**-bits)
+    for one, two in itertools.combinations(choices, 2):
+        if one.unit == two.unit:
+            for a, b in itertools.product(WIDTHS, WIDTHS):
+                value = rng.uniform(-0.01, 0.01) * 4.0 ** -max(a, b)
+                loss.add_pair((one.name, two.name), (a, b), value)
+    return loss
+
+
 @pytest.fixture
 def give_back(toy):
     """Builds what chooses bits for a toy, with losses drawn at random."""
 
-    def build(name='inverted', kinds=('weight',), start=None, **kwargs):
-        settings = MixedPrecision(bits=WIDTHS, kinds=list(kinds))
-        model = BRECQ(toy(name)).eval()
-        space = find_space(model, settings, torch.zeros(1, 3, 8, 8))
-        rng, loss = random.Random(0), Pairwise()
-        for choice in space.choices:
-            size = 10 ** rng.uniform(-2, 1)
-            for bits in WIDTHS:
-                loss.add(choice.name, bits, size * 4.0**-bits)
-        for one, two in itertools.combinations(space.choices, 2):
-            if one.unit == two.unit:
-                for a, b in itertools.product(WIDTHS, WIDTHS):
-                    value = rng.uniform(-0.01, 0.01) * 4.0 ** -max(a, b)
-                    loss.add_pair((one.name, two.name), (a, b), value)
+    def build(kinds=('weight',), start=None, **kwargs):
+        settings, space = space_of(toy, kinds)
         search = BitSearch(
             settings,
             space.shape,
             space.bits,
             space.choices,
-            loss,
+            random_loss(space.choices),
             [WeightBytes(), BitOperations()],
         )
         start = start or dict(weight=2, activation=2)
