@@ -17,6 +17,7 @@ from mmrazor_brecq.activations import (
     with_samples,
 )
 from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.analysis import SingleLayers
 from mmrazor_brecq.engine.calibration import collect_images
 from mmrazor_brecq.engine.deploy import Request, write
 from mmrazor_brecq.engine.image_set import ImageSet
@@ -122,6 +123,8 @@ def test_each_image_keeps_its_sample_from_end_to_end(objective):
             found = run_float(model.architecture, batch)
             goal = run_float(teacher, batch)
             assert (found - goal).abs().max() < 0.5 * goal.abs().max()
+    layers = SingleLayers(model, teacher, images, 2)
+    assert all(layers(name)['alone'] > 0 for name in layers.names)
 
 
 def test_parts_and_choices_keep_their_samples():

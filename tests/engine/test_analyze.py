@@ -12,7 +12,9 @@ from mmrazor_brecq.engine.launch import ptq
 
 from .conftest import FLOAT, quick_config
 
-SMALL = dict(test_cfg__calibration__num_images=12)
+SMALL = dict(
+    test_cfg__calibration__num_images=12, test_dataloader__dataset__indices=32
+)
 FEW = dict(images=2)
 
 
