@@ -10,6 +10,8 @@ from typing import Any, Optional
 
 from mmengine.config import Config
 
+from ..registry import SCOPE
+from ..validation import did_you_mean
 from .read import read_file
 from .recipe import Recipe, compose
 from .safe import check_regular
@@ -26,6 +28,8 @@ LOCAL_DATASETS = (
 IMAGE_STEPS = {'LoadImageFromFile', 'LoadImageFromNDArray'}
 #: Keys of a data set that name its files.
 FILES = ('data_root', 'data_prefix', 'ann_file')
+#: How similar a key is to a known one that it is a slip of, at least.
+SLIP = 0.9
 #: Keys that options may add: the runner or a tool takes them.
 KNOWN_KEYS = (
     *('model', 'work_dir', 'launcher', 'env_cfg', 'randomness', 'cfg'),
@@ -89,12 +93,31 @@ def read_config(
         _check_there(cfg, key, recipe)
     cfg.merge_from_dict(options)
     if not _quantizes(cfg):
+        kind = _type_of_model(cfg)
+        hint = did_you_mean(kind, {'BRECQ': f'{SCOPE}.BRECQ'})
         raise ValueError(
-            f'{path!r} configures no quantization: add --recipe w4a4 for a '
-            'float config, or inherit one of configs/brecq, where '
-            "model.type = 'mmrazor_brecq.BRECQ'"
+            f'{path!r} configures no quantization'
+            + (f': model.type={kind!r}{hint} Else ' if hint else ': ')
+            + 'add --recipe w4a4 for a float config, or inherit one of '
+            "configs/brecq, where model.type = 'mmrazor_brecq.BRECQ'"
         )
+    _check_names(cfg)
     return cfg
+
+
+def _check_names(cfg: Config) -> None:
+    """Refuse a key that is a slip of one that the runner or a tool reads.
+
+    A config may have keys of its own, so only what is next to the same
+    counts, and no name that goes on, such as ``test_evaluator2``.
+    """
+    for key in cfg:
+        close = difflib.get_close_matches(key, KNOWN_KEYS, 1, SLIP)
+        if close and key not in KNOWN_KEYS and not key.startswith(close[0]):
+            raise ValueError(
+                f'The config has the key {key!r}, which nothing reads, did '
+                f'you mean {close[0]!r}? Give it another name if not'
+            )
 
 
 def _check_there(cfg: Config, key: str, recipe: Optional[Recipe]) -> None:
@@ -117,9 +140,14 @@ def _check_there(cfg: Config, key: str, recipe: Optional[Recipe]) -> None:
 
 def _quantizes(cfg: Config) -> bool:
     """Return whether a config's model is a :class:`BRECQ`."""
+    return _type_of_model(cfg) == 'BRECQ'
+
+
+def _type_of_model(cfg: Config) -> str:
+    """Return the type of a config's model, without its scope."""
     model = cfg.get('model')
     kind = model.get('type') if isinstance(model, Mapping) else None
-    return str(kind).split('.')[-1] == 'BRECQ'
+    return str(kind).split('.')[-1]
 
 
 def load_config(

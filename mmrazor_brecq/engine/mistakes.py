@@ -13,6 +13,7 @@ from typing import Any, Optional
 from mmengine.config import Config
 from mmengine.registry import (
     DATASETS,
+    FUNCTIONS,
     METRICS,
     MODELS,
     TRANSFORMS,
@@ -26,7 +27,11 @@ from .settings import check_settings
 
 UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")
 MISSING_KEY = re.compile(r'missing \d+ required')
-UNKNOWN_TYPE = re.compile(r'(\S+) is not in the \S+ registry')
+UNKNOWN_TYPE = re.compile(r'(\S+) is not in the .+ registry')
+#: What mmcv says of the type of a norm or a convolution.
+NO_BRICK = 'Cannot find None in registry'
+#: What mmengine makes of a `collate_fn` that is not registered.
+NO_FUNCTION = 'the first argument must be callable'
 #: Registries of parts that are not ours, by the key below which they are.
 REGISTRIES = dict(
     dataset=DATASETS,
@@ -120,11 +125,23 @@ def _owner(
 def _explain(cfg: Mapping[str, Any], error: Exception) -> Optional[str]:
     """Return the mistake in the config, None if the error is another one."""
     text = str(error.args[0]) if error.args else ''
+    if text.startswith(NO_BRICK):
+        # mmcv's message has the scope alone.
+        name = _local_of(error, 'layer_type')
+        path = next(_paths(cfg, 'type', name), 'type')
+        hint = did_you_mean(name, _known_types(MODELS))
+        return f'{path}={name!r} is not registered{hint}'
     if found := UNKNOWN_TYPE.search(text):
         name = found[1].strip('\'"')
         path = next(_paths(cfg, 'type', name), 'type')
         types = _known_types(_local_of_builder(error, 'registry'))
-        return f'{path}={name!r} is not registered{did_you_mean(name, types)}'
+        hint = did_you_mean(name.split('.')[-1], types)
+        return f'{path}={name!r} is not registered{hint}'
+    if text == NO_FUNCTION:
+        for path, kind in _collate_functions(cfg):
+            if isinstance(kind, str) and FUNCTIONS.get(kind) is None:
+                hint = did_you_mean(kind, _known_types(FUNCTIONS))
+                return f'{path}={kind!r} is not registered{hint}'
     if found := UNKNOWN_KEY.search(text):
         path = next(_paths(cfg, found[1]), found[1])
         known = _known_keys(_local_of_builder(error, 'obj_cls'))
@@ -135,6 +152,16 @@ def _explain(cfg: Mapping[str, Any], error: Exception) -> Optional[str]:
     if MISSING_KEY.search(text):
         return f'The config lacks a key: {text}'
     return None
+
+
+def _collate_functions(cfg: object) -> Iterator[tuple[str, object]]:
+    """Yield the types of all functions that collate, with their paths."""
+    for path in _paths(cfg, 'collate_fn'):
+        found: Any = cfg
+        for name in path.split('.'):
+            found = found[int(name) if isinstance(found, list) else name]
+        kind = found.get('type') if isinstance(found, Mapping) else None
+        yield f'{path}.type', kind
 
 
 def _paths(
@@ -155,12 +182,21 @@ def _paths(
 
 def _local_of_builder(error: BaseException, name: str) -> Any:
     """Return a local variable of the builder that raised an error, if any."""
+    # mmengine's message lacks the registry and the class.
+    return _local_of(error, name, 'build_from_cfg')
+
+
+def _local_of(error: BaseException, name: str, function: str = '') -> Any:
+    """Return a local variable of a function that an error passed, if any.
+
+    Args:
+        error (Exception): The error.
+        name (str): Name of the variable.
+        function (str): Name of the function; by default any.
+    """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
-        # mmengine's message lacks the registry and the class.
-        if frame.f_code.co_name == 'build_from_cfg' and (
-            name in frame.f_locals
-        ):
+        if function in ('', frame.f_code.co_name) and name in frame.f_locals:
             return frame.f_locals[name]
     return None
 
