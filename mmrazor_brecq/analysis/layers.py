@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from ..algorithms import BRECQ
 from ..functional import Histogram, histogram, to_rows
-from ..graph import Door
+from ..graph import InputQuantizer, input_quantizers
 from ..layers import QuantLayer, quant_layers
-from ..quantizers import ActivationQuantizer
 
 #: Elements of a weight that are looked at.
 MOST_ELEMENTS = 2**20
@@ -26,7 +25,7 @@ Details = dict[str, Any]
 def layer_details(
     model: BRECQ, teacher: nn.Module, histograms: Mapping[str, Histogram]
 ) -> list[Details]:
-    """Describe the quantized layers of a model, in the order of execution.
+    """Describe the layers and products of a model, in order of execution.
 
     Args:
         model (BRECQ): A quantized model.
@@ -42,27 +41,37 @@ def layer_details(
         grid, which reaches ``from`` one integer ``to`` another; ``clipped``
         is the fraction of elements beyond it. A weight has its
         ``noise_db``, the signal to noise ratio, and ``lost_channels``, the
-        number of output channels whose elements all became zero.
+        number of output channels whose elements all became zero. A product
+        of activations has None as ``weight``, its left operand as ``input``
+        and its right one as ``right``; where each head has a scale, values
+        are as on that of all heads together.
     """
     layers = quant_layers(model.architecture)
-    sources = _input_quantizers(model.architecture)
-    return [
-        dict(
-            name=name,
-            unit=unit.name,
-            kind=type(layers[name]).__bases__[1].__name__,
-            parameters=layers[name].stored_weight.numel(),
-            weight=_weight(
-                layers[name], teacher.get_parameter(f'{name}.weight')
-            ),
-            input=_input(*sources[name], histograms)
-            if name in sources
-            else None,
-        )
-        for unit in model.units
-        for name in unit.layers
-        if name in layers  # A product of activations has no weight.
-    ]
+    inputs: dict[str, list[InputQuantizer]] = {}
+    for source in input_quantizers(model.architecture):
+        for name in source.layers:
+            inputs.setdefault(name, []).append(source)
+    found = []
+    for unit in model.units:
+        for name in unit.layers:
+            sources = [_input(x, histograms) for x in inputs.get(name, ())]
+            entry: Details = dict(name=name, unit=unit.name)
+            if name in layers:
+                weight = teacher.get_parameter(f'{name}.weight')
+                entry.update(
+                    kind=type(layers[name]).__bases__[1].__name__,
+                    parameters=layers[name].stored_weight.numel(),
+                    weight=_weight(layers[name], weight),
+                    input=sources[0] if sources else None,
+                )
+            elif len(sources) == 2:
+                left, right = sources
+                entry.update(kind='product', parameters=0, weight=None)
+                entry.update(input=left, right=right)
+            else:  # With activations in float there is nothing to describe.
+                continue
+            found.append(entry)
+    return found
 
 
 def _weight(layer: QuantLayer, weight: Tensor) -> Details:
@@ -88,15 +97,15 @@ def _weight(layer: QuantLayer, weight: Tensor) -> Details:
 
 
 def _input(
-    name: str,
-    quantizer: ActivationQuantizer,
-    histograms: Mapping[str, Histogram],
+    source: InputQuantizer, histograms: Mapping[str, Histogram]
 ) -> Details:
     """Describe an activation, given the histogram of its real values."""
-    found = histograms.get(name)
-    scale, zero = float(quantizer.scale), float(quantizer.zero_point)
+    quantizer = source.quantizer
+    found = histograms.get(source.name)
+    scale = float(quantizer.scale.mean())
+    zero = float(quantizer.zero_point)
     details: Details = dict(
-        quantizer=name,
+        quantizer=source.name,
         bits=quantizer.grid.bits,
         symmetric=quantizer.grid.symmetric,
         scale=scale,
@@ -138,23 +147,3 @@ def decibels(signal: float, noise: float) -> Optional[float]:
     if not signal or not noise:
         return None
     return round(10 * math.log10(signal / noise), 2)
-
-
-def _input_quantizers(
-    network: nn.Module,
-) -> dict[str, tuple[str, ActivationQuantizer]]:
-    """Return of each layer the quantizer of its input, with its name."""
-    found: dict[str, tuple[str, ActivationQuantizer]] = {}
-    for name, module in network.named_modules():
-        dot = f'{name}.' if name else ''
-        if isinstance(module, QuantLayer):
-            if isinstance(module.input_quantizer, ActivationQuantizer):
-                found[name] = f'{dot}input_quantizer', module.input_quantizer
-        elif isinstance(module, Door):
-            for index, readers in module.readers.items():
-                quantizer = module.inputs[str(index)]
-                if isinstance(quantizer, ActivationQuantizer):
-                    for reader in readers:
-                        place = f'{dot}inputs.{index}', quantizer
-                        found[reader] = place
-    return found

@@ -24,7 +24,13 @@ from .inputs import (
     check_batch,
     check_images,
 )
-from .on_target import check_bits, input_quantizers, narrow, suit
+from .on_target import (
+    InputQuantizer,
+    check_bits,
+    input_quantizers,
+    narrow,
+    suit,
+)
 from .partition import (
     BlockPartition,
     LayerPartition,
@@ -70,6 +76,7 @@ __all__ = [
     'Equalize',
     'ImageBatches',
     'Images',
+    'InputQuantizer',
     'Inputs',
     'LayerPartition',
     'Network',

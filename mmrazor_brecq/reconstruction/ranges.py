@@ -95,7 +95,7 @@ def fit_scales(
                 logging.WARNING,
             )
         _fit(quantizer, values, error)
-        seen[names[quantizer]] = histogram(values)
+        seen[names[quantizer]] = histogram(_on_one_scale(values, quantizer))
         # Samples are allocated in the memory that activations freed.
         data.inputs.store.release_freed_memory()
     copy_from_first_process(unit.module.buffers())
@@ -139,6 +139,19 @@ def _output_error(
         error = objective.rough_error(unit, output, target, index)
         total += len(index) * error.cpu()
     return float(sum_over_processes(total).nan_to_num(math.inf))
+
+
+def _on_one_scale(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+    """Return values as they would lie on the mean of all heads' scales.
+
+    Args:
+        values (Tensor): A row for each head, or those of one scale.
+        quantizer (ActivationQuantizer): Their quantizer, fitted.
+    """
+    scale = quantizer.scale
+    if scale.numel() == 1:
+        return values
+    return values * (scale.mean() / scale).view(-1, 1)
 
 
 def _next_input(

@@ -142,7 +142,7 @@ def _inputs(report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the quantized inputs, each once, with a layer that reads it."""
     seen = set()
     for layer in report.get('layers', ()):
-        found = layer['input']
+        found = layer['input'] if layer['weight'] else None
         if found and 'counts' in found and found['quantizer'] not in seen:
             seen.add(found['quantizer'])
             yield layer['name'], found
@@ -194,7 +194,7 @@ def _constant(report: Report) -> Iterator[Place]:
 
 def _lost_channels(report: Report) -> Iterator[Place]:
     for layer in report.get('layers', ()):
-        if lost := layer['weight']['lost_channels']:
+        if lost := (layer['weight'] or {}).get('lost_channels'):
             yield Place(
                 layer['name'],
                 f'{lost} output channel{"s" * (lost > 1)} all zero after '

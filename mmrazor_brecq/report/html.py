@@ -192,8 +192,11 @@ def bits_text(bits: Any) -> str:
 def _layer(layer: Mapping[str, Any]) -> dict[str, Any]:
     """Return a layer with its charts."""
     tensors = []
-    for noun in 'weight', 'input':
-        found = layer[noun]
+    nouns = dict(weight='weight', input='input')
+    if layer['weight'] is None:
+        nouns = dict(input='left operand', right='right operand')
+    for key, noun in nouns.items():
+        found = layer[key]
         if found and 'counts' in found:
             tensors.append((noun, found, charts.histogram(found)))
     return dict(layer, tensors=tensors)
@@ -205,7 +208,10 @@ def _depth(report: Report) -> dict[str, Any]:
     inputs = [x['input'] and x['input']['bits'] for x in layers]
     return dict(
         count=len(layers),
-        weight=charts.steps([x['weight']['bits'] for x in layers]),
+        weight=charts.steps(
+            # A product of activations has no weight.
+            [x['weight'] and x['weight']['bits'] for x in layers]
+        ),
         input=charts.steps(inputs),
     )
 

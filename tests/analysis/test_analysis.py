@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import mmrazor_brecq
 from mmrazor_brecq.activations import CachedBatches
 from mmrazor_brecq.analysis import (
     describe,
@@ -17,6 +18,7 @@ from mmrazor_brecq.analysis import (
     unit_costs,
 )
 from mmrazor_brecq.reconstruction import NearestRounding
+from mmrazor_brecq.report import page
 
 
 @pytest.fixture
@@ -128,3 +130,44 @@ def test_float_inputs_have_no_grid(rounded, images):
     found = describe(model, teacher, images, reports)
     assert all(layer['input'] is None for layer in found['layers'])
     assert all(unit['cost'] >= 0 for unit in found['units'])
+
+
+class Heads(nn.Module):
+    """Attention whose second head has values a hundred times as large."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, 4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def test_products_are_described_each_head_on_its_own_grid(images):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Heads().eval()
+    with torch.no_grad():
+        network.attention.in_proj_weight[20:] *= 100
+    _, report = mmrazor_brecq.quantize(
+        network,
+        torch.cat(list(images.split())),
+        8,
+        8,
+        reconstructor=dict(type='NearestRounding', batch_size=8),
+    )
+    products = [x for x in report['layers'] if x['weight'] is None]
+    assert len(products) == 2 and {x['kind'] for x in products} == {'product'}
+    for side in 'input', 'right':
+        for product in products:
+            found = product[side]
+            assert sum(found['counts']) > 0 and found['bits'] == 8
+            # All of the grid is used, and next to nothing lies beyond it.
+            assert found['clipped'] < 0.01
+            assert found['high'] - found['low'] > 60
+    text = page(report)
+    assert text.count('histogram of the left operand') == 2
+    assert text.count('histogram of the right operand') == 2
