@@ -75,6 +75,7 @@ def test_a_slip_in_an_option_is_named(tmp_path, option, words):
 )
 def test_the_nearest_type_is_named_at_any_depth(tmp_path, key, value, words):
     cfg = load_config(CONFIG, {key: value}, str(tmp_path))
+    cfg.experiment_name = str(tmp_path)  # Two runs may begin in one second.
     with pytest.raises(ValueError, match=words) as info:
         if key.startswith('model'):
             build_model(cfg)
