@@ -58,7 +58,9 @@ def quantize_within(
     """
     check_possible(target, metric=True)
     logger = MMLogger.get_current_instance()
-    best = _number(evaluate(copy_network(network).eval()))
+    floating = copy_network(network)
+    floating.eval()
+    best = _number(evaluate(floating))
     if not math.isfinite(best):
         raise ValueError(
             f'`evaluate` gives {best} for the float network, expected a '
@@ -76,7 +78,9 @@ def quantize_within(
             logger,
         ):
             pass
+        attempt.model.eval()
         attempt.value = _number(evaluate(attempt.model))
+        attempt.model.eval()  # Whatever `evaluate` has left it in.
         attempt.drop = yardstick.drop(attempt.value)
         logger.info(
             f'`evaluate` gives {attempt.value:.4g}, {attempt.drop:.4g} below '
