@@ -110,7 +110,9 @@ def _closing_lines(report: Report) -> list[str]:
         lines.append(_unmeasured(report['divergence']))
     if 'account' in report:
         lines.append(report['account']['summary'])
-    lines += path_lines(report)
+    path = path_lines(report)
+    if path:
+        lines += [f'Accuracy control: {path[0]}', *path[1:]]
     return lines
 
 
@@ -124,13 +126,14 @@ def path_lines(report: Report) -> list[str]:
     if not path:
         return []
     lines = [
-        f'Accuracy control: {path["metric"]} may fall by '
-        f'{path["points"]:g} points, from {path["float"]:.4g}; '
+        f'{path["metric"]} may fall by {path["points"]:g} points, from '
+        f'{path["float"]:.4g}; '
         + ('it holds' if path['met'] else 'it does not hold')
     ]
     for number, attempt in enumerate(path['attempts']):
+        count = len(attempt['changed'])
         what = (
-            f'{len(attempt["changed"])} layers with more bits, '
+            f'{count} layer{"s" * (count != 1)} with more bits, '
             f'{attempt["reused"]} of {attempt["units"]} units as before'
             if number
             else 'the bits of the config'
