@@ -194,8 +194,6 @@ class _Fit:
         """Settle the bit widths of all layers."""
         found: dict[str, dict[str, int]] = {}
         for side in self._sides():
-            # Layers with the bits of the scheme, and those that get others.
-            general: set[str] = set()
             changed: dict[tuple[str, int, int], list[str]] = {}
             for name, pair in self._bits().items():
                 kind, bits = self.layers[name], pair[SIDES.index(side)]
@@ -203,13 +201,11 @@ class _Fit:
                 if bits is None or limits is None:
                     continue
                 key = self._source(name, side)
-                if key == f'{side}.bits':
-                    general.add(name)
                 if bits not in limits.bits:
                     value = self._choice(key, name, side, bits, limits.bits)
                     found.setdefault(name, {})[side] = value
                     changed.setdefault((kind, bits, value), []).append(name)
-            self._check_asked(side, general, changed)
+            self._check_asked(side, changed)
             self.said += [
                 f'{value} bits in place of {bits} for the {side} of '
                 f'{_few(names)}'
@@ -219,16 +215,14 @@ class _Fit:
             self._override(found)
 
     def _check_asked(
-        self,
-        side: str,
-        general: set[str],
-        changed: Mapping[tuple[str, int, int], Sequence[str]],
+        self, side: str, changed: Mapping[tuple[str, int, int], Any]
     ) -> None:
         """Refuse bits that a user asks for and that no layer can have."""
-        others = {name for names in changed.values() for name in names}
         bits = getattr(self.scheme, side).get('bits')
-        if general and general <= others and bits and side in self.given:
-            values = {v for (_, b, v) in changed if b == bits}
+        values = {value for _, before, value in changed if before == bits}
+        kinds = self._allowed(side, 'bits')
+        possible = any(bits in allowed for allowed, _ in kinds)
+        if values and side in self.given and not possible:
             raise self._refusal(
                 f'{side}.bits', bits, f'{side}s of this network with', values
             )

@@ -151,6 +151,19 @@ def test_what_a_device_cannot_do_is_refused(prepared, target, scheme, message):
     )
 
 
+def test_bits_of_a_search_and_those_of_the_device_go_together(prepared):
+    """Where overrides decide all layers but those with one choice."""
+    names = [
+        f'blocks.{i}.{part}.0'
+        for i in (0, 1)
+        for part in ('expand', 'project')
+    ]
+    model, _ = prepared(
+        'inverted', 'example-npu', bit_overrides=dict.fromkeys(names, 8)
+    )
+    assert set(model.bits.values()) == {(8, 8)}
+
+
 def test_what_is_given_and_conflicts_is_refused(toy, images):
     model = BRECQ(
         toy('residual'),
