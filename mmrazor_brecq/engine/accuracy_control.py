@@ -351,7 +351,7 @@ class AccuracyControl:
         if not progress.reports:
             progress.take(source, reused)
         self.logger.info(
-            f'{len(changed)} with more bits; reconstructs from unit '
+            f'Layers with more bits: {len(changed)}. Reconstructs from unit '
             f'{reused + 1} of {len(model.units)} on, the first one that '
             'changed, for all after it see other inputs'
         )

@@ -479,6 +479,7 @@ class PTQLoop(TestLoop):
                 keep_older(path)
         earlier = earlier_reports(self.runner.work_dir)
         meta = dict(identity=identity, classes=self._classes())
+        begin(self.runner)  # The checkpoint belongs to the bits in it.
         save_quantized(self.model, meta, checkpoint)
         save_json(dict(report, checksum=checksum_of(report)), table)
         write(report, page)

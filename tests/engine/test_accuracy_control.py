@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmrazor_brecq.config.load import load_config
-from mmrazor_brecq.engine import accuracy_control
+from mmrazor_brecq.engine import accuracy_control, ptq_loop
 from mmrazor_brecq.engine.accuracy_control import (
     TargetMissed,
     check_met,
@@ -18,6 +18,7 @@ from mmrazor_brecq.engine.accuracy_control import (
 from mmrazor_brecq.engine.launch import ptq
 from mmrazor_brecq.engine.launch import test as evaluate
 from mmrazor_brecq.engine.progress import Progress
+from mmrazor_brecq.report.tables import path_lines
 
 from .conftest import CONFIG, FLOAT, quick_config
 
@@ -50,7 +51,7 @@ def few_widths():
 
 @pytest.fixture(scope='module')
 def controlled(tmp_path_factory, demo):
-    """A run that was killed in its second model, and goes on."""
+    """A run, killed in its second model and before the page is written."""
     folder = tmp_path_factory.mktemp('controlled')
     add = Progress.add_unit
 
@@ -59,11 +60,18 @@ def controlled(tmp_path_factory, demo):
             raise KeyboardInterrupt
         add(self, report, module)
 
+    def killed_at_the_page(*args):
+        raise KeyboardInterrupt
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, 'add_unit', killed)
         with pytest.raises(KeyboardInterrupt):
             run(folder, 8.0)
     assert not (folder / 'report.json').exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ptq_loop, 'write', killed_at_the_page)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, 8.0, resume=True)
     metrics = run(folder, 8.0, resume=True)
     report = json.loads((folder / 'report.json').read_text())
     return folder, metrics, report
@@ -85,8 +93,8 @@ def test_bits_are_given_back_until_it_holds(controlled):
         assert bits[layer] == pair != [2, 4]
     assert report['nearest'] == report['quantized']  # It is nearest rounding.
     assert not (folder / 'progress').exists()
-    (log,) = sorted(folder.glob('*/*.log'))[-1:]
-    assert 'Accuracy control' in log.read_text()
+    assert 'Accuracy control' in (folder / 'report.html').read_text()
+    assert f'{TOP1} may fall by 8 points' in '\n'.join(path_lines(report))
 
 
 @pytest.mark.slow
