@@ -43,7 +43,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     'fast': ('fast', {}),
     'default': ('default', {}),
-    'best': ('best', {}),
 }
 
 
@@ -71,7 +70,10 @@ def measure(
     cfg = load_config(config, options, work, recipe=recipe)
     runner, brecq, images = prepared(cfg, dict(args.networks)[name])
     teacher = brecq.prepare(images.batch(0)[:1])
-    goal, labels = answers(runner, teacher)
+    path = osp.join(args.out, f'{name}_float.pth')
+    if not osp.exists(path):
+        torch.save(answers(runner, teacher), path)
+    goal, labels = torch.load(path, weights_only=True)
     start = time.perf_counter()
     equalized = brecq.equalize(teacher, images)
     brecq.widen(images)
