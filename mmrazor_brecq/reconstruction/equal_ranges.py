@@ -85,7 +85,7 @@ def _rows(
     """Return a sample of what each norm's layers are given.
 
     Returns:
-        dict[str, Tensor]: By name of the norm, M x C, where it is finite.
+        dict[str, Tensor]: By name of the norm, M x C, finite.
     """
     found: dict[str, list[Tensor]] = {read.name: [] for read in reads}
     size = images_per_pass(images.elements, max_images=8)
@@ -113,8 +113,16 @@ def _rows(
     finally:
         for hook in hooks:
             hook.remove()
-    joined = {name: torch.cat(rows) for name, rows in found.items() if rows}
-    return {n: rows for n, rows in joined.items() if rows.isfinite().all()}
+    return {name: _finite(torch.cat(x)) for name, x in found.items() if x}
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """Return the rows that are finite, one of zeros if there is none.
+
+    All processes have to agree on which norms are looked at.
+    """
+    rows = rows[rows.isfinite().all(1)]
+    return rows if len(rows) else rows.new_zeros(1, rows.shape[1])
 
 
 def _best_ranges(

@@ -246,6 +246,19 @@ def test_nothing_changes_where_it_is_off(tokens, options, quantization):
         assert torch.equal(model.architecture.state_dict()[key], value)
 
 
+@pytest.mark.parametrize('broken', [1, 24])
+def test_images_with_nan_have_no_say(tokens, broken):
+    network = CASES['windows']()
+    before = copy.deepcopy(network.eval())
+    model = BRECQ(network, dict(activation=dict(bits=4))).eval()
+    teacher = model.prepare(tokens[:1])
+    images = tokens.clone()
+    images[1:broken, 0, 0] = torch.nan
+    images[-1] = torch.inf
+    model.equalize(teacher, CachedBatches([images], [24]))
+    assert relative_difference(before, teacher, tokens) < 1e-5
+
+
 @pytest.mark.parametrize('bits', [(8, 4), (4, 4), (3, 8)])
 def test_a_network_with_outliers_comes_nearer_to_float(bits, tokens):
     def error(equalize):
