@@ -71,6 +71,7 @@ from ..reconstruction import (
     UnitData,
     UnitReport,
     equalize,
+    not_normalized,
     widen,
 )
 from ..registry import MODELS, TASK_UTILS
@@ -104,6 +105,8 @@ class BRECQ(BaseModel):
             validate, between 0 and 1.
         wide_activations (bool): Whether :meth:`widen` gives 16 bits to the
             few activations whose 8 bits alone spoil the output.
+        center_biases (bool): Whether biases make up for the mean error of
+            rounded weights, where images are not normalized and it helps.
         equalize_norms (bool): Whether :meth:`equalize` gives the channels of
             norms that only layers read the same ranges.
         data_preprocessor (dict, optional): Passed to the architecture.
@@ -134,6 +137,7 @@ class BRECQ(BaseModel):
         reconstructor: Optional[ReconstructorConfig] = None,
         held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1,
         wide_activations: bool = True,
+        center_biases: bool = True,
         equalize_norms: bool = True,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
@@ -165,6 +169,7 @@ class BRECQ(BaseModel):
         )
         self.held_out = held_out
         self.wide_activations = wide_activations
+        self.center_biases = center_biases
         self.equalize_norms = equalize_norms
         self.units: list[Unit] = []
         #: Whether the network is given data samples beside images.
@@ -445,6 +450,7 @@ class BRECQ(BaseModel):
     ) -> Iterator[UnitReport]:
         """Run student and teacher from unit to unit, side by side."""
         numbers = {unit.name: i for i, unit in enumerate(self.units)}
+        centers = self.center_biases and not_normalized(images)
         teacher_units = [
             replace(unit, module=teacher.get_submodule(unit.name))
             for unit in self.units
@@ -482,7 +488,9 @@ class BRECQ(BaseModel):
                 if name in done and name not in finished:
                     unit.module.load_state_dict(unpack_extra(done[name]))
                 elif name not in finished:
-                    data = UnitData(inputs, float_inputs, targets, held_out)
+                    data = UnitData(
+                        inputs, float_inputs, targets, held_out, centers
+                    )
                     generator = process_generator(
                         seed * len(numbers) + number + 1
                     )

@@ -34,11 +34,15 @@ class QuantLayer(MixedIn):
             afterwards.
         input_quantizer (ActivationQuantizer | nn.Identity): Quantizes the
             input. It is the identity if the unit's door has done so.
+        mean_input (Tensor, optional): What each weight is multiplied with on
+            average, in the shape of the weight. Until the layer is frozen,
+            the bias makes up for what rounded weights do to it.
     """
 
     prefix = 'Quant'
     weight_quantizer: WeightQuantizer
     input_quantizer: Union[ActivationQuantizer, nn.Identity]
+    mean_input: Optional[Tensor] = None
 
     @property
     def weight(self) -> Tensor:
@@ -63,6 +67,19 @@ class QuantLayer(MixedIn):
     def stored_weight(self) -> nn.Parameter:
         """Return the parameter: real before freezing, ``int8`` after it."""
         return self._parameters['weight']  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Optional[Tensor]:
+        """Return the bias that the layer computes with, if it has one."""
+        bias, mean = self._parameters['bias'], self.mean_input
+        if bias is None or mean is None:
+            return bias
+        return bias - self._mean_error(self.stored_weight, mean)
+
+    def _mean_error(self, float_weight: Tensor, mean: Tensor) -> Tensor:
+        """Return what rounded weights add to the mean of each channel."""
+        error = (self.weight - float_weight) * mean
+        return error.flatten(1).sum(1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the float layer with quantized weight and input.
@@ -92,8 +109,13 @@ class QuantLayer(MixedIn):
 
     def freeze(self) -> None:
         """Replace the weights by their integers."""
-        if not self.frozen:
-            self._store(self.weight_quantizer.freeze(self.stored_weight))
+        if self.frozen:
+            return
+        weight, mean = self.stored_weight, self.mean_input
+        bias, self.mean_input = self._parameters['bias'], None
+        self._store(self.weight_quantizer.freeze(weight))
+        if bias is not None and mean is not None:
+            bias.data = bias.data - self._mean_error(weight, mean).detach()
 
     def thaw(self, float_weight: Tensor) -> None:
         """Replace the integers by real weights, to learn them again.

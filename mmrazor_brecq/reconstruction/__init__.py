@@ -6,6 +6,7 @@ from .. import objectives
 from .augment import CutMix, Flip, MixUp, Shift
 from .base import Reconstructor, ReconstructorConfig
 from .block import BlockReconstructor
+from .centering import not_normalized
 from .equal_ranges import LayerQuantizers, equalize
 from .nearest import NearestRounding
 from .network import WHOLE, NetworkRefiner, float_outputs
@@ -34,6 +35,7 @@ __all__ = [
     'WhenSettled',
     'close',
     'float_outputs',
+    'not_normalized',
     'reopen',
     'LayerQuantizers',
     'equalize',

@@ -17,6 +17,7 @@ from ..registry import TASK_UTILS
 from ..runtime.autocast import Autocast
 from ..runtime.distributed import copy_from_first_process, mean_error
 from ..validation import Config
+from .centering import center
 from .network import NetworkRefiner
 from .open_parts import open_activations, open_layers, open_quantizers
 from .optimize import CannotLearn, NonFinite
@@ -88,7 +89,7 @@ class Reconstructor:
                 unit, self.outputs(unit, data), data.targets.split()
             )
             report.objective = self.objective.describe(unit)
-            report.before = report.after = self.validate(unit, data)
+            report.before = report.after = self._center(unit, data, report)
             self.learn(unit, data, generator, report)
         except CannotLearn as error:
             report.note = f'{error}: nearest rounding kept'
@@ -102,6 +103,24 @@ class Reconstructor:
             layer.freeze()
         copy_from_first_process(unit.module.state_dict().values())
         return report
+
+    def _center(self, unit: Unit, data: UnitData, report: UnitReport) -> float:
+        """Let biases make up for mean errors, if that helps a unit.
+
+        Returns:
+            float: The error of nearest rounding on held-out images.
+        """
+        plain = self.validate(unit, data)
+        if not data.centers:
+            return plain
+        layers = center(unit, data, self.fit_images, self.batch_size)
+        centered = self.validate(unit, data)
+        report.centered = centered < plain
+        if report.centered:
+            return centered
+        for layer in layers:
+            layer.mean_input = None
+        return plain
 
     def learn(
         self,

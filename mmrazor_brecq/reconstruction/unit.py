@@ -23,12 +23,15 @@ class UnitData:
         targets (CachedBatches): Outputs of the unit in the float network.
         held_out (int): Number of images, the last ones, that are held out
             for validation.
+        centers (bool): Whether biases may make up for the mean error of
+            rounded weights.
     """
 
     inputs: CachedBatches
     float_inputs: CachedBatches
     targets: CachedBatches
     held_out: int
+    centers: bool = False
 
     @property
     def trained(self) -> int:
@@ -76,6 +79,8 @@ class UnitReport:
             units cannot be compared.
         after (float): Error of the learned rounding on held-out images.
         accepted (bool): Whether the learned rounding was kept.
+        centered (bool): Whether biases make up for the mean error of rounded
+            weights.
         iterations (int): Number of optimizer steps.
         autocast (str, optional): Name of the low-precision type that it
             learned in, if any.
@@ -95,6 +100,7 @@ class UnitReport:
     before: float = float('nan')
     after: float = float('nan')
     accepted: bool = False
+    centered: bool = False
     iterations: int = 0
     autocast: Optional[str] = None
     objective: str = ''
