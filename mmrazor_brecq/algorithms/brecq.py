@@ -71,7 +71,7 @@ from ..reconstruction import (
     UnitData,
     UnitReport,
     equalize,
-    not_normalized,
+    far_from_zero,
     widen,
 )
 from ..registry import MODELS, TASK_UTILS
@@ -106,7 +106,7 @@ class BRECQ(BaseModel):
         wide_activations (bool): Whether :meth:`widen` gives 16 bits to the
             few activations whose 8 bits alone spoil the output.
         center_biases (bool): Whether biases make up for the mean error of
-            rounded weights, where images are not normalized and it helps.
+            rounded weights, where images are far from zero and it helps.
         equalize_norms (bool): Whether :meth:`equalize` gives the channels of
             norms that only layers read the same ranges.
         data_preprocessor (dict, optional): Passed to the architecture.
@@ -450,7 +450,7 @@ class BRECQ(BaseModel):
     ) -> Iterator[UnitReport]:
         """Run student and teacher from unit to unit, side by side."""
         numbers = {unit.name: i for i, unit in enumerate(self.units)}
-        centers = self.center_biases and not_normalized(images)
+        centers = self.center_biases and far_from_zero(images)
         teacher_units = [
             replace(unit, module=teacher.get_submodule(unit.name))
             for unit in self.units

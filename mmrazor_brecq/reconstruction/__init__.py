@@ -6,7 +6,7 @@ from .. import objectives
 from .augment import CutMix, Flip, MixUp, Shift
 from .base import Reconstructor, ReconstructorConfig
 from .block import BlockReconstructor
-from .centering import not_normalized
+from .centering import far_from_zero
 from .equal_ranges import LayerQuantizers, equalize
 from .nearest import NearestRounding
 from .network import WHOLE, NetworkRefiner, float_outputs
@@ -35,7 +35,7 @@ __all__ = [
     'WhenSettled',
     'close',
     'float_outputs',
-    'not_normalized',
+    'far_from_zero',
     'reopen',
     'LayerQuantizers',
     'equalize',

@@ -3,7 +3,8 @@
 Where the inputs of a layer are far from zero on average, an error of a weight
 is above all a shift of the output, the same at each position. A bias takes
 that back, while roundings would have to be chosen for it. Such inputs are
-looked for where images are not normalized.
+looked for where images are far from zero: not normalized, or much brighter
+than those that a network was made for.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from .open_parts import open_layers
 from .unit import UnitData
 
 #: Fraction of the mean square of images that is their squared mean, from which
-#: on they are not normalized.
+#: on they are far from zero.
 LIMIT = 0.5
 #: Images that are looked at.
 IMAGES = 8
 
 
 @torch.no_grad()
-def not_normalized(images: CachedBatches) -> bool:
+def far_from_zero(images: CachedBatches) -> bool:
     """Return whether images are far from zero on average.
 
     Args:

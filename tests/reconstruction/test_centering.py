@@ -14,7 +14,7 @@ from mmrazor_brecq.layers import quant_layers
 from mmrazor_brecq.reconstruction import (
     BlockReconstructor,
     NearestRounding,
-    not_normalized,
+    far_from_zero,
 )
 
 LEARNER = dict(iterations=4, batch_size=8, objective=dict(type='MSE'))
@@ -72,9 +72,9 @@ def error(model, teacher, x):
         return float((model.architecture(x) - goal).square().mean())
 
 
-def test_images_that_are_not_normalized_are_told_by_their_mean():
+def test_images_that_are_far_from_zero_are_told_by_their_mean():
     def told(x):
-        return not_normalized(CachedBatches([x], [len(x)]))
+        return far_from_zero(CachedBatches([x], [len(x)]))
 
     assert told(torch.rand(9, 3, 4, 4)) and told(images())
     assert not told(torch.randn(9, 3, 4, 4))
