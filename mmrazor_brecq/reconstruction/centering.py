@@ -97,14 +97,15 @@ def _sums(
 
     def add(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         assert isinstance(layer, QuantLayer)
-        values = (*args, *kwargs.values())
-        x = layer.input_quantizer(
-            next(value for value in values if isinstance(value, Tensor))
-        )
-        count = 1
-        if x.dim() >= layer.stored_weight.dim():  # It has a batch.
-            count, x = len(x), x.mean(0, keepdim=True)
-        total, positions = _seen(layer, x)
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        key = next(k for k, v in given.items() if isinstance(v, Tensor))
+        x, count = layer.input_quantizer(given[key]), 1
+        if len(given) == 1 and x.dim() >= layer.stored_weight.dim():
+            # One image with the mean of all, which is enough.
+            x, count = x.mean(0, keepdim=True), len(x)
+        given[key] = x
+        args = tuple(given.pop(i) for i in range(len(args)))
+        total, positions = _seen(layer, args, given)
         before = sums.get(layer, (torch.zeros_like(total), 0))
         sums[layer] = (
             before[0] + count * total,
@@ -125,7 +126,9 @@ def _sums(
     return sums
 
 
-def _seen(layer: QuantLayer, x: Tensor) -> tuple[Tensor, int]:
+def _seen(
+    layer: QuantLayer, args: tuple, kwargs: dict[Any, Any]
+) -> tuple[Tensor, int]:
     """Return the sum of inputs that each weight sees, and of how many.
 
     It is the gradient of the sum of the output, whatever the layer does to
@@ -133,13 +136,14 @@ def _seen(layer: QuantLayer, x: Tensor) -> tuple[Tensor, int]:
 
     Args:
         layer (QuantLayer): The layer.
-        x (Tensor): Its quantized input.
+        args (tuple): Its arguments, with a quantized input.
+        kwargs (dict): Its keyword arguments, likewise.
     """
     weight = layer.stored_weight
     with _in_float(layer), torch.enable_grad():
         weight.requires_grad_()
         try:
-            output = layer.forward(x)
+            output = layer.forward(*args, **kwargs)
             (total,) = torch.autograd.grad(output.sum(), weight)
         finally:
             weight.requires_grad_(False)

@@ -28,20 +28,27 @@ class Rejecting(BlockReconstructor):
         report.accepted = False
 
 
+class Scaled(nn.Conv2d):
+    """Convolution with an argument of its own."""
+
+    def forward(self, x: torch.Tensor, scale: float) -> torch.Tensor:
+        return super().forward(x * scale)
+
+
 class Network(nn.Module):
-    """Padding, groups, strides, and a layer without a bias."""
+    """Padding, groups, strides, an argument, and a layer without a bias."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.grouped = nn.Conv2d(8, 8, 3, stride=2, groups=4)
-        self.point = nn.Conv2d(8, 8, 1)
+        self.point = Scaled(8, 8, 1)
         self.plain = nn.Conv2d(8, 8, 1, bias=False)
         self.last = nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.grouped(self.stem(x).relu()).relu()
-        x = self.point(x).relu()
+        x = self.point(x, 1.0).relu()
         x = x + self.plain(x - x.mean((2, 3), keepdim=True))
         return self.last(x.mean((2, 3)))
 
@@ -135,7 +142,7 @@ def test_the_mean_of_each_layer_is_that_of_the_float_weights():
 
         def note(layer, args, output, name=name):
             float_layer = original.get_submodule(name)
-            goal = float_layer(layer.input_quantizer(args[0]))
+            goal = float_layer(layer.input_quantizer(args[0]), *args[1:])
             axes = [i for i in range(goal.dim()) if i != 1]
             shifts[name] = (output - goal).mean(axes)
 
