@@ -43,13 +43,12 @@ def main() -> int:
         type=option(Amount),
         metavar='POINTS',
         help='largest drop of the main metric; if it falls further, bits are '
-        'given back where they buy most',
+        'given back where they buy most (default: any drop will do)',
     )
     parser.add_argument(
         '--up-to',
         type=option(Literal[8, 'float']),
-        help='most bits that --max-drop gives to a layer, 8 or float '
-        '(default: 8)',
+        help='the most that a layer gets back, 8 bits or float (default: 8)',
     )
     add_trust_option(parser)
     add_recipe_options(parser)
