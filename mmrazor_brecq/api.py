@@ -40,12 +40,13 @@ from .checkpoint import (
 )
 from .config.load import read_config
 from .config.recipe import known_parts, read_base, read_part
-from .engine.accuracy_control import MaxDrop, prepare_on
+from .engine.accuracy_control import prepare_on
 from .engine.batches import gather_images
 from .engine.calibration import check_count
 from .engine.deploy import Request, write
 from .engine.fine_tuning import FineTuning, Loss, folded, train
 from .engine.launch import build_model
+from .engine.max_drop import MaxDrop
 from .engine.memory import DEFAULT_MEMORY, Memory, activation_store
 from .engine.outliers import leave_out
 from .engine.quantize_within import Evaluate, quantize_within

@@ -24,7 +24,6 @@ from ..activations import (
 )
 from ..functional import (
     in_grad_mode,
-    make_tensors_normal,
     tensors,
     unpack_extra,
 )
@@ -37,7 +36,6 @@ from ..graph import (
     PartitionConfig,
     QuantizationConfig,
     QuantizationScheme,
-    Recording,
     Samples,
     Unit,
     check_behavior,
@@ -49,17 +47,11 @@ from ..graph import (
     example_of,
     fold_batch_norm,
     input_quantizers,
-    inputs_for,
     leave_float,
-    make_plain,
     narrow,
     prepare,
-    record,
     run_float,
-    show_calls,
-    show_products,
     suit,
-    suit_samples,
     unwrap_parts,
     without_unseen,
 )
@@ -76,10 +68,11 @@ from ..reconstruction import (
 )
 from ..registry import MODELS, TASK_UTILS
 from ..runtime.allocator import reuse_freed_memory
-from ..runtime.attention import no_fast_path, run_through_layers
+from ..runtime.attention import no_fast_path
 from ..runtime.distributed import process_generator
 from ..targets import Description, TargetConfig
 from ..validation import KeyPath, validate
+from .recorded import keep_form, recorded
 
 #: Buffer that says what a network takes, where it is not images alone.
 INPUT_FORM = 'input_form'
@@ -240,23 +233,7 @@ class BRECQ(BaseModel):
                 'from its config and float checkpoint'
             )
         network = self.architecture
-        network.eval()
-        make_tensors_normal(network)
-        run_through_layers(network)
-        if isinstance(example, Tensor):
-            example = (
-                inputs_for(network, example)
-                if example.is_floating_point()
-                else Arguments((example,))
-            )
-        if isinstance(example, Samples):
-            suit_samples(network, example)
-        make_plain(network, example)
-        recording = _record_in_fast_order(network, example)
-        if show_calls(network, recording, state):
-            recording = record(network, example)
-        if show_products(network, recording, state):
-            recording = record(network, example)
+        example, recording = recorded(network, example, state)
         scheme = self.scheme
         if state is not None:
             scheme = without_unseen(scheme, recording)
@@ -264,19 +241,7 @@ class BRECQ(BaseModel):
             scheme = suit(scheme, self.target, recording, self.given)
             self.scheme = scheme
         leave_float(recording, scheme)
-        if state is None:
-            kept_norms = None
-        else:
-            kept_norms = _modules_with(state, 'running_mean')
-            quantized = _modules_with(state, 'weight_quantizer.scale')
-            for side in ('left', 'right'):
-                quantized |= _modules_with(state, f'{side}_quantizer.scale')
-            for call in recording.calls:
-                if (
-                    recording.is_layer(call.module)
-                    and call.name not in quantized
-                ):
-                    recording.unfit[call.module] = 'in float in the checkpoint'
+        kept_norms = None if state is None else keep_form(recording, state)
         self.account = check_layers(network, recording)
         if state is None:
             check_behavior(network, example, recording)
@@ -560,42 +525,3 @@ def _note_wide_bits(model: BRECQ, *args: Any) -> None:
         bits = found.quantizer.grid.bits
         for layer in found.layers if bits > 8 else ():
             model.bits[layer] = (model.bits[layer][0], bits)
-
-
-def _modules_with(state: Mapping[str, Tensor], key: str) -> set[str]:
-    """Return the names of the modules that have a key in a state."""
-    return {
-        name[: -len(key)].rstrip('.')
-        for name in state
-        if f'.{name}'.endswith(f'.{key}')
-    }
-
-
-def _record_in_fast_order(network: nn.Module, example: Inputs) -> Recording:
-    """Record a pass, with channels last in memory where that works.
-
-    Channels last is faster, but code such as ``x.view(len(x), -1)`` works
-    in the usual order only.
-    """
-
-    def reorder(order: torch.memory_format) -> None:
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.data = module.weight.data.to(memory_format=order)
-
-    reorder(torch.channels_last)
-    try:
-        return record(network, example)
-    except RuntimeError:
-        reorder(torch.contiguous_format)
-    try:
-        return record(network, example)
-    except NotImplementedError:  # It says what is not there.
-        raise
-    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().split('\n')[0]
-        raise ValueError(
-            f'{type(network).__name__} takes no images of the shape '
-            f'{tuple(example.shape[1:])} ({type(error).__name__}: {reason}): '
-            'give N x C x H x W images of the size that it was trained on'
-        ) from error

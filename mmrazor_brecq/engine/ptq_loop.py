@@ -53,13 +53,8 @@ from ..version import __version__
 from .accuracy_control import (
     AccuracyControl,
     Attempt,
-    MaxDrop,
-    MaxDropConfig,
-    check_met,
-    check_possible,
     given_settings,
     prepare_on,
-    yardstick_of,
 )
 from .calibration import (
     CalibrationConfig,
@@ -70,6 +65,13 @@ from .data_mistakes import check_measured, measuring
 from .differences import config_changes
 from .image_set import ImageSet
 from .loaders import CALIBRATION, build_dataloader
+from .max_drop import (
+    MaxDrop,
+    MaxDropConfig,
+    check_met,
+    check_possible,
+    yardstick_of,
+)
 from .progress import Progress, in_first
 from .results import (
     best_metric,

@@ -18,11 +18,9 @@ from ..graph import copy_network
 from .accuracy_control import (
     AccuracyControl,
     Attempt,
-    MaxDrop,
-    Yardstick,
-    check_possible,
     prepare_on,
 )
+from .max_drop import MaxDrop, Yardstick, check_possible
 from .progress import Progress
 from .unit_run import reconstruct_units
 

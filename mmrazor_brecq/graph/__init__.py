@@ -24,13 +24,7 @@ from .inputs import (
     check_batch,
     check_images,
 )
-from .on_target import (
-    InputQuantizer,
-    check_bits,
-    input_quantizers,
-    narrow,
-    suit,
-)
+from .on_target import suit
 from .partition import (
     BlockPartition,
     LayerPartition,
@@ -63,6 +57,12 @@ from .samples import (
     run_float,
     sampled,
     suit_samples,
+)
+from .target_check import (
+    InputQuantizer,
+    check_bits,
+    input_quantizers,
+    narrow,
 )
 from .unwrap import unwrap, unwrap_parts
 

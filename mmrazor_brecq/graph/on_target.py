@@ -7,19 +7,17 @@ a user asks for and the device cannot do is refused.
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 from mmengine.logging import print_log
-from torch import nn
 
-from ..layers import MatrixProduct, QuantLayer, kind_of
-from ..quantizers import ActivationQuantizer
+from ..layers import kind_of
 from ..targets import Description
 from .ends import end_layers
-from .prepare import FLOAT, Door, QuantizationScheme
+from .prepare import FLOAT, QuantizationScheme
 from .record import Recording
 
 SIDES = 'weight', 'activation'
@@ -253,7 +251,8 @@ class _Fit:
         """Return the error for a value that the device does not take."""
         return ValueError(
             f'{_key(path)}={value}, and {self.target.title} takes {what} '
-            f'{_words(allowed)} alone: change `model.quantization.{path}`'
+            f'{bits_in_words(allowed)} alone: change '
+            f'`model.quantization.{path}`'
             + (
                 ''
                 if path.startswith('bit_overrides')
@@ -321,7 +320,7 @@ def _key(path: str) -> str:
     return f'model.quantization.{path}{also}'
 
 
-def _words(bits: Iterable[int]) -> str:
+def bits_in_words(bits: Iterable[int]) -> str:
     """Return bit widths in words, such as ``4 or 8 bits``."""
     some = sorted({b for b in bits if b != FLOAT})
     words = [', '.join(map(str, some[:-1])), *map(str, some[-1:])]
@@ -334,98 +333,3 @@ def _few(names: Sequence[str]) -> str:
     """Return the first of some names, and how many more there are."""
     more = f' and {len(names) - 1} more' if len(names) > 1 else ''
     return f'{names[0]!r}{more}'
-
-
-class InputQuantizer(NamedTuple):
-    """Quantizer of what layers take.
-
-    Attributes:
-        name (str): Its name in the network.
-        quantizer (ActivationQuantizer): The quantizer.
-        layers (tuple[str]): Names of the layers that take the activation.
-    """
-
-    name: str
-    quantizer: ActivationQuantizer
-    layers: tuple[str, ...]
-
-
-def input_quantizers(network: nn.Module) -> Iterator[InputQuantizer]:
-    """Yield all quantizers of activations, with the layers that take them.
-
-    Args:
-        network (nn.Module): After :func:`prepare`.
-    """
-    found: dict[str, tuple[Any, tuple[str, ...]]] = {}
-    for name, module in network.named_modules():
-        start = f'{name}.'.lstrip('.')
-        if isinstance(module, Door):
-            for i, quantizer in module.inputs.items():
-                layers = module.readers[int(i)]
-                found[f'{start}inputs.{i}'] = quantizer, layers
-        elif isinstance(module, QuantLayer):
-            found[f'{start}input_quantizer'] = module.input_quantizer, (name,)
-        elif isinstance(module, MatrixProduct):
-            for side in ('left', 'right'):
-                key = f'{side}_quantizer'
-                found[start + key] = getattr(module, key), (name,)
-    for name, (quantizer, layers) in found.items():
-        if isinstance(quantizer, ActivationQuantizer):
-            yield InputQuantizer(name, quantizer, layers)
-
-
-def check_bits(network: nn.Module, target: Description) -> None:
-    """Check that the bits of a prepared network are those of a device.
-
-    Args:
-        network (nn.Module): After :func:`prepare`, or quantized.
-        target (Description): The device.
-
-    Raises:
-        ValueError: If they are not. The message names the first layer.
-    """
-    for name, module in network.named_modules():
-        if isinstance(module, QuantLayer):
-            bits = module.weight_quantizer.grid.bits
-            _check(target, network, name, 'weight', bits)
-    for found in input_quantizers(network):
-        for layer in found.layers:
-            bits = found.quantizer.grid.bits
-            _check(target, network, layer, 'activation', bits)
-
-
-def _check(
-    target: Description, network: nn.Module, layer: str, side: str, bits: int
-) -> None:
-    """Refuse the bits of one layer."""
-    kind = kind_of(network.get_submodule(layer))
-    limits = target.limits(kind, side)
-    if limits is not None and bits in limits.bits:
-        return
-    what = 'weight' if side == 'weight' else 'input'
-    takes = f'{_words(limits.bits)} alone' if limits else 'float alone'
-    raise ValueError(
-        f'The {what} of {layer!r} has {bits} bits, and {target.title} takes '
-        f'{takes} for {kind}: quantize with --target (`target=`), or with '
-        f'other `bit_overrides` for {layer!r} and what shares its input'
-    )
-
-
-def narrow(network: nn.Module, target: Description) -> Collection[str]:
-    """Return the names of quantizers that may not have 16 bits.
-
-    Args:
-        network (nn.Module): After :func:`prepare`.
-        target (Description): The device.
-    """
-
-    def allows(layer: str) -> bool:
-        kind = kind_of(network.get_submodule(layer))
-        limits = target.limits(kind, 'activation')
-        return limits is not None and 16 in limits.bits
-
-    return {
-        found.name
-        for found in input_quantizers(network)
-        if not all(map(allows, found.layers))
-    }

@@ -10,13 +10,13 @@ import pytest
 
 from mmrazor_brecq.config.load import load_config
 from mmrazor_brecq.engine import accuracy_control, ptq_loop
-from mmrazor_brecq.engine.accuracy_control import (
+from mmrazor_brecq.engine.launch import ptq
+from mmrazor_brecq.engine.launch import test as evaluate
+from mmrazor_brecq.engine.max_drop import (
     TargetMissed,
     check_met,
     yardstick_of,
 )
-from mmrazor_brecq.engine.launch import ptq
-from mmrazor_brecq.engine.launch import test as evaluate
 from mmrazor_brecq.engine.progress import Progress
 from mmrazor_brecq.report.tables import path_lines
 
