@@ -8,11 +8,9 @@ import os.path as osp
 from typing import Any, Optional, Union
 
 import torch
-from mmengine.device import get_device
 from mmengine.dist import (
     all_reduce,
     barrier,
-    get_world_size,
     is_main_process,
 )
 from mmengine.evaluator import Evaluator
@@ -21,7 +19,6 @@ from mmengine.runner import Runner, TestLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .._requirements import installed_versions
 from ..activations import CachedBatches, Store
 from ..algorithms import BRECQ
 from ..analysis import describe, divergence
@@ -45,11 +42,9 @@ from ..report import (
     main_metric,
     outdone,
     setback,
-    weight_bytes,
     write,
 )
 from ..runtime.allocator import reuse_freed_memory
-from ..version import __version__
 from .accuracy_control import (
     AccuracyControl,
     Attempt,
@@ -81,9 +76,10 @@ from .results import (
     read_report,
     refuse_other_run,
 )
+from .run_report import class_names, run_report
 from .runners import begin, starting
 from .unit_run import reconstruct_units
-from .usage import Clock, peak_memory_mb
+from .usage import Clock
 
 
 @LOOPS.register_module()
@@ -432,14 +428,6 @@ class PTQLoop(TestLoop):
             calibration=fingerprint_images(images),
         )
 
-    def _classes(self) -> list[str]:
-        """Return the names of the classes, none if they are not known."""
-        for loader in self.dataloader, self.calibration_dataloader:
-            found = getattr(loader.dataset, 'metainfo', {}).get('classes')
-            if found:
-                return list(found)
-        return []
-
     def _write(
         self,
         kept: Attempt,
@@ -450,28 +438,14 @@ class PTQLoop(TestLoop):
     ) -> None:
         """Write the quantized checkpoint and the report, and log them."""
         report = dict(
-            **kept.progress.metrics,
+            run_report(kept, store, self.calibration_set),
             metric=best_metric(self.runner.cfg),
             seconds=clock.seconds,
-            peak_memory_mb=round(peak_memory_mb()),
-            activations_mb=dict(
-                budget=None if store.budget is None else _mb(store.budget),
-                held=_mb(store.peak_bytes),
-                spilled=_mb(store.spilled_bytes),
-            ),
-            processes=get_world_size(),
-            account=self.model.account.to_dict(),
-            widened=kept.widened,
-            weight_bytes=weight_bytes(kept.model),
-            left_out=self.calibration_set.left_out,
-            unreadable=self.calibration_set.unreadable,
-            **found,
-            versions=dict(mmrazor_brecq=__version__, **installed_versions()),
-            device=get_device(),
             seed=self.runner.seed,
             float_checkpoint=self.float_checkpoint
             and osp.relpath(self.float_checkpoint, self.runner.work_dir),
             identity=identity,
+            **found,
         )
         names = self.checkpoint, 'report.json', 'report.html'
         checkpoint, table, page = map(self._path, names)
@@ -480,7 +454,8 @@ class PTQLoop(TestLoop):
             if not self.resume or not made_by(of, identity):
                 keep_older(path)
         earlier = earlier_reports(self.runner.work_dir)
-        meta = dict(identity=identity, classes=self._classes())
+        loaders = self.dataloader, self.calibration_dataloader
+        meta = dict(identity=identity, classes=class_names(loaders))
         begin(self.runner)  # The checkpoint belongs to the bits in it.
         save_quantized(self.model, meta, checkpoint)
         save_json(dict(report, checksum=checksum_of(report)), table)
@@ -494,8 +469,3 @@ class PTQLoop(TestLoop):
             f'The quantized model is in {checkpoint}, the report in {page}, '
             f'as data in {table}'
         )
-
-
-def _mb(size: int) -> int:
-    """Return bytes in MiB, rounded."""
-    return round(size / 2**20)
