@@ -130,7 +130,7 @@ def test_a_state_without_the_unit_still_loads(monkeypatch):
     """As it was saved when heads that are run so were no units."""
     with monkeypatch.context() as patch:
         patch.setattr(
-            'mmrazor_brecq.algorithms.brecq.show_calls', lambda *_: False
+            'mmrazor_brecq.algorithms.recorded.show_calls', lambda *_: False
         )
         old = BRECQ(Detector().eval(), reconstructor=SCHEDULE)
         teacher = old.prepare(images(2))
