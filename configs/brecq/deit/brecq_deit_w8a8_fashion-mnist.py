@@ -1,2 +1,0 @@
-_base_ = ['./brecq_deit_fashion-mnist.py', '../../_base_/bits/w8a8.py']
-model = dict(quantization=_base_.pop('bits'))
