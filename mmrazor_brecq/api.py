@@ -40,7 +40,6 @@ from .checkpoint import (
 )
 from .config.load import read_config
 from .config.recipe import known_parts, read_base, read_part
-from .engine.accuracy_control import prepare_on
 from .engine.batches import gather_images
 from .engine.calibration import check_count
 from .engine.deploy import Request, write
@@ -51,6 +50,7 @@ from .engine.memory import DEFAULT_MEMORY, Memory, activation_store
 from .engine.outliers import leave_out
 from .engine.quantize_within import Evaluate, quantize_within
 from .engine.training import WatchingRunner
+from .engine.unit_run import prepare_on
 from .functional import in_grad_mode, tensors, to_normal_tensor
 from .graph import (
     ImageBatches,

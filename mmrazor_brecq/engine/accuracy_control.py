@@ -36,6 +36,7 @@ from .sensitivity_run import (
     find_space,
     sensitivities,
 )
+from .unit_run import prepare_on
 
 #: Models that are reconstructed after the first one, at most.
 MOST_ATTEMPTS = 3
@@ -284,24 +285,6 @@ class AccuracyControl:
             {name: list(pair) for name, pair in changed.items()},
             predicted=give_back.predicted,
         )
-
-
-def prepare_on(
-    model: BRECQ, images: CachedBatches
-) -> tuple[nn.Module, dict[str, float]]:
-    """Prepare a float model with all that calibration images decide.
-
-    Args:
-        model (BRECQ): The model. It is changed in place.
-        images (CachedBatches): Calibration images.
-
-    Returns:
-        tuple[nn.Module, dict]: What :meth:`BRECQ.prepare` and
-        :meth:`BRECQ.widen` return.
-    """
-    teacher = model.prepare(images.batch(0)[:1])
-    model.equalize(teacher, images)
-    return teacher, model.widen(images)
 
 
 def _unchanged(attempt: Attempt, model: BRECQ, teacher: nn.Module) -> int:

@@ -28,7 +28,6 @@ from ..checkpoint import (
     write_whole,
 )
 from ..functional import in_grad_mode
-from ..reconstruction import NearestRounding
 from ..report import (
     UnitProgress,
     analysis_page,
@@ -44,6 +43,7 @@ from .ptq_loop import PTQLoop
 from .results import best_metric, one_run, read_report
 from .runners import RunOwner, starting
 from .sensitivity_run import MixedPrecision, SensitivityFile
+from .unit_run import prepare_on, round_to_nearest
 
 #: Content of ``analysis.json``.
 Analysis = dict[str, Any]
@@ -169,17 +169,10 @@ class _Subject:
         if self.student is not None:
             return self.student, folded(self.student, self.model.architecture)
         model = self.model
-        network = model.prepare(self.images.batch(0)[:1])
-        model.equalize(network, self.images)
-        model.widen(self.images)
-        rounding = model.reconstruct(
-            network, self.images, self.runner.seed, NearestRounding()
+        network, _ = prepare_on(model, self.images)
+        round_to_nearest(
+            model, network, self.images, self.runner.seed, self.runner.logger
         )
-        with UnitProgress(
-            len(model.units), self.runner.logger, 'round to nearest'
-        ) as show:
-            for _ in rounding:
-                show.advance()
         return model, network
 
     def identity(self, images: int) -> dict[str, str]:

@@ -34,10 +34,9 @@ from ..checkpoint import (
 )
 from ..functional import in_grad_mode
 from ..graph import copy_network
-from ..reconstruction import NearestRounding, UnitReport
+from ..reconstruction import UnitReport
 from ..registry import LOOPS
 from ..report import (
-    UnitProgress,
     closing_table,
     main_metric,
     outdone,
@@ -49,7 +48,6 @@ from .accuracy_control import (
     AccuracyControl,
     Attempt,
     given_settings,
-    prepare_on,
 )
 from .calibration import (
     CalibrationConfig,
@@ -78,7 +76,7 @@ from .results import (
 )
 from .run_report import class_names, run_report
 from .runners import begin, starting
-from .unit_run import reconstruct_units
+from .unit_run import prepare_on, reconstruct_units, round_to_nearest
 from .usage import Clock
 
 
@@ -299,14 +297,9 @@ class PTQLoop(TestLoop):
             return
         with clock('nearest'):
             nearest = copy.deepcopy(model)
-            rounding = nearest.reconstruct(
-                teacher, images, self.runner.seed, NearestRounding()
+            round_to_nearest(
+                nearest, teacher, images, self.runner.seed, self.runner.logger
             )
-            with UnitProgress(
-                len(nearest.units), self.runner.logger, 'round to nearest'
-            ) as show:
-                for _ in rounding:
-                    show.advance()
             progress.add_metrics(
                 'divergence',
                 dict(nearest=divergence(nearest, teacher, images)),

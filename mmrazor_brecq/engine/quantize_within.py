@@ -15,14 +15,10 @@ from torch import nn
 from ..activations import CachedBatches
 from ..algorithms import BRECQ
 from ..graph import copy_network
-from .accuracy_control import (
-    AccuracyControl,
-    Attempt,
-    prepare_on,
-)
+from .accuracy_control import AccuracyControl, Attempt
 from .max_drop import MaxDrop, Yardstick, check_possible
 from .progress import Progress
-from .unit_run import reconstruct_units
+from .unit_run import prepare_on, reconstruct_units
 
 #: Returns how good a model is, larger being better.
 Evaluate = Callable[[nn.Module], Any]

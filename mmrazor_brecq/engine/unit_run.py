@@ -1,4 +1,4 @@
-"""Reconstruct the units that no earlier run has finished, and save them."""
+"""What a run does with a model: prepare, round to nearest, reconstruct."""
 
 from __future__ import annotations
 
@@ -9,9 +9,49 @@ from torch import nn
 
 from ..activations import CachedBatches
 from ..algorithms import BRECQ
-from ..reconstruction import UnitReport
+from ..reconstruction import NearestRounding, UnitReport
 from ..report import UnitProgress
 from .progress import Progress
+
+
+def prepare_on(
+    model: BRECQ, images: CachedBatches
+) -> tuple[nn.Module, dict[str, float]]:
+    """Prepare a float model with all that calibration images decide.
+
+    Args:
+        model (BRECQ): The model. It is changed in place.
+        images (CachedBatches): Calibration images.
+
+    Returns:
+        tuple[nn.Module, dict]: What :meth:`BRECQ.prepare` and
+        :meth:`BRECQ.widen` return.
+    """
+    teacher = model.prepare(images.batch(0)[:1])
+    model.equalize(teacher, images)
+    return teacher, model.widen(images)
+
+
+def round_to_nearest(
+    model: BRECQ,
+    teacher: nn.Module,
+    images: CachedBatches,
+    seed: int,
+    logger: logging.Logger,
+) -> None:
+    """Quantize a prepared model by nearest rounding.
+
+    Args:
+        model (BRECQ): The model. It is changed in place.
+        teacher (nn.Module): Its float network.
+        images (CachedBatches): Calibration images.
+        seed (int): Seed of all randomness.
+        logger (logging.Logger): Shows how far it is.
+    """
+    rounding = model.reconstruct(teacher, images, seed, NearestRounding())
+    with UnitProgress(len(model.units), logger, 'round to nearest') as show:
+        for _ in rounding:
+            show.advance()
 
 
 def reconstruct_units(

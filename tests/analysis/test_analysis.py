@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import mmrazor_brecq
-from mmrazor_brecq.activations import CachedBatches
 from mmrazor_brecq.analysis import (
     describe,
     divergence,
@@ -19,13 +18,6 @@ from mmrazor_brecq.analysis import (
 )
 from mmrazor_brecq.reconstruction import NearestRounding
 from mmrazor_brecq.report import page
-
-
-@pytest.fixture
-def images():
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(48, 3, 8, 8, generator=generator).split(16)
-    return CachedBatches(list(rows), [16, 16, 16])
 
 
 @pytest.fixture

@@ -8,16 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmrazor_brecq.activations import CachedBatches
 from mmrazor_brecq.analysis import SingleLayers, divergence
 from mmrazor_brecq.reconstruction import NearestRounding
-
-
-@pytest.fixture
-def images():
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(48, 3, 8, 8, generator=generator).split(16)
-    return CachedBatches(list(rows), [16, 16, 16])
 
 
 @pytest.fixture
