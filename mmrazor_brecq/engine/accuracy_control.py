@@ -26,8 +26,8 @@ from ..mixed_precision import (
     LayerBits,
     WeightBytes,
 )
-from ..mixed_precision.cost import FLOAT
 from ..reconstruction import WHOLE
+from ..targets import FLOAT
 from .max_drop import MaxDrop, Yardstick
 from .progress import Progress
 from .sensitivity_run import (

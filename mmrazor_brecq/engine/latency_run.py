@@ -16,9 +16,10 @@ from mmengine.config import Config
 from ..algorithms import BRECQ
 from ..checkpoint import keep_older, write_whole
 from ..mixed_precision import model_shape
-from ..mixed_precision.cost import FLOAT, LatencyTable
+from ..mixed_precision.cost import LatencyTable
 from ..mixed_precision.latency import Row, format_rows, measure_latency
 from ..mixed_precision.shapes import CallShape
+from ..targets import FLOAT
 from ..validation import Count, validated
 from .launch import bare_model, build_runner, calibration_images
 from .runners import starting

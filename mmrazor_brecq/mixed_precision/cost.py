@@ -12,12 +12,10 @@ from typing import Any, Optional
 from ..config.safe import check_regular
 from ..layers import packed_bytes
 from ..registry import TASK_UTILS
+from ..targets import FLOAT
 from .choices import Choice, choice_of
 from .pairwise import Pairwise
 from .shapes import LayerShape, ModelShape
-
-#: Bits that stand for activations in float.
-FLOAT = 32
 
 #: Bits that a table may have, as text.
 BIT_WIDTHS = {str(bits) for bits in (*range(2, 9), 16, FLOAT)}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Optional
 
+from ..targets import FLOAT
 from .bit_search import BitSearch
 from .choices import choice_of
-from .cost import FLOAT, LayerBits
+from .cost import LayerBits
 from .pairwise import Pairwise
 from .search import Infeasible, Problem
 

@@ -18,7 +18,8 @@ from typing import Optional, Union
 import numpy as np
 
 from .._requirements import require
-from .cost import FLOAT, LatencyTable
+from ..targets import FLOAT
+from .cost import LatencyTable
 from .shapes import CallShape
 
 #: A row of a table: the columns of :class:`LatencyTable` and their values.

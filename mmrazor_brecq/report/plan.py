@@ -9,8 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-#: Bits that stand for float.
-FLOAT = 32
+from ..targets import FLOAT
 
 
 def plan_table(plan: Mapping[str, Any]) -> str:
