@@ -18,9 +18,7 @@ import statistics
 
 import torch
 from accuracy import FOLDERS, mean_and_spread, schedule_options
-from quantize import config_of, quantize
-
-from mmrazor_brecq.cli import CfgOptions
+from quantize import add_row_options, config_of, quantize
 
 SETTINGS = ['w4a4', 'w3a3', 'w2a4', 'w2a2', 'w2a32']
 BLOCKS = 'model.reconstructor'
@@ -63,14 +61,7 @@ def main() -> None:
     parser.add_argument('--variants', nargs='+', default=list(VARIANTS))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--schedule', default='fast')
-    parser.add_argument('--out', default='work_dirs/ablation')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        help='of all rows; give it an --out of its own',
-    )
+    add_row_options(parser, 'work_dirs/ablation')
     args = parser.parse_args()
     torch.set_num_threads(1)
     schedule = {**schedule_options(args.schedule), **args.cfg_options}

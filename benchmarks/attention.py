@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from accuracy import ROOT
 from imagenet import compare
-from quantize import answers, prepared
+from quantize import add_row_options, answers, prepared
 
 from mmrazor_brecq.checkpoint import save_json
-from mmrazor_brecq.cli import CfgOptions
 from mmrazor_brecq.config.load import load_config
 from mmrazor_brecq.config.recipe import Recipe
 
@@ -122,10 +121,7 @@ def main() -> None:
     parser.add_argument(
         '--config', default=f'{ROOT}/configs/float/{{}}_fashion-mnist.py'
     )
-    parser.add_argument('--out', default='work_dirs/attention')
-    parser.add_argument(
-        '--cfg-options', action=CfgOptions, default={}, help='of the config'
-    )
+    add_row_options(parser, 'work_dirs/attention')
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(

@@ -34,14 +34,13 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
-from quantize import prepared
+from quantize import add_row_options, prepared
 from rich.console import Console
 from rich.table import Table
 
 from mmrazor_brecq.activations import CachedBatches
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.checkpoint import save_json
-from mmrazor_brecq.cli import CfgOptions
 from mmrazor_brecq.config.read import read_file
 from mmrazor_brecq.config.recipe import Recipe, read_base
 from mmrazor_brecq.engine.deploy_metric import metric_of_file
@@ -355,14 +354,7 @@ def main() -> None:
     parser.add_argument('--num-images', type=int, default=64)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--out', default='work_dirs/detection')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        help='of all rows; give it an --out of its own',
-    )
+    add_row_options(parser, 'work_dirs/detection')
     parser.add_argument('--alone', nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.alone:

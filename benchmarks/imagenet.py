@@ -30,14 +30,13 @@ from typing import Any
 import torch
 from accuracy import ROOT
 from mmengine.config import Config
-from quantize import answers, prepared
+from quantize import add_row_options, answers, prepared
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmrazor_brecq.checkpoint import save_json
-from mmrazor_brecq.cli import CfgOptions
 from mmrazor_brecq.config.recipe import Recipe
 from mmrazor_brecq.engine.launch import load_config
 from mmrazor_brecq.engine.usage import peak_memory_mb
@@ -250,14 +249,7 @@ def main() -> None:
     )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--out', default='work_dirs/imagenet')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        help='of all rows; give it an --out of its own',
-    )
+    add_row_options(parser, 'work_dirs/imagenet')
     parser.add_argument('--alone', nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.alone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os.path as osp
 import time
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mmrazor_brecq.activations import CachedBatches
 from mmrazor_brecq.algorithms import BRECQ
 from mmrazor_brecq.checkpoint import load_float, save_json
+from mmrazor_brecq.cli import CfgOptions
 from mmrazor_brecq.config.load import load_config
 from mmrazor_brecq.engine.launch import (
     bare_model,
@@ -27,6 +29,23 @@ from mmrazor_brecq.report import weight_bytes
 
 #: Test images and labels, for all runs.
 _TESTS: list = []
+
+
+def add_row_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add the options that all rows of a table share.
+
+    Args:
+        parser (ArgumentParser): Gets ``--out`` and ``--cfg-options``.
+        out (str): Default folder of the results.
+    """
+    parser.add_argument('--out', default=out)
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        help='of all rows; give it an --out of its own',
+    )
 
 
 def config_of(model: str, bits: str) -> str:
