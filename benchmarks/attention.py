@@ -73,16 +73,18 @@ def measure(
     if not osp.exists(path):
         torch.save(answers(runner, teacher), path)
     goal, labels = torch.load(path, weights_only=True)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     equalized = brecq.equalize(teacher, images)
     brecq.widen(images)
     reports = [*brecq.reconstruct(teacher, images, args.seed)]
     seconds = time.perf_counter() - start
+    cpu = time.process_time() - cpu
     logits, _ = answers(runner, brecq.architecture)
     return dict(
         compare(logits, goal, labels),
         float_top1=compare(goal, goal, labels)['top1'],
         seconds=seconds,
+        cpu_seconds=cpu,
         equalized=len(equalized),
         units=len(reports),
         learned=sum(report.accepted for report in reports),

@@ -112,7 +112,7 @@ def quantize(
         path (str): Where the result is kept.
 
     Returns:
-        dict: ``top1``, ``weight_bytes`` and ``seconds``.
+        dict: ``top1``, ``weight_bytes``, ``seconds`` and ``cpu_seconds``.
     """
     if not osp.exists(path):
         options = {
@@ -122,16 +122,18 @@ def quantize(
         }
         cfg = load_config(config, options, osp.dirname(path))
         runner, brecq, images = prepared(cfg, checkpoint_of(model))
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         teacher = brecq.prepare(images.batch(0)[:1])
         for _ in brecq.reconstruct(teacher, images, seed):
             pass
         seconds = time.perf_counter() - start
+        cpu = time.process_time() - cpu
         save_json(
             dict(
                 top1=top1(runner, brecq.architecture),
                 weight_bytes=weight_bytes(brecq)['quantized'],
                 seconds=seconds,
+                cpu_seconds=cpu,
             ),
             path,
         )
