@@ -14,6 +14,7 @@ from .likelihood import (
     LikelihoodConfig,
 )
 from .official import OfficialFisher
+from .suffix import SuffixLoss
 
 __all__ = [
     'Bernoulli',
@@ -29,6 +30,7 @@ __all__ = [
     'Objective',
     'ObjectiveConfig',
     'OfficialFisher',
+    'SuffixLoss',
     'real_outputs',
     'takes_low_precision',
     'teacher_gradients',

@@ -8,10 +8,10 @@ import torch
 from mmengine.dist import broadcast_object_list
 from torch import Tensor, nn
 
-from ..graph import Inputs, Recording, images_of, record
+from ..graph import Inputs, images_of
 from ..registry import TASK_UTILS
 from .dense_head import chance_of_object, value_maps
-from .gradients import real_outputs
+from .last_layers import last_layers
 from .likelihood import Bernoulli, Gaussian, Likelihood
 from .region_head import chance_of_box, values_of_regions
 
@@ -86,7 +86,7 @@ class FromOutput(Likelihood):
         """Choose the forms by some images, the same in all processes."""
         layers: list[Optional[nn.Module]] = [None] * len(outputs)
         if any(out.dim() > 2 for out in outputs):
-            layers = _last_layers(teacher, images[:1], len(outputs))
+            layers = last_layers(teacher, images[:1], len(outputs))
         shown = images_of(images)
         forms = [_form(*pair, shown) for pair in zip(outputs, layers)]
         for i, chances in value_maps(outputs).items():
@@ -236,47 +236,3 @@ def _weighted(out: Tensor, outputs: list[Tensor], form: Form) -> Tensor:
         else chance_of_box(logits[0], out.shape[1])
     )
     return out * chance.sqrt()  # Its error is squared.
-
-
-def _last_layers(
-    network: nn.Module, image: Inputs, count: int
-) -> list[Optional[nn.Module]]:
-    """Return the last layer before each of ``count`` real outputs."""
-    outputs: list[Tensor] = []
-    hook = network.register_forward_hook(
-        lambda module, args, out: outputs.extend(real_outputs(out))
-    )
-    try:
-        recording = record(network, image)
-    finally:
-        hook.remove()
-    layers = [_layer_before(recording, out) for out in outputs]
-    return layers if len(layers) == count else [None] * count
-
-
-def _layer_before(recording: Recording, out: Tensor) -> Optional[nn.Module]:
-    """Return the layer with the fewest operations between it and a tensor.
-
-    It searches breadth-first, from the tensor back through the operations
-    that computed it.
-    """
-    layers = {
-        value.tensor: call.module
-        for call in recording.calls
-        if hasattr(call.module, 'out_features')
-        or hasattr(call.module, 'out_channels')
-        for value in call.outputs
-    }
-    operands = {
-        value.tensor: [x.tensor for x in operation.inputs]
-        for operation in recording.operations
-        for value in operation.outputs
-    }
-    queue, seen = [out._cdata], {out._cdata}
-    for tensor in queue:  # The loop appends to it.
-        if tensor in layers:
-            return layers[tensor]
-        before = [x for x in operands.get(tensor, ()) if x not in seen]
-        seen.update(before)
-        queue += before
-    return None

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..activations import CachedBatches
-from ..functional import Nested, flatten, tensors, weighted_squared_error
+from ..functional import (
+    Nested,
+    map_tensors,
+    tensors,
+    weighted_squared_error,
+)
 from ..graph import Inputs, Unit, images_of, run_float
 from ..registry import TASK_UTILS
 from .base import Objective, takes_low_precision
 from .gradients import real_outputs
+from .stand_in import first_calls_return
 
 
 @TASK_UTILS.register_module()
@@ -74,34 +79,19 @@ class OfficialFisher(Objective):
             images (Tensor | Samples): Preprocessed images.
             output (Any): Nested of the quantized unit for them.
         """
-        values, rebuild = flatten(output)
-        leaves = [
-            x.detach().requires_grad_(x.is_floating_point())
-            if isinstance(x, Tensor)
-            else x
-            for x in values
-        ]
-
-        def quantized_output(*_: Any) -> Nested:
-            # Copies, because the rest of the network may write to them.
-            return rebuild(
-                [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-            )
-
+        watched = map_tensors(
+            lambda x: x.detach().requires_grad_(x.is_floating_point()), output
+        )
         with torch.no_grad():
             goal = _logits(self.teacher, images).softmax(-1)
-        hook = module.register_forward_hook(quantized_output)
-        try:
-            with torch.enable_grad():
-                logits = _logits(self.teacher, images)
-                error = F.kl_div(
-                    logits.log_softmax(-1), goal, reduction='batchmean'
-                )
-                if error.requires_grad:
-                    error.backward()
-        finally:
-            hook.remove()
-        return tensors(leaves)
+        with torch.enable_grad(), first_calls_return({module: watched}):
+            logits = _logits(self.teacher, images)
+            error = F.kl_div(
+                logits.log_softmax(-1), goal, reduction='batchmean'
+            )
+            if error.requires_grad:
+                error.backward()
+        return tensors(watched)
 
     @takes_low_precision
     def error(
