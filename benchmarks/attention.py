@@ -74,6 +74,7 @@ def measure(
         torch.save(answers(runner, teacher), path)
     goal, labels = torch.load(path, weights_only=True)
     start, cpu = time.perf_counter(), time.process_time()
+    rotated = brecq.rotate_channels(teacher, images)
     equalized = brecq.equalize(teacher, images)
     brecq.widen(images)
     reports = [*brecq.reconstruct(teacher, images, args.seed)]
@@ -85,6 +86,7 @@ def measure(
         float_top1=compare(goal, goal, labels)['top1'],
         seconds=seconds,
         cpu_seconds=cpu,
+        rotated=len(rotated),
         equalized=len(equalized),
         units=len(reports),
         learned=sum(report.accepted for report in reports),

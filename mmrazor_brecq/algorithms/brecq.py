@@ -36,6 +36,7 @@ from ..graph import (
     PartitionConfig,
     QuantizationConfig,
     QuantizationScheme,
+    Rotate,
     Samples,
     Unit,
     check_behavior,
@@ -50,6 +51,8 @@ from ..graph import (
     leave_float,
     narrow,
     prepare,
+    rotate_as,
+    rotate_streams,
     run_float,
     suit,
     unwrap_parts,
@@ -102,6 +105,8 @@ class BRECQ(BaseModel):
             rounded weights, where images are far from zero and it helps.
         equalize_norms (bool): Whether :meth:`equalize` gives the channels of
             norms that only layers read the same ranges.
+        rotate (bool): Whether :meth:`rotate_channels` mixes the channels of
+            residual streams, so that none is an outlier.
         data_preprocessor (dict, optional): Passed to the architecture.
         init_cfg (dict, optional): As in mmengine.
         target (str | dict, optional): The device that it is for: a known
@@ -132,6 +137,7 @@ class BRECQ(BaseModel):
         wide_activations: bool = True,
         center_biases: bool = True,
         equalize_norms: bool = True,
+        rotate: bool = False,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
         target: Optional[TargetConfig] = None,
@@ -164,6 +170,7 @@ class BRECQ(BaseModel):
         self.wide_activations = wide_activations
         self.center_biases = center_biases
         self.equalize_norms = equalize_norms
+        self.rotate = rotate
         self.units: list[Unit] = []
         #: Whether the network is given data samples beside images.
         self.takes_samples = False
@@ -248,6 +255,7 @@ class BRECQ(BaseModel):
         fold_batch_norm(network, recording, kept_norms)
         teacher = copy_network(network).requires_grad_(False)
         if state is not None:
+            rotate_as(teacher, example, state)
             for rewrite in equalized_as(teacher, recording, state):
                 rewrite.apply()
         units = self.partition(network, recording)
@@ -273,6 +281,33 @@ class BRECQ(BaseModel):
             self.register_buffer(INPUT_FORM, form)
         self.requires_grad_(False)
         return teacher
+
+    @no_fast_path()
+    def rotate_channels(
+        self, teacher: nn.Module, images: CachedBatches
+    ) -> list[str]:
+        """Mix the channels of residual streams by an orthogonal matrix.
+
+        What writes to a stream, and what reads it, takes the matrix into its
+        weights, before :meth:`equalize`; the outputs of both networks stay
+        the same.
+
+        Args:
+            teacher (nn.Module): What :meth:`prepare` returned; it is changed
+                in place, as the model is.
+            images (CachedBatches): Preprocessed calibration images.
+
+        Returns:
+            list[str]: Names of the norms that read rotated channels.
+        """
+        if not self.rotate:
+            return []
+        if self.takes_samples:
+            images = with_samples(teacher, images)
+        streams = rotate_streams(teacher, images.take(torch.arange(1)))
+        for stream in streams:
+            Rotate(self.architecture, stream).apply()
+        return [norm.name for stream in streams for norm in stream.norms]
 
     @no_fast_path()
     def equalize(self, teacher: nn.Module, images: CachedBatches) -> list[str]:

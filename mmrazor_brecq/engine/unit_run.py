@@ -28,6 +28,7 @@ def prepare_on(
         :meth:`BRECQ.widen` return.
     """
     teacher = model.prepare(images.batch(0)[:1])
+    model.rotate_channels(teacher, images)
     model.equalize(teacher, images)
     return teacher, model.widen(images)
 

@@ -48,6 +48,8 @@ from .prepare import (
 from .products import show_products
 from .record import Call, Recording, record
 from .regions import most_images
+from .residual import find_streams
+from .rotate import Rotate, rotate_as, rotate_streams
 from .samples import (
     Inputs,
     Samples,
@@ -90,6 +92,7 @@ __all__ = [
     'ReadNorm',
     'Recording',
     'Rewrite',
+    'Rotate',
     'Samples',
     'StagePartition',
     'Unit',
@@ -106,6 +109,7 @@ __all__ = [
     'equalized_as',
     'example_of',
     'find_read_norms',
+    'find_streams',
     'fold_batch_norm',
     'images_of',
     'input_quantizers',
@@ -118,6 +122,8 @@ __all__ = [
     'prepare',
     'record',
     'relative_difference',
+    'rotate_as',
+    'rotate_streams',
     'run_float',
     'sampled',
     'show_calls',

@@ -85,17 +85,19 @@ class Equalize(Rewrite):
     def apply(self) -> None:
         """Change norm and layers, in new memory."""
         factor, offset = self.factor, self.offset
-        _set(self.norm, 'weight', _get(self.norm, 'weight') / factor)
-        if 'bias' in _own(self.norm):
-            bias = _get(self.norm, 'bias') - offset
-            _set(self.norm, 'bias', bias / factor)
+        set_values(
+            self.norm, 'weight', values_of(self.norm, 'weight') / factor
+        )
+        if 'bias' in own(self.norm):
+            bias = values_of(self.norm, 'bias') - offset
+            set_values(self.norm, 'bias', bias / factor)
         for layer in self.layers:
-            weight = _get(layer, 'weight')
+            weight = values_of(layer, 'weight')
             channels = (1, -1, *[1] * (weight.dim() - 2))
             if self.read.shifts:
                 more = (weight * offset.view(channels)).flatten(1).sum(1)
-                _set(layer, 'bias', _get(layer, 'bias') + more)
-            _set(layer, 'weight', weight * factor.view(channels))
+                set_values(layer, 'bias', values_of(layer, 'bias') + more)
+            set_values(layer, 'weight', weight * factor.view(channels))
 
     def undo(self) -> None:
         """Restore norm and layers."""
@@ -103,17 +105,19 @@ class Equalize(Rewrite):
             parameter.data = values
 
 
-def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+def own(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters of a module itself that are there."""
     return {k: v for k, v in module._parameters.items() if v is not None}
 
 
-def _get(module: nn.Module, key: str) -> Tensor:
-    return _own(module)[key].detach().double()
+def values_of(module: nn.Module, key: str) -> Tensor:
+    """Return a parameter of a module itself in float64."""
+    return own(module)[key].detach().double()
 
 
-def _set(module: nn.Module, key: str, values: Tensor) -> None:
-    parameter = _own(module)[key]
+def set_values(module: nn.Module, key: str, values: Tensor) -> None:
+    """Give a parameter of a module itself other values."""
+    parameter = own(module)[key]
     # In new memory of the same order: another tensor may share the old one.
     parameter.data = parameter.data.clone().copy_(values)
 
@@ -123,19 +127,21 @@ def is_norm(module: nn.Module) -> bool:
 
     Whether its output is proportional to it, a comparison has to show.
     """
-    own = _own(module)
+    there = own(module)
     return (
         not is_layer(module)
         and not isinstance(module, _BatchNorm)
         and not any(True for _ in module.children())
-        and {'weight'} <= {*own} <= {'weight', 'bias'}
-        and all(x.dim() == 1 and x.is_floating_point() for x in own.values())
-        and len({len(x) for x in own.values()}) == 1
+        and {'weight'} <= {*there} <= {'weight', 'bias'}
+        and all(x.dim() == 1 and x.is_floating_point() for x in there.values())
+        and len({len(x) for x in there.values()}) == 1
     )
 
 
 def find_read_norms(
-    network: nn.Module, recording: Recording
+    network: nn.Module,
+    recording: Recording,
+    between: frozenset[str] = MOVES,
 ) -> list[ReadNorm]:
     """Find the norms that only layers read, each channel a column of theirs.
 
@@ -145,34 +151,38 @@ def find_read_norms(
     Args:
         network (nn.Module): The network, in evaluation mode.
         recording (Recording): A recorded pass of it.
+        between (frozenset[str]): Operations that may come between them.
     """
     found = (
-        _read_norm(module, recording)
+        _read_norm(module, recording, between)
         for module in recording.by_module()
         if is_norm(module)
     )
     return [read for read in found if read is not None]
 
 
-def _read_norm(norm: nn.Module, recording: Recording) -> Optional[ReadNorm]:
+def _read_norm(
+    norm: nn.Module, recording: Recording, between: frozenset[str]
+) -> Optional[ReadNorm]:
     """Return a norm with its readers, None if something else reads it."""
     calls = recording.by_module()
     if any(len(call.outputs) != 1 for call in calls[norm]) or any(
-        recording.readers(x) != {norm} for x in _own(norm).values()
+        recording.readers(x) != {norm} for x in own(norm).values()
     ):
         return None
-    reached = _reached({call.outputs[0] for call in calls[norm]}, recording)
+    outputs = {call.outputs[0] for call in calls[norm]}
+    reached = _reached(outputs, recording, between)
     if reached is None or not reached.layers:
         return None
     by_name = {call.name: call.module for call in recording.calls}
     layers = [by_name[name] for name in sorted(reached.layers)]
-    channels = len(_own(norm)['weight'])
+    channels = len(own(norm)['weight'])
     for layer in layers:
         inputs = [call.inputs[:1] for call in calls[layer]]
         if (
             not all(x and x[0] in reached.values for x in inputs)
-            or not _takes_channels(layer, channels)
-            or recording.readers(_own(layer)['weight']) != {layer}
+            or not takes_channels(layer, channels)
+            or recording.readers(own(layer)['weight']) != {layer}
         ):
             return None
     return ReadNorm(
@@ -180,7 +190,7 @@ def _read_norm(norm: nn.Module, recording: Recording) -> Optional[ReadNorm]:
         [calls[layer][0].name for layer in layers],
         _covering([calls[layer][0].name for layer in layers], {*by_name}),
         not reached.padded
-        and all('bias' in _own(x) for x in (norm, *layers))
+        and all('bias' in own(x) for x in (norm, *layers))
         and not any(_pads(layer) for layer in layers),
     )
 
@@ -194,7 +204,9 @@ class _Reached:
     padded: bool = False
 
 
-def _reached(start: set[Value], recording: Recording) -> Optional[_Reached]:
+def _reached(
+    start: set[Value], recording: Recording, between: frozenset[str]
+) -> Optional[_Reached]:
     """Follow values to layers, None if they go elsewhere, too."""
     names = {c.name for c in recording.calls if recording.has_weight(c.module)}
     reached = _Reached({*start}, set())
@@ -203,7 +215,7 @@ def _reached(start: set[Value], recording: Recording) -> Optional[_Reached]:
             continue
         if operation.caller in names:
             reached.layers.add(operation.caller)
-        elif operation.name in MOVES or operation.name in PADS:
+        elif operation.name in between or operation.name in PADS:
             reached.padded |= operation.name in PADS
             reached.values.update(operation.outputs)
         else:
@@ -213,9 +225,9 @@ def _reached(start: set[Value], recording: Recording) -> Optional[_Reached]:
     return None
 
 
-def _takes_channels(layer: nn.Module, channels: int) -> bool:
+def takes_channels(layer: nn.Module, channels: int) -> bool:
     """Return whether each input channel has a column of a layer's weight."""
-    weight = _own(layer)['weight']
+    weight = own(layer)['weight']
     groups = getattr(layer, 'groups', 1)
     return groups == 1 and weight.shape[1] == channels
 
@@ -273,17 +285,17 @@ def equalized_as(
         norm = network.get_submodule(read.name)
         then = {
             key: state[f'{read.name}.{key}'].double()
-            for key in _own(norm)
+            for key in own(norm)
             if f'{read.name}.{key}' in state
         }
-        if {*then} != {*_own(norm)} or all(
-            torch.equal(_get(norm, key), then[key]) for key in then
+        if {*then} != {*own(norm)} or all(
+            torch.equal(values_of(norm, key), then[key]) for key in then
         ):
             continue
-        factor = _get(norm, 'weight') / then['weight']
+        factor = values_of(norm, 'weight') / then['weight']
         factor = torch.where(then['weight'] == 0, 1, factor)
         offset = torch.zeros_like(factor)
         if read.shifts:
-            offset = _get(norm, 'bias') - then['bias'] * factor
+            offset = values_of(norm, 'bias') - then['bias'] * factor
         found.append(Equalize(network, read, factor, offset))
     return found
