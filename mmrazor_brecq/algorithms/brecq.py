@@ -432,6 +432,7 @@ class BRECQ(BaseModel):
             yield from self._reconstruct_units(
                 teacher, images, held_out, seed, reconstructor, done
             )
+            reconstructor.objective.finish()
             if WHOLE in done:
                 self.architecture.load_state_dict(unpack_extra(done[WHOLE]))
             elif reconstructor.refiner is not None:

@@ -108,6 +108,9 @@ class Objective:
                 for it.
         """
 
+    def finish(self) -> None:
+        """Free what :meth:`watch` kept, once all units are finished."""
+
     def describe(self, unit: Unit) -> str:
         """Return the name of the error of a unit, for reports.
 

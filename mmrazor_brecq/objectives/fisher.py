@@ -78,6 +78,10 @@ class Fisher(Objective):
             return f'{type(self).__name__}, {self.likelihood}'
         return 'MSE, the loss has no gradient here'
 
+    def finish(self) -> None:
+        """Free the weights."""
+        self.weights = {}
+
     def rough_error(
         self, unit: Unit, output: Nested, target: Nested, index: Tensor
     ) -> Tensor:

@@ -93,6 +93,11 @@ class OfficialFisher(Objective):
                 error.backward()
         return tensors(watched)
 
+    def finish(self) -> None:
+        """Free network, images and weights."""
+        del self.teacher, self.images
+        self.__dict__.pop('weights', None)  # No unit may have begun.
+
     @takes_low_precision
     def error(
         self, unit: Unit, i: int, output: Tensor, target: Tensor, index: Tensor

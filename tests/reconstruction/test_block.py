@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import replace
 from functools import partial
 
@@ -528,15 +529,18 @@ def test_an_objective_begins_with_the_outputs_of_nearest_rounding(
         dict(type='FisherDiag', per_sample=True),
         dict(type='FisherLowRank'),
         dict(type='OfficialFisher'),
+        dict(type='SuffixLoss'),
     ],
     ids=lambda cfg: '-'.join(map(str, cfg.values())),
 )
 def test_a_run_works_with_every_objective(name, objective, quantize, batches):
     model, teacher = quantize(name, (3, 8))
-    reports = run(model, teacher, batches, learner(objective=objective))
+    reconstructor = learner(objective=objective)
+    reports = run(model, teacher, batches, reconstructor)
 
     assert all(report.before > 0 for report in reports)
     assert all(layer.frozen for layer in quant_layers(model).values())
+    pickle.dumps(reconstructor)  # Neither network nor images are left in it.
 
 
 def test_the_same_seed_gives_the_same_bits(quantize, batches):
