@@ -110,7 +110,7 @@ def _input(
         symmetric=quantizer.grid.symmetric,
         scale=scale,
     )
-    if found is not None:
+    if found is not None and quantizer.uniform:
         on_grid = dict(
             found,
             low=found['low'] / scale + zero,

@@ -15,6 +15,7 @@ from .layout import (
     to_flat,
     to_rows,
 )
+from .logarithmic import quantize_to_powers
 from .losses import weighted_squared_error
 from .lsq import fake_quantize
 from .modes import (
@@ -67,6 +68,7 @@ __all__ = [
     'pack_extra',
     'preserve_random_state',
     'quantize',
+    'quantize_to_powers',
     'rectified_sigmoid',
     'relaxed_rows',
     'rounding_error',

@@ -36,12 +36,15 @@ from ..validation import (
     validated,
 )
 from .ends import end_layers
+from .equalize import MOVES
 from .partition import Unit
-from .record import LEFT_FLOAT, Call, Recording
+from .record import LEFT_FLOAT, Call, Recording, Value
 
 #: Bit widths of a layer's weight and of its input, :data:`FLOAT` of an input
 #: in float. A product of activations has None, and the bits of both operands.
 BitPair = tuple[Optional[int], int]
+#: Operations of ATen whose result adds up to one.
+SOFTMAXES = frozenset(['_softmax', '_safe_softmax'])
 
 
 class Door(nn.Module):
@@ -130,6 +133,15 @@ ActivationConfig = Annotated[
         excluded=('heads',),
     ),
 ]
+SoftmaxConfig = Annotated[
+    dict,
+    Config(
+        ActivationQuantizer,
+        MODELS,
+        default='ActivationQuantizer',
+        excluded=('bits', 'heads'),
+    ),
+]
 Override = Union[BitsOrFloat, Annotated[dict, Config(BitWidths)], None]
 
 
@@ -142,6 +154,10 @@ class QuantizationScheme:
         weight (dict): Config of the weight quantizers, with ``bits``.
         activation (dict, optional): Config of the activation quantizers,
             with ``bits``. None leaves activations in float.
+        after_softmax (dict, optional): Config of the quantizers of operands
+            that a softmax puts out, such as
+            ``dict(type='LogActivationQuantizer')``; their bits are those of
+            the product. By default it is that of ``activation``.
         first_last_bits (int, optional): Bit width of weight and input of the
             first and the last layer. None treats them as all others.
         quantize_shortcuts (bool): Whether the shortcut of a unit carries the
@@ -170,6 +186,7 @@ class QuantizationScheme:
     activation: Optional[ActivationConfig] = field(
         default_factory=lambda: dict(bits=8)
     )
+    after_softmax: Optional[SoftmaxConfig] = None
     first_last_bits: Optional[Bits] = 8
     quantize_shortcuts: bool = True
     bit_overrides: dict[str, Override] = field(default_factory=dict)
@@ -234,7 +251,11 @@ class QuantizationScheme:
         return MODELS.build(dict(cfg, bits=bits, out_channels=channels))
 
     def activation_quantizer(
-        self, bits: int, heads: int = 1, tokens: bool = False
+        self,
+        bits: int,
+        heads: int = 1,
+        tokens: bool = False,
+        softmax: bool = False,
     ) -> Optional[ActivationQuantizer]:
         """Return a new quantizer for an activation.
 
@@ -247,10 +268,13 @@ class QuantizationScheme:
                 that a linear layer reads. Then the exponent of the error
                 that its scale minimizes is chosen, too, unless the config
                 names an observer.
+            softmax (bool): Whether a softmax puts it out.
         """
         if self.activation is None or bits == FLOAT:
             return None
-        cfg = dict(dict(type='ActivationQuantizer'), **self.activation)
+        given = self.after_softmax if softmax else None
+        given = self.activation if given is None else given
+        cfg = dict(dict(type='ActivationQuantizer'), **given)
         if heads > 1:  # Other types of quantizers need not know of heads.
             cfg['heads'] = heads
         if tokens and cfg['type'] == 'ActivationQuantizer':
@@ -424,6 +448,7 @@ def prepare(
     calls = recording.by_module()
     names = {uses[0].name: module for module, uses in calls.items()}
     parts = [part for unit in units for part in unit.parts]
+    softmax = _after_softmax(recording)
     chosen = _bits(recording, scheme)
     bits = {name: chosen[name] for part in parts for name in part.layers}
     for unit in parts:
@@ -437,7 +462,16 @@ def prepare(
             layer = names[name]
             weight_bits, input_bits = bits[name]
             if isinstance(layer, MatrixProduct):
-                _quantize_product(layer, scheme, input_bits)
+                inputs = [call.inputs for call in calls[layer]]
+                _quantize_product(
+                    layer,
+                    scheme,
+                    input_bits,
+                    [
+                        all(x[side] in softmax for x in inputs)
+                        for side in range(2)
+                    ],
+                )
                 layer.to(next(model.parameters()).device)
                 continue
             assert weight_bits is not None
@@ -463,15 +497,39 @@ def _reads_tokens(
     )
 
 
+def _after_softmax(recording: Recording) -> set[Value]:
+    """Return what softmaxes put out, and views and copies of it.
+
+    Masks may fill it, with the zeros of a row without any position.
+    """
+    found: set[Value] = set()
+    passing = MOVES | {'masked_fill'}
+    for operation in recording.operations:
+        if operation.name in SOFTMAXES or (
+            operation.name in passing
+            and not found.isdisjoint(operation.inputs)
+        ):
+            found.update(operation.outputs)
+    return found
+
+
 def _quantize_product(
     product: MatrixProduct,
     scheme: QuantizationScheme,
     bits: int,
+    softmax: Sequence[bool],
 ) -> None:
-    """Give both operands of a product quantizers."""
+    """Give both operands of a product quantizers.
+
+    Args:
+        product (MatrixProduct): The product.
+        scheme (QuantizationScheme): The settings.
+        bits (int): Bit width.
+        softmax (list[bool]): Whether a softmax puts out each operand.
+    """
     left, right = (
-        scheme.activation_quantizer(bits, heads, tokens=True)
-        for heads in product.heads
+        scheme.activation_quantizer(bits, heads, True, after)
+        for heads, after in zip(product.heads, softmax)
     )
     quantize_product(product, left, right)
 

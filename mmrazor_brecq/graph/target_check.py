@@ -67,6 +67,12 @@ def check_bits(network: nn.Module, target: Description) -> None:
             bits = module.weight_quantizer.grid.bits
             _check(target, network, name, 'weight', bits)
     for found in input_quantizers(network):
+        if not found.quantizer.uniform:
+            raise ValueError(
+                f'{found.name} is a {type(found.quantizer).__name__}, and '
+                f'{target.title} computes with integers of equal distances '
+                'alone: quantize without `quantization.after_softmax`'
+            )
         for layer in found.layers:
             bits = found.quantizer.grid.bits
             _check(target, network, layer, 'activation', bits)

@@ -52,6 +52,8 @@ class ActivationQuantizer(nn.Module):
     bits: Tensor
     #: Maximum number of elements that an observer examines.
     sample_size = 2**16
+    #: Whether neighboring points of the grid have the same distance.
+    uniform = True
 
     def __init__(
         self,
@@ -177,6 +179,19 @@ class ActivationQuantizer(nn.Module):
             log_scale = self.log_scale
             if self.training and self.masks is not None and self.drop_prob:
                 keep = self.masks.cut(x.numel(), 1 - self.drop_prob)
+        return self.on_grid(x, log_scale, keep)
+
+    def on_grid(
+        self, x: Tensor, log_scale: Tensor, keep: Optional[Tensor] = None
+    ) -> Tensor:
+        """Quantize and dequantize with scales changed by a factor.
+
+        Args:
+            x (Tensor): Activations of any shape.
+            log_scale (Tensor): Logarithm of the factor of each scale.
+            keep (Tensor, optional): A 1 for each element that is quantized,
+                0 for others, in the order of memory; all by default.
+        """
         return fake_quantize(
             x, log_scale, self.scale, self.zero_point, *self.grid.range, keep
         )

@@ -64,6 +64,7 @@ def widen(
         and module.grid.bits == EXAMINED
         # Who asks for symmetric ones has a device that knows 8 bits only.
         and not module.grid.symmetric
+        and module.uniform
         and INPUT.search(name)
         and name not in kept
         and not module.active

@@ -8,8 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmrazor_brecq.algorithms import BRECQ
+from mmrazor_brecq.export.targets import build_target
 from mmrazor_brecq.graph import record, show_products
 from mmrazor_brecq.layers import MatrixProduct, products, quant_layers
+from mmrazor_brecq.quantizers import LogActivationQuantizer
 
 NEAREST = dict(type='NearestRounding')
 
@@ -229,6 +231,31 @@ def test_each_head_has_a_scale(images):
     assert first.left_quantizer.scale.shape == (2, 1, 1)
     assert second.left_quantizer.scale.shape == (2, 1, 1)
     assert int(second.left_quantizer.zero_point) == 0  # After the softmax.
+
+
+@pytest.mark.parametrize('name', ['matmul', 'einsum', 'causal', 'mha'])
+def test_what_a_softmax_puts_out_may_have_a_grid_of_its_own(name, images):
+    network, _ = network_of(name)
+    fresh = copy.deepcopy(network)
+    scheme = dict(after_softmax=dict(type='LogActivationQuantizer'))
+    model, _ = quantized(network, images, bits=4, **scheme)
+    (first, second) = products(model).values()
+
+    assert isinstance(second.left_quantizer, LogActivationQuantizer)
+    assert second.left_quantizer.active
+    for other in (
+        first.left_quantizer,
+        first.right_quantizer,
+        second.right_quantizer,
+    ):
+        assert not isinstance(other, LogActivationQuantizer)
+    scheme.update(weight=dict(bits=4), activation=dict(bits=4))
+    other = BRECQ(fresh, scheme)
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(other.eval()(images[1]), model(images[1]))
+    with pytest.raises(ValueError, match='after_softmax'):
+        build_target('onnxruntime').check(model)
 
 
 def test_bits_of_products_can_be_overridden(images):
