@@ -36,7 +36,6 @@ from ..graph import (
     PartitionConfig,
     QuantizationConfig,
     QuantizationScheme,
-    Rotate,
     Samples,
     Unit,
     check_behavior,
@@ -51,8 +50,8 @@ from ..graph import (
     leave_float,
     narrow,
     prepare,
+    rotate,
     rotate_as,
-    rotate_streams,
     run_float,
     suit,
     unwrap_parts,
@@ -106,7 +105,7 @@ class BRECQ(BaseModel):
         equalize_norms (bool): Whether :meth:`equalize` gives the channels of
             norms that only layers read the same ranges.
         rotate (bool): Whether :meth:`rotate_channels` mixes the channels of
-            residual streams, so that none is an outlier.
+            residual streams and of heads, so that none is an outlier.
         data_preprocessor (dict, optional): Passed to the architecture.
         init_cfg (dict, optional): As in mmengine.
         target (str | dict, optional): The device that it is for: a known
@@ -286,11 +285,12 @@ class BRECQ(BaseModel):
     def rotate_channels(
         self, teacher: nn.Module, images: CachedBatches
     ) -> list[str]:
-        """Mix the channels of residual streams by an orthogonal matrix.
+        """Mix channels by orthogonal matrices.
 
-        What writes to a stream, and what reads it, takes the matrix into its
-        weights, before :meth:`equalize`; the outputs of both networks stay
-        the same.
+        What writes to a residual stream, and what reads it, takes the matrix
+        into its weights, and so do the layers around the values of each head
+        of attention. It comes before :meth:`equalize`; the outputs of both
+        networks stay the same.
 
         Args:
             teacher (nn.Module): What :meth:`prepare` returned; it is changed
@@ -298,16 +298,16 @@ class BRECQ(BaseModel):
             images (CachedBatches): Preprocessed calibration images.
 
         Returns:
-            list[str]: Names of the norms that read rotated channels.
+            list[str]: Names of the modules that read rotated channels.
         """
         if not self.rotate:
             return []
         if self.takes_samples:
             images = with_samples(teacher, images)
-        streams = rotate_streams(teacher, images.take(torch.arange(1)))
-        for stream in streams:
-            Rotate(self.architecture, stream).apply()
-        return [norm.name for stream in streams for norm in stream.norms]
+        done = rotate(teacher, images.take(torch.arange(1)))
+        for rotation in done:
+            rotation.on(self.architecture).apply()
+        return [name for rotation in done for name in rotation.reads]
 
     @no_fast_path()
     def equalize(self, teacher: nn.Module, images: CachedBatches) -> list[str]:

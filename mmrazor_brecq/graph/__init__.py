@@ -17,6 +17,7 @@ from .equalize import (
     find_read_norms,
 )
 from .fold import fold_batch_norm
+from .heads import find_value_heads
 from .inputs import (
     ImageBatches,
     Images,
@@ -49,7 +50,7 @@ from .products import show_products
 from .record import Call, Recording, record
 from .regions import most_images
 from .residual import find_streams
-from .rotate import Rotate, rotate_as, rotate_streams
+from .rotated import rotate, rotate_as
 from .samples import (
     Inputs,
     Samples,
@@ -92,7 +93,6 @@ __all__ = [
     'ReadNorm',
     'Recording',
     'Rewrite',
-    'Rotate',
     'Samples',
     'StagePartition',
     'Unit',
@@ -110,6 +110,7 @@ __all__ = [
     'example_of',
     'find_read_norms',
     'find_streams',
+    'find_value_heads',
     'fold_batch_norm',
     'images_of',
     'input_quantizers',
@@ -122,8 +123,8 @@ __all__ = [
     'prepare',
     'record',
     'relative_difference',
+    'rotate',
     'rotate_as',
-    'rotate_streams',
     'run_float',
     'sampled',
     'show_calls',

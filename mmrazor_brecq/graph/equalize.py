@@ -171,7 +171,7 @@ def _read_norm(
     ):
         return None
     outputs = {call.outputs[0] for call in calls[norm]}
-    reached = _reached(outputs, recording, between)
+    reached = reached_from(outputs, recording, between)
     if reached is None or not reached.layers:
         return None
     by_name = {call.name: call.module for call in recording.calls}
@@ -196,20 +196,26 @@ def _read_norm(
 
 
 @dataclass
-class _Reached:
-    """Values that hold the elements of a norm's output, and their readers."""
+class Reached:
+    """Values that hold the same elements, and the layers that read them."""
 
     values: set[Value]
     layers: set[str]
     padded: bool = False
 
 
-def _reached(
-    start: set[Value], recording: Recording, between: frozenset[str]
-) -> Optional[_Reached]:
-    """Follow values to layers, None if they go elsewhere, too."""
+def reached_from(
+    start: set[Value], recording: Recording, between: frozenset[str] = MOVES
+) -> Optional[Reached]:
+    """Follow values to layers, None if they go elsewhere, too.
+
+    Args:
+        start (set[Value]): The values.
+        recording (Recording): A recorded pass.
+        between (frozenset[str]): Operations that may come between them.
+    """
     names = {c.name for c in recording.calls if recording.has_weight(c.module)}
-    reached = _Reached({*start}, set())
+    reached = Reached({*start}, set())
     for operation in recording.operations:
         if reached.values.isdisjoint(operation.inputs):
             continue
@@ -255,6 +261,11 @@ def _covering(names: list[str], called: set[str]) -> str:
     return '.'.join(common)
 
 
+def channel_dim(layer: nn.Module) -> int:
+    """Return the dimension of channels of a layer's input and output."""
+    return -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1
+
+
 def as_rows(x: Tensor, layer: nn.Module) -> Tensor:
     """Return a layer's input as rows, one column for each channel.
 
@@ -265,8 +276,7 @@ def as_rows(x: Tensor, layer: nn.Module) -> Tensor:
     Returns:
         Tensor: M x C.
     """
-    if isinstance(layer, _ConvNd):
-        x = x.movedim(-1 - len(layer.kernel_size), -1)
+    x = x.movedim(channel_dim(layer), -1)
     return x.detach().flatten(0, -2) if x.dim() > 1 else x.detach()[None]
 
 

@@ -16,6 +16,7 @@ from .equalize import (
     own,
     takes_channels,
 )
+from .origins import Origins, results
 from .record import Operation, Recording, Value
 
 #: Operations whose result is a sum of all that they are given, or has all of
@@ -115,11 +116,8 @@ class _Search:
         self.calls = recording.by_module()
         network = recording.calls[0].module
         self.modules = {call.name: call.module for call in recording.calls}
-        self.layers = {
-            name
-            for name, module in self.modules.items()
-            if recording.has_weight(module)
-        }
+        self.origins = Origins(recording)
+        self.layers = self.origins.layers
         #: Modules with a factor for each channel, in order.
         self.norms = [n for n, m in self.modules.items() if is_norm(m)]
         reads = find_read_norms(network, recording, KEEPS)
@@ -134,10 +132,8 @@ class _Search:
             name: x for name, x in tensors if name in saved
         }
         self.name_of = {x._cdata: n for n, x in self.constants.items()}
-        self.made: dict[Value, Operation] = {}
         self.uses: dict[Value, list[Operation]] = {}
         for operation in recording.operations:
-            self.made.update(dict.fromkeys(_results(operation), operation))
             for value in operation.inputs:
                 self.uses.setdefault(value, []).append(operation)
 
@@ -163,7 +159,7 @@ class _Search:
 
     def _origins(self, value: Value, found: _Found) -> tuple[Value, ...]:
         """Note what a value comes from, or return what it is made of."""
-        operation = self.made.get(value)
+        operation = self.origins.made.get(value)
         if operation is None:
             name = self.name_of.get(value.tensor)
             if name is None:
@@ -199,7 +195,7 @@ class _Search:
         if not self._is_own(operation) or value not in _kept(operation):
             found.reasons.append(f'{_place(operation)} reads it')
             return ()
-        return _results(operation)
+        return results(operation)
 
     def _is_own(self, operation: Operation) -> bool:
         """Return whether an operation treats all channels alike."""
@@ -214,22 +210,13 @@ class _Search:
     ) -> Optional[tuple[str, str, Value]]:
         """Return layer, factor and output if an operation multiplies them."""
         if operation.name in ('mul', 'mul_') and len(operation.inputs) == 2:
-            first, second = map(self._before_moves, operation.inputs)
+            first, second = map(self.origins.before_moves, operation.inputs)
             for output, factor in ((first, second), (second, first)):
-                made = self.made.get(output)
+                layer = self.origins.layer(output)
                 name = self.name_of.get(factor.tensor)
-                if made and made.caller in self.layers and name is not None:
-                    return made.caller, name, output
+                if layer is not None and name is not None:
+                    return layer, name, output
         return None
-
-    def _before_moves(self, value: Value) -> Value:
-        while (
-            (made := self.made.get(value)) is not None
-            and made.name in MOVES
-            and made.caller not in self.layers
-        ):
-            value = made.inputs[0]
-        return value
 
     def checked(self, found: _Found) -> ResidualStream:
         """Return what was found as a stream.
@@ -315,7 +302,7 @@ class _Search:
         x = self.constants[name]
         storage = x.untyped_storage()._cdata
         same = {v for v in self.recording.users if v.storage == storage}
-        first = {v for v in same if v not in self.made}
+        first = {v for v in same if v not in self.origins.made}
         if not first <= found.values:
             raise NoStream(f'something else reads {name}')
         sizes = [*x.shape]
@@ -332,17 +319,6 @@ def _note_writer(
     if found.writers.setdefault(layer, factor) != factor:
         found.reasons.append(f'{layer} has several factors')
     found.outputs.add(output)
-
-
-def _results(operation: Operation) -> tuple[Value, ...]:
-    """Return what an operation leaves behind.
-
-    A write counts once the operation is over, which is after it is recorded.
-    """
-    return tuple(
-        value._replace(version=value.version + (value in operation.inputs))
-        for value in operation.outputs
-    )
 
 
 def _kept(operation: Operation) -> tuple[Value, ...]:

@@ -1,28 +1,29 @@
-"""Rotate the channels of residual streams, so that none is an outlier.
+"""Rotate channels, so that none is an outlier.
 
 A few channels of a residual stream are many times larger than all others,
 and a quantizer has one scale for all of them. What writes to the stream is
 multiplied by an orthogonal matrix, and what reads it by the inverse; all
 channels are then mixtures of all (Ashkboos et al., "QuaRot", NeurIPS 2024).
+So are the values of each head of attention, which mixes tokens only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Optional
+import functools
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..runtime.distributed import copy_from_first_process
-from .compare import NETWORK, Rewrite, apply_checked
-from .equalize import Equalize, is_norm, own, set_values, values_of
-from .record import record
-from .residual import ResidualStream, find_streams
-from .samples import Inputs
+from .compare import NETWORK, Rewrite
+from .equalize import Equalize, ReadNorm, own, set_values, values_of
+from .heads import ValueHeads
+from .residual import ResidualStream
+
+#: Elements of all matrices that one is chosen from, where it is not alone.
+LARGEST_WORK = 2**22
 
 
+@functools.lru_cache(8)
 def rotation(channels: int) -> Tensor:
     """Return an orthogonal matrix that mixes channels, the same each time.
 
@@ -35,7 +36,8 @@ def rotation(channels: int) -> Tensor:
 
     Returns:
         Tensor: Symmetric, C x C, of float64. Its elements are of the order
-        of 1 / sqrt(C).
+        of 1 / sqrt(C): of some matrices it is the one whose largest element
+        is the smallest.
     """
     power = channels & -channels
     basis = torch.ones(1, 1, dtype=torch.float64)
@@ -47,15 +49,113 @@ def rotation(channels: int) -> Tensor:
     angles = 2 * torch.pi / len(odd) * torch.outer(odd, odd)
     basis = torch.kron(basis, angles.cos() + angles.sin())  # Hartley's
     basis = basis / channels**0.5
-    # The first column is constant, and keeps its sign.
     generator = torch.Generator().manual_seed(channels)
-    order = torch.randperm(channels - 1, generator=generator)
-    signs = torch.ones(channels, dtype=torch.float64)
-    signs[1:][order < channels // 2] = -1
-    return basis * signs @ basis
+    tries = min(max(1, LARGEST_WORK // channels**2), 32)
+    signs = 2.0 * torch.randint(2, (tries, channels), generator=generator) - 1
+    signs[:, 0] = 1  # The first column of the basis is constant.
+    found = (basis * one.double() @ basis for one in signs)
+    return min(found, key=lambda matrix: float(matrix.abs().max()))
 
 
-class Rotate(Rewrite):
+class Rotation(Rewrite):
+    """Rewrite that multiplies weights of a network by orthogonal matrices.
+
+    Args:
+        name (str): As of :class:`Rewrite`.
+        network (nn.Module): The network.
+        reads (list[str]): Names of the modules that read what is rotated.
+    """
+
+    def __init__(
+        self, name: str, network: nn.Module, reads: list[str]
+    ) -> None:
+        super().__init__(name)
+        self.network = network
+        self.reads = reads
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def undo(self) -> None:
+        """Restore all of it."""
+        while self.before:
+            tensor, values = self.before.pop()
+            tensor.data = values
+
+    def on(self, network: nn.Module) -> Rotation:
+        """Return the same rewrite of another network of this structure."""
+        raise NotImplementedError
+
+    def telling(self) -> list[str]:
+        """Return names of tensors that tell whether they are rotated.
+
+        Nothing but rotations changes these, before they are rounded.
+        """
+        raise NotImplementedError
+
+    def change(self, name: str, values: Tensor) -> None:
+        """Give a parameter or buffer other values, in new memory."""
+        tensor = tensor_of(self.network, name)
+        self.before.append((tensor, tensor.data))
+        tensor.data = tensor.data.clone().copy_(values)
+
+    def turn(
+        self, name: str, dim: int, matrix: Tensor, groups: Tensor
+    ) -> None:
+        """Multiply channels of a parameter or buffer by a matrix.
+
+        Args:
+            name (str): Its name.
+            dim (int): Dimension of its channels.
+            matrix (Tensor): C x C.
+            groups (Tensor): Channels that are multiplied, G x C.
+        """
+        values = tensor_of(self.network, name).detach().double()
+        values = values.movedim(dim, -1).clone()
+        groups = groups.to(values.device)
+        values[..., groups] = values[..., groups] @ matrix.to(values)
+        self.change(name, values.movedim(-1, dim))
+
+
+class RotateHeads(Rotation):
+    """Rewrite that rotates what each head of attention puts out.
+
+    Args:
+        network (nn.Module): The network.
+        heads (ValueHeads): Heads of it.
+    """
+
+    def __init__(self, network: nn.Module, heads: ValueHeads) -> None:
+        super().__init__(heads.reader, network, [heads.reader])
+        self.heads = heads
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Change the layers before and behind the heads."""
+        heads = self.heads
+        matrix = rotation(heads.rows.shape[1])
+        for key in own(self.network.get_submodule(heads.writer)):
+            self.turn(f'{heads.writer}.{key}', 0, matrix, heads.rows)
+        self.turn(f'{heads.reader}.weight', 1, matrix, heads.columns)
+
+    def on(self, network: nn.Module) -> RotateHeads:
+        """Return the same rewrite of another network of this structure."""
+        return RotateHeads(network, self.heads)
+
+    def __str__(self) -> str:
+        count, channels = self.heads.rows.shape
+        return (
+            f'The {channels} channels of each of {count} heads in '
+            f'{self.heads.product}'
+        )
+
+    def telling(self) -> list[str]:
+        """Return the weight behind the heads.
+
+        Factors of a norm may have moved to the one before them.
+        """
+        return [f'{self.heads.reader}.weight']
+
+
+class RotateStream(Rotation):
     """Rewrite that rotates the channels of a residual stream.
 
     What its norms multiply by and add moves to the layers that read them
@@ -67,35 +167,61 @@ class Rotate(Rewrite):
     """
 
     def __init__(self, network: nn.Module, stream: ResidualStream) -> None:
-        super().__init__(NETWORK)
-        self.network = network
+        super().__init__(NETWORK, network, [x.name for x in stream.norms])
         self.stream = stream
-        self.before: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def apply(self) -> None:
         """Change all that writes to the stream and reads it."""
         for read in self.stream.norms:
-            self._empty_norm(read.name)
+            self._empty_norm(read)
         for layer, factor in self.stream.writers.items():
             if factor:
                 self._move_factor(layer, factor)
         matrix = rotation(self.stream.channels)
-        for name, channels in _rotated(self.network, self.stream):
-            x = _tensor(self.network, name).detach()
-            turned = x.double().movedim(channels, -1) @ matrix.to(x.device)
-            self._change(name, turned.movedim(-1, channels))
+        channels = torch.arange(self.stream.channels)[None]
+        for name, dim in self._rotated():
+            self.turn(name, dim, matrix, channels)
 
-    def undo(self) -> None:
-        """Restore all of it."""
-        while self.before:
-            tensor, values = self.before.pop()
-            tensor.data = values
+    def on(self, network: nn.Module) -> RotateStream:
+        """Return the same rewrite of another network of this structure."""
+        return RotateStream(network, self.stream)
 
-    def _empty_norm(self, name: str) -> None:
+    def __str__(self) -> str:
+        return (
+            f'The {self.stream.channels} channels that {len(self.reads)} '
+            f'norms read, {self.reads[0]} to {self.reads[-1]}'
+        )
+
+    def telling(self) -> list[str]:
+        """Return what is written to the stream.
+
+        Factors of norms may have moved to what reads it.
+        """
+        return [*self._written()]
+
+    def _written(self) -> dict[str, int]:
+        """Return the tensors written to the stream, and their channels."""
+        layers = {
+            f'{name}.{key}': 0
+            for name in self.stream.writers
+            for key in own(self.network.get_submodule(name))
+        }
+        return {**layers, **self.stream.added}
+
+    def _rotated(self) -> list[tuple[str, int]]:
+        """Return all tensors that are rotated, and their channels."""
+        found = [*self._written().items()]
+        found += [(f'{name}.weight', 1) for name in self.stream.readers]
+        for read in self.stream.norms:
+            found += [(f'{name}.weight', 1) for name in read.layers]
+            if 'bias' in own(self.network.get_submodule(read.name)):
+                found.append((f'{read.name}.bias', 0))
+        return found
+
+    def _empty_norm(self, read: ReadNorm) -> None:
         """Move factors, and offsets if they can, out of a norm."""
-        read = next(r for r in self.stream.norms if r.name == name)
-        norm = self.network.get_submodule(name)
+        norm = self.network.get_submodule(read.name)
         factor = values_of(norm, 'weight')
         bias = values_of(norm, 'bias') if 'bias' in own(norm) else None
         offset = torch.zeros_like(factor)
@@ -111,152 +237,20 @@ class Rotate(Rewrite):
 
     def _move_factor(self, layer: str, name: str) -> None:
         """Multiply a layer by the factor behind it."""
-        factor = _tensor(self.network, name).detach().double()
+        factor = tensor_of(self.network, name).detach().double()
         for key in own(self.network.get_submodule(layer)):
-            x = _tensor(self.network, f'{layer}.{key}').detach()
+            x = tensor_of(self.network, f'{layer}.{key}').detach()
             rows = factor.reshape(-1, *[1] * (x.dim() - 1))
-            self._change(f'{layer}.{key}', x * rows)
-        self._change(name, torch.ones_like(factor))
-
-    def _change(self, name: str, values: Tensor) -> None:
-        tensor = _tensor(self.network, name)
-        self.before.append((tensor, tensor.data))
-        tensor.data = tensor.data.clone().copy_(values)
+            self.change(f'{layer}.{key}', x * rows)
+        self.change(name, torch.ones_like(factor))
 
 
-def _tensor(network: nn.Module, name: str) -> Tensor:
+def tensor_of(network: nn.Module, name: str) -> Tensor:
     """Return a parameter or buffer, of a quantized layer the stored one."""
     path, _, key = name.rpartition('.')
     module = network.get_submodule(path)
-    found: Optional[Tensor] = module._parameters.get(key)
-    return module._buffers[key] if found is None else found  # type: ignore[return-value]
-
-
-def _written(network: nn.Module, stream: ResidualStream) -> dict[str, int]:
-    """Return what is written to a stream: tensors, and their channels."""
-    layers = {
-        f'{name}.{key}': 0
-        for name in stream.writers
-        for key in own(network.get_submodule(name))
-    }
-    return {**layers, **stream.added}
-
-
-def _rotated(
-    network: nn.Module, stream: ResidualStream
-) -> list[tuple[str, int]]:
-    """Return all tensors that are rotated, with the dimension of channels."""
-    found = [*_written(network, stream).items()]
-    found += [(f'{name}.weight', 1) for name in stream.readers]
-    for read in stream.norms:
-        found += [(f'{name}.weight', 1) for name in read.layers]
-        if 'bias' in own(network.get_submodule(read.name)):
-            found.append((f'{read.name}.bias', 0))
+    found = module._parameters.get(key)
+    if found is None:
+        found = module._buffers[key]  # type: ignore[assignment]
+    assert found is not None
     return found
-
-
-@torch.no_grad()
-def rotate_streams(network: nn.Module, inputs: Inputs) -> list[ResidualStream]:
-    """Rotate the channels of each residual stream that allows it.
-
-    What was done, and what stays and why, is said.
-
-    Args:
-        network (nn.Module): The float network; it is changed in place.
-        inputs (Tensor | Samples): Preprocessed images, on which its output
-            is compared with the one before.
-
-    Returns:
-        list[ResidualStream]: The streams that are rotated.
-    """
-    streams, reasons = find_streams(record(network, inputs))
-    done = []
-    for stream in streams:
-        rewrite = Rotate(network, stream)
-        wrong = bool(apply_checked(network, [rewrite], inputs))
-        right = torch.tensor(not wrong)
-        copy_from_first_process([right])
-        if right and wrong:
-            rewrite.apply()
-        elif not right and not wrong:
-            rewrite.undo()
-        first, last = stream.norms[0].name, stream.norms[-1].name
-        if right:
-            done.append(stream)
-            print_log(
-                f'The {stream.channels} channels that {len(stream.norms)} '
-                f'norms read, {first} to {last}, are rotated',
-                'current',
-            )
-        else:
-            reasons[first] = (
-                'rotated, it changes the output of the network: a norm does '
-                'not treat its channels alike, or a hook or other code takes '
-                'part in it'
-            )
-    for name, reason in reasons.items():
-        print_log(f'What {name} reads is not rotated: {reason}', 'current')
-    if not done:
-        print_log(
-            'Nothing is rotated (`model.rotate=True`): '
-            + (
-                'no residual stream allows it'
-                if reasons
-                else 'the network has no norm that reads a residual stream'
-            ),
-            'current',
-        )
-    return done
-
-
-@torch.no_grad()
-def rotate_as(
-    network: nn.Module, inputs: Inputs, state: Mapping[str, Tensor]
-) -> None:
-    """Rotate what a later state of a network has rotated.
-
-    What writes to a stream is nearer to the state either as it is, or
-    rotated.
-
-    Args:
-        network (nn.Module): The float network; it is changed in place.
-        inputs (Tensor | Samples): Any inputs that it takes.
-        state (dict): State of it, quantized.
-    """
-    if not any(map(is_norm, network.modules())):
-        return
-    streams, _ = find_streams(record(network, inputs))
-    for stream in streams:
-        rewrite = Rotate(network, stream)
-        before = _distance(network, stream, state)
-        rewrite.apply()
-        if not _distance(network, stream, state) < before:
-            rewrite.undo()
-
-
-def _distance(
-    network: nn.Module, stream: ResidualStream, state: Mapping[str, Tensor]
-) -> float:
-    """Return how far what is written to a stream is from a state."""
-    distance = 0.0
-    for name in _written(network, stream):
-        mine, later = _tensor(network, name), _real(name, state)
-        if later is not None and later.shape == mine.shape:
-            distance += float((later.to(mine) - mine).square().sum())
-    return distance
-
-
-def _real(name: str, state: Mapping[str, Tensor]) -> Optional[Tensor]:
-    """Return the real values of a tensor in a state, None if it has none."""
-    values = state.get(name)
-    if values is None or values.is_floating_point():
-        return values
-    start = name.removesuffix('weight') + 'weight_quantizer.'
-    scale = state.get(f'{start}scale')
-    zero_point = state.get(f'{start}zero_point')
-    if scale is None or zero_point is None or zero_point.shape != scale.shape:
-        return None
-    if scale.shape not in ((1,), values.shape[:1]):
-        return None
-    rows = -1, *[1] * (values.dim() - 1)
-    return (values - zero_point.view(rows).to(scale)) * scale.view(rows)
