@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Optional
@@ -37,24 +37,23 @@ class ValueHeads:
 
 
 def find_value_heads(
-    network: nn.Module, inputs: Inputs, recording: Recording
+    network: nn.Module, inputs: Inputs, between: Sequence[ProductBetween]
 ) -> list[ValueHeads]:
     """Find the heads whose values one layer writes and another reads.
 
     Args:
         network (nn.Module): The network, in evaluation mode.
         inputs (Tensor | Samples): Any inputs that it takes.
-        recording (Recording): A recorded pass of it.
+        between (list[ProductBetween]): Products that may have them.
     """
-    candidates = [*_candidates(recording)]
-    if not candidates:
+    if not between:
         return []
-    numbers = _numbers_met(network, inputs, candidates)
-    found = (_value_heads(x, *numbers[x]) for x in candidates if x in numbers)
+    numbers = _numbers_met(network, inputs, between)
+    found = (_value_heads(x, *numbers[x]) for x in between if x in numbers)
     return [heads for heads in found if heads is not None]
 
 
-class _Candidate(NamedTuple):
+class ProductBetween(NamedTuple):
     """Names of a product and of the layers before and behind it."""
 
     product: str
@@ -62,8 +61,14 @@ class _Candidate(NamedTuple):
     reader: str
 
 
-def _candidates(recording: Recording) -> Iterator[_Candidate]:
-    """Yield the products between two layers, nothing but moves between."""
+def products_between(recording: Recording) -> list[ProductBetween]:
+    """Return the products whose second operand a layer puts out, and whose
+    result another one reads, as it is or moved.
+
+    Args:
+        recording (Recording): A recorded pass.
+    """
+    found = []
     origins, calls = Origins(recording), recording.by_module()
     modules = {call.name: call.module for call in recording.calls}
     for product, uses in calls.items():
@@ -81,21 +86,22 @@ def _candidates(recording: Recording) -> Iterator[_Candidate]:
             for layer in (modules[writer], modules[reader])
             for x in own(layer).values()
         ):
-            yield _Candidate(uses[0].name, writer, reader)
+            found.append(ProductBetween(uses[0].name, writer, reader))
+    return found
 
 
 @torch.no_grad()
 def _numbers_met(
-    network: nn.Module, inputs: Inputs, candidates: list[_Candidate]
-) -> dict[_Candidate, tuple[Tensor, Tensor]]:
+    network: nn.Module, inputs: Inputs, between: Sequence[ProductBetween]
+) -> dict[ProductBetween, tuple[Tensor, Tensor]]:
     """Let each writer put out the numbers of its channels, and follow them.
 
     Returns:
         dict: For each candidate the numbers at the product, heads x tokens x
         channels, and at the reader, tokens x channels.
     """
-    values: dict[_Candidate, Tensor] = {}
-    read: dict[_Candidate, Tensor] = {}
+    values: dict[ProductBetween, Tensor] = {}
+    read: dict[ProductBetween, Tensor] = {}
 
     def number(layer: nn.Module, args: tuple, out: Tensor) -> Tensor:
         dim = channel_dim(layer)
@@ -104,17 +110,17 @@ def _numbers_met(
         return last.movedim(-1, dim)
 
     def pass_on(
-        candidate: _Candidate, product: nn.Module, args: tuple, out: Tensor
+        candidate: ProductBetween, product: nn.Module, args: tuple, out: Tensor
     ) -> Tensor:
         numbers = args[1]
         values[candidate] = numbers.reshape(-1, *numbers.shape[-2:])
         return numbers[..., :1, :].expand_as(out).clone()
 
-    def keep(candidate: _Candidate, layer: nn.Module, args: tuple) -> None:
+    def keep(candidate: ProductBetween, layer: nn.Module, args: tuple) -> None:
         read[candidate] = as_rows(args[0], layer)
 
     hooks = []
-    for x in candidates:
+    for x in between:
         writer, product, reader = map(
             network.get_submodule, (x.writer, x.product, x.reader)
         )
@@ -125,19 +131,21 @@ def _numbers_met(
         ]
     try:
         run_float(network, inputs)
+    except Exception:  # Its code may refuse numbers. What is met is known.
+        pass
     finally:
         for hook in hooks:
             hook.remove()
-    return {x: (values[x], read[x]) for x in candidates if x in read}
+    return {x: (values[x], read[x]) for x in between if x in read}
 
 
 def _value_heads(
-    names: _Candidate, values: Tensor, read: Tensor
+    names: ProductBetween, values: Tensor, read: Tensor
 ) -> Optional[ValueHeads]:
     """Return heads, None if channels do not stay apart on their way.
 
     Args:
-        names (_Candidate): The product and the layers.
+        names (ProductBetween): The product and the layers.
         values (Tensor): Numbers of channels, heads x tokens x channels;
             images and windows count as heads of the same numbers.
         read (Tensor): The same as they are read, tokens x channels.

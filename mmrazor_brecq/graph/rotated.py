@@ -13,7 +13,7 @@ from ..layers import products
 from ..runtime.distributed import copy_from_first_process
 from .compare import apply_checked
 from .equalize import is_norm
-from .heads import find_value_heads
+from .heads import find_value_heads, products_between
 from .record import record
 from .residual import find_streams
 from .rotate import RotateHeads, RotateStream, Rotation, tensor_of
@@ -42,7 +42,7 @@ def rotate(network: nn.Module, inputs: Inputs) -> list[Rotation]:
     """
     recording = record(network, inputs)
     streams, reasons = find_streams(recording)
-    heads = find_value_heads(network, inputs, recording)
+    heads = find_value_heads(network, inputs, products_between(recording))
     # Streams one by one, as each is complete at the output alone.
     rounds: list[list[Rotation]] = [
         [RotateStream(network, x)] for x in streams
@@ -118,23 +118,36 @@ def rotate_as(
     if not any(map(is_norm, network.modules())) and not products(network):
         return
     recording = record(network, inputs)
-    rewrites: list[Rotation] = [
-        RotateStream(network, x) for x in find_streams(recording)[0]
+    streams, between = find_streams(recording)[0], products_between(recording)
+    for stream in streams:
+        _apply_if_nearer(RotateStream(network, stream), state)
+    # Heads are looked for only where weights are not those of the state.
+    far = [
+        x
+        for x in between
+        if _distance(network, [name := f'{x.reader}.weight'], state)
+        > 0.25 * float(tensor_of(network, name).square().sum())
     ]
-    heads = find_value_heads(network, inputs, recording)
-    rewrites += [RotateHeads(network, x) for x in heads]
-    for rewrite in rewrites:
-        before = _distance(rewrite, state)
-        rewrite.apply()
-        if not _distance(rewrite, state) < before:
-            rewrite.undo()
+    for heads in find_value_heads(network, inputs, far):
+        _apply_if_nearer(RotateHeads(network, heads), state)
 
 
-def _distance(rewrite: Rotation, state: Mapping[str, Tensor]) -> float:
-    """Return how far a network's tensors that tell it are from a state."""
+def _apply_if_nearer(rewrite: Rotation, state: Mapping[str, Tensor]) -> None:
+    """Apply a rewrite if that brings a network nearer to a state."""
+    network, names = rewrite.network, rewrite.telling()
+    before = _distance(network, names, state)
+    rewrite.apply()
+    if not _distance(network, names, state) < before:
+        rewrite.undo()
+
+
+def _distance(
+    network: nn.Module, names: Sequence[str], state: Mapping[str, Tensor]
+) -> float:
+    """Return how far tensors of a network are from a state."""
     distance = 0.0
-    for name in rewrite.telling():
-        mine, later = tensor_of(rewrite.network, name), _real(name, state)
+    for name in names:
+        mine, later = tensor_of(network, name), _real(name, state)
         if later is not None and later.shape == mine.shape:
             distance += float((later.to(mine) - mine).square().sum())
     return distance

@@ -447,6 +447,13 @@ def read_again(s, x):
     return s.merge(s.weights(x) @ s.split(v)) + v
 
 
+def refused(s, x):
+    """Its code looks at the values."""
+    v = s.v(x)
+    assert v.abs().max() < 6
+    return s.merge(s.weights(x) @ s.split(v))
+
+
 @pytest.mark.parametrize(
     'attend', [plain, windows, batch_of_heads, convolutions, shuffled]
 )
@@ -466,7 +473,8 @@ def test_values_are_rotated_head_by_head(attend, images):
 
 
 @pytest.mark.parametrize(
-    'attend', [curved, curved_after, shared_values, of_channels, read_again]
+    'attend',
+    [curved, curved_after, shared_values, of_channels, read_again, refused],
 )
 def test_values_that_something_else_uses_stay(attend, images, said):
     images = images[..., :4, :4]
