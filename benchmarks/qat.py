@@ -153,12 +153,15 @@ def rows(case: Case, args: argparse.Namespace) -> dict[str, dict]:
     """Return the results of a case, by their names in the table."""
     nearest = [f'model.reconstructor={NEAREST}']
     found = {'Nearest rounding': case.quantized('nearest', nearest)}
-    found[f'QAT, {args.epochs} epochs'] = case.trained(
-        f'qat-{args.epochs}', 'nearest', args.epochs, args.rate
-    )
+    if args.epochs:
+        found[f'QAT, {args.epochs} epochs'] = case.trained(
+            f'qat-{args.epochs}', 'nearest', args.epochs, args.rate
+        )
     for name in args.schedules:
         options = [f'{k}={v}' for k, v in options_of(name).items()]
         found[f'BRECQ, `{name}`'] = case.quantized(name, options)
+    if not args.tuning_epochs:
+        return found
     first = args.schedules[0]
     tuned = case.trained(
         f'{first}-tuned', first, args.tuning_epochs, args.tuning_rate
@@ -206,9 +209,11 @@ def main() -> None:
     parser.add_argument('--models', nargs='+', default=list(FOLDERS))
     parser.add_argument('--settings', nargs='+', default=SETTINGS)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
-    parser.add_argument('--epochs', type=int, default=8)
+    parser.add_argument('--epochs', type=int, default=8, help='0 for none')
     parser.add_argument('--rate', type=float, default=1e-3)
-    parser.add_argument('--tuning-epochs', type=int, default=1)
+    parser.add_argument(
+        '--tuning-epochs', type=int, default=1, help='0 for none'
+    )
     parser.add_argument('--tuning-rate', type=float, default=1e-3)
     parser.add_argument('--schedules', nargs='+', default=['fast', 'default'])
     parser.add_argument('--out', default='work_dirs/qat')
