@@ -4,7 +4,7 @@
 
 Fashion-MNIST, with the float networks of configs/float and their weights.
 One row for each network, bit widths and method: accuracy on the test set, the
-divergence from the float network on it, and seconds. What is measured
+divergence from the float network on it, and CPU seconds. What is measured
 already, in --out, is not measured again.
 """
 
@@ -104,7 +104,7 @@ def row(args: argparse.Namespace, name: str, bits: str, method: str) -> str:
     return (
         f'| {name}, {bits.upper()} | {method} | {run["float_top1"]:.2f} '
         f'| {run["top1"]:.2f} | {run["kl"]:.4f} ± {run["kl_error"]:.4f} '
-        f'| {run["seconds"]:.0f} |'
+        f'| {run["cpu_seconds"]:.0f} |'
     )
 
 
@@ -129,7 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        '| network | method | float | top-1 | divergence, nats | seconds |\n'
+        '| network | method | float | top-1 | divergence, nats | CPU s |\n'
         '| :-- | :-- | --: | --: | --: | --: |'
     )
     names = [name for name, _ in args.networks]

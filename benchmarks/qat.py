@@ -181,8 +181,11 @@ def draw(results: list[tuple[Case, dict]], path: str) -> None:
         1, len(results), figsize=(4 * len(results), 3.4), squeeze=False
     )
     for axis, (case, found) in zip(axes[0], results):
+        best = max(max(row['top1']) for row in found.values())
         for name, row in found.items():
             top1 = row['top1']
+            if max(top1) < best - 5:  # It would be outside of the panel.
+                continue
             share = [(i + 1) / len(top1) for i in range(len(top1))]
             axis.plot(
                 [row['seconds'] * part for part in share],
@@ -190,7 +193,6 @@ def draw(results: list[tuple[Case, dict]], path: str) -> None:
                 '.-' if len(top1) > 1 else 'o',
                 label=name.replace('`', ''),
             )
-        best = max(max(row['top1']) for row in found.values())
         axis.set(
             title=f'{case.model}, {case.setting.upper()}',
             xlabel='CPU seconds',
