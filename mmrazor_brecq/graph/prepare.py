@@ -272,8 +272,9 @@ class QuantizationScheme:
         """
         if self.activation is None or bits == FLOAT:
             return None
-        given = self.after_softmax if softmax else None
-        given = self.activation if given is None else given
+        given = self.activation
+        if softmax and self.after_softmax is not None:
+            given = self.after_softmax
         cfg = dict(dict(type='ActivationQuantizer'), **given)
         if heads > 1:  # Other types of quantizers need not know of heads.
             cfg['heads'] = heads

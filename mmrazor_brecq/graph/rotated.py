@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..functional import dequantize
 from ..layers import products
 from ..runtime.distributed import copy_from_first_process
 from .compare import apply_checked
@@ -166,4 +167,6 @@ def _real(name: str, state: Mapping[str, Tensor]) -> Optional[Tensor]:
     if scale.shape not in ((1,), values.shape[:1]):
         return None
     rows = -1, *[1] * (values.dim() - 1)
-    return (values - zero_point.view(rows).to(scale)) * scale.view(rows)
+    return dequantize(
+        values, scale.view(rows), zero_point.view(rows).to(scale)
+    )

@@ -127,6 +127,16 @@ class ActivationQuantizer(nn.Module):
         chosen = torch.randint(rows.shape[-1], (size,), generator=generator)
         return rows[..., chosen.to(values.device)]
 
+    def sample_rows(self, values: Tensor) -> Tensor:
+        """Return what :meth:`fit` is given with a row for each scale, R x K.
+
+        Args:
+            values (Tensor): Activations, or what :meth:`sample` returned.
+        """
+        if self.heads > 1 and values.dim() <= 2:
+            return values.detach()
+        return self.rows(values)
+
     @torch.no_grad()
     def fit(self, values: Tensor, observer: Optional[Observer] = None) -> None:
         """Choose scales and zero point, and quantize from now on.
@@ -137,9 +147,7 @@ class ActivationQuantizer(nn.Module):
             observer (Observer, optional): Chooses in place of its own.
         """
         observer = observer or self.observer
-        sample = values.detach()
-        if self.heads == 1 or sample.dim() > 2:
-            sample = self.rows(sample)
+        sample = self.sample_rows(values)
         scale, zero_point = observer(sample, self.grid)
         if self.heads > 1 and not self.grid.symmetric:
             # Runtimes multiply integers of one zero point only.

@@ -76,9 +76,7 @@ class LogActivationQuantizer(ActivationQuantizer):
         Raises:
             ValueError: If a value is negative.
         """
-        rows = values.detach()
-        if self.heads == 1 or rows.dim() > 2:
-            rows = self.rows(rows)
+        rows = self.sample_rows(values)
         if rows.min() < 0:
             raise ValueError(
                 f'{type(self).__name__} is given {float(rows.min()):.4g}, '
